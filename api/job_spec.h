@@ -1,0 +1,207 @@
+/*
+ * The job spec: everything that defines a fine-tuning job, as a type. It exists in two JSON forms
+ * that share one grammar:
+ *
+ *   request   the body of POST /v1/fine_tuning/jobs: OpenAI's fields plus optional extension
+ * objects (dataset, optimization, precision, parallelism, placement, resources, scheduling, lora,
+ * sample_prompts). Most members may be absent; three hyperparameters may be "auto". stored
+ * spec.json in the job directory: the same members, every one present, plus id, created_at and the
+ * files' paths. After `castor-worker --plan` has looked at model and data, no "auto" is left and
+ * base_model.commit is known: then the spec is *resolved*, and it fixes everything that can change
+ * a bit of the result.
+ *
+ * Parsing a request reports every fault of the body at once, in a fault list. What this build
+ * cannot do is a fault with a code of its own ("unsupported_..."), never silently ignored. Unknown
+ * keys are faults.
+ *
+ * Memory: a job_spec owns all its strings; zero-initialise before use, job_spec_fini frees. Not
+ * thread-safe, freely copied by job_spec_to_json + job_spec_from_json. Numbers: tokens, steps and
+ * sequences are counts; *_limit are bytes, 0 = no limit; times are seconds.
+ */
+#ifndef CASTOR_API_JOB_SPEC_H
+#define CASTOR_API_JOB_SPEC_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "api/fault.h"
+#include "core/err.h"
+
+enum {
+    JOB_SPEC_VERSION = 1,
+    JOB_ID_MAX = 40, /* "ftjob-" + 24 hex digits, and the NUL, with room */
+    JOB_MAX_SAMPLE_PROMPTS = 8,
+    JOB_MAX_SEQ_LENGTH = 1 << 20,
+};
+
+/* A number the client may leave to the service. */
+struct auto_int {
+    bool is_auto;
+    int64_t value;
+};
+struct auto_real {
+    bool is_auto;
+    double value;
+};
+
+enum data_format { DATA_AUTO, DATA_TEXT, DATA_PROMPT, DATA_MESSAGES, DATA_PLAIN };
+enum loss_on { LOSS_ON_ALL, LOSS_ON_ASSISTANT };
+enum lr_schedule { LR_CONSTANT, LR_LINEAR, LR_COSINE };
+enum compute_dtype { COMPUTE_AUTO, COMPUTE_FP32, COMPUTE_BF16, COMPUTE_FP16, COMPUTE_FP8 };
+enum state_dtype { STATE_FP32, STATE_BF16, STATE_INT8 }; /* master weights or moments */
+enum tensor_mode { TENSOR_1D, TENSOR_2D, TENSOR_2P5D, TENSOR_3D };
+enum pipeline_schedule { PIPELINE_1F1B, PIPELINE_GPIPE };
+enum placement_policy { PLACE_AUTO, PLACE_CUDA, PLACE_CPU };
+enum job_backend { BACKEND_LOCAL, BACKEND_SLURM };
+enum job_device { DEVICE_AUTO, DEVICE_ONLY_CPU, DEVICE_ONLY_GPU };
+
+/* What the job starts from. */
+struct spec_model {
+    char *name; /* as the client sent it: "org/name[@revision]", "hf://org/name[@rev]", "/path" when
+                   allowed */
+    char *repo; /* "org/name"; NULL for a local path           */
+    char *revision; /* "main" unless given; NULL for a local path  */
+    char *commit;   /* 40 hex digits once resolved, else NULL      */
+    char *path;     /* local directory, NULL for the hub           */
+};
+
+/* A data file: uploaded (id, path) or, later, on the hub (uri). */
+struct spec_file {
+    char *id;       /* "file-..." */
+    char *path;     /* absolute; written by castord, NULL in a request */
+    char *filename; /* the client's name for it, for messages */
+    int64_t bytes;
+};
+
+struct spec_hyper {
+    struct auto_int n_epochs;   /* 1..50                                             */
+    struct auto_int batch_size; /* sequences an optimizer step, 1..4096 (OpenAI: 256) */
+    struct auto_real learning_rate_multiplier; /* > 0; times the model's default learning rate */
+};
+
+struct spec_dataset {
+    enum data_format format;
+    enum loss_on loss_on;
+    int64_t max_seq_length; /* 0 = auto: what the model and the data suggest */
+    bool packing;           /* several examples a row, attention and positions restarting at each */
+    int64_t max_examples;   /* 0 = all */
+    int64_t min_examples;   /* fewer is an error (default 10)   */
+    double validation_fraction; /* split off when there is no validation file; 0..0.5 */
+};
+
+struct spec_early_stopping {
+    int64_t patience; /* evaluations without improvement before the job stops; 0 = never */
+    double min_delta;
+};
+
+struct spec_optimization {
+    struct auto_real learning_rate;   /* peak; wins over the multiplier                    */
+    double beta1, beta2, epsilon;     /* AdamW: 0.9, 0.999, 1e-8                             */
+    double weight_decay;              /* 0; applied to matrices, not to biases and norms       */
+    enum lr_schedule schedule;        /* linear                                                */
+    double warmup_ratio;              /* share of all steps, 0..1                              */
+    double max_grad_norm;             /* 1.0; 0 = no clipping                                  */
+    int64_t max_steps;                /* 0 = by epochs                                          */
+    struct auto_int micro_batch_size; /* sequences a forward pass, divides the step's batch by
+                                         padding the last */
+    int64_t eval_interval;            /* steps; 0 = at the end of each epoch                    */
+    int64_t checkpoint_interval;      /* steps; 0 = at the end of each epoch                   */
+    int64_t keep_checkpoints;         /* newest kept besides the best; 3                       */
+    struct spec_early_stopping early_stopping;
+    struct auto_real dropout; /* auto = what the model's config says */
+};
+
+struct spec_precision {
+    enum compute_dtype compute;
+    enum state_dtype master, optimizer_state;
+};
+
+struct spec_parallelism {
+    bool is_auto; /* then the planner fills the rest */
+    int64_t data;
+    enum tensor_mode tensor_mode;
+    int64_t tensor_size, tensor_depth;
+    int64_t pipeline_stages;
+    enum pipeline_schedule pipeline_schedule;
+    int64_t context; /* ranks one sequence is split over */
+    int64_t zero;    /* 0..3 */
+};
+
+struct spec_placement {
+    enum placement_policy policy;
+    int64_t gpu_memory_limit, host_memory_limit, nvme_limit; /* bytes, 0 = what there is */
+    char *nvme_path;        /* name of a volume the administrator declared, or NULL */
+    int64_t prefetch_depth; /* 0 = planner's choice */
+};
+
+struct spec_resources {
+    enum job_device device;
+    struct auto_int gpus; /* in all */
+    int64_t nodes;
+    enum job_backend backend;
+};
+
+struct spec_scheduling {
+    int64_t priority;            /* -100..100 */
+    int64_t max_runtime_seconds; /* 0 = none  */
+    int64_t max_restarts;        /* after infrastructure failures; 0 */
+};
+
+struct spec_lora {
+    bool enabled;
+    int64_t rank;
+    double alpha, dropout;
+    bool rslora;
+    char **target_modules; /* NULL = auto */
+    int64_t n_target_modules;
+};
+
+struct job_spec {
+    char id[JOB_ID_MAX]; /* "" in a request */
+    double created_at;
+    bool resolved;
+    struct spec_model model;
+    struct spec_file training_file, validation_file; /* validation_file.id == NULL: none */
+    char *suffix;                                    /* NULL = none */
+    int64_t seed;                                    /* chosen at creation when absent */
+    json_t *metadata;                                /* object of strings, or NULL */
+    struct spec_hyper hyper;
+    struct spec_dataset dataset;
+    struct spec_optimization optimization;
+    struct spec_precision precision;
+    struct spec_parallelism parallelism;
+    struct spec_placement placement;
+    struct spec_resources resources;
+    struct spec_scheduling scheduling;
+    struct spec_lora lora;
+    char *sample_prompts[JOB_MAX_SAMPLE_PROMPTS];
+    int64_t n_sample_prompts;
+    int64_t sample_tokens; /* new tokens a prompt; 64 */
+};
+
+/* Defaults for everything; strings NULL. */
+void job_spec_init(struct job_spec *spec);
+void job_spec_fini(struct job_spec *spec);
+
+/* Parse a request body. Returns 0 with *spec filled when `faults` stays empty, else ERR_INVALID;
+ * every fault is added to `faults`. The body was parsed by json_parse_limited before. `dry_run`
+ * takes the member of that name. */
+int job_spec_from_request(const json_t *body, struct job_spec *spec, bool *dry_run,
+                          struct fault_list *faults);
+
+/* The stored form and back. job_spec_from_json accepts what job_spec_to_json writes, strictly. */
+json_t *job_spec_to_json(const struct job_spec *spec);
+int job_spec_from_json(const json_t *stored, struct job_spec *spec, struct err *err);
+
+/* Read and write STATE/jobs/ID/spec.json (atomically). */
+int job_spec_load(const char *path, struct job_spec *spec, struct err *err);
+int job_spec_save(const char *path, const struct job_spec *spec, struct err *err);
+
+/* The words of the JSON form: "cuda", "bf16", ... */
+const char *placement_policy_name(enum placement_policy policy);
+const char *compute_dtype_name(enum compute_dtype dtype);
+const char *lr_schedule_name(enum lr_schedule schedule);
+const char *data_format_name(enum data_format format);
+
+#endif

@@ -1,0 +1,88 @@
+/*
+ * A job's state, and the pure function that changes it.
+ *
+ *   validating_files -> queued -> running -> succeeded | failed | cancelled
+ *                                 running -> paused -> queued
+ *
+ * Job state is the fold of what happened: job_apply takes the state and one occurrence and returns
+ * the next state; it reads no clock, file or database, so replaying the same occurrences gives the
+ * same state, and every transition is tested by a table. What the new state *requires* (start a
+ * child, send a request) is decided by the scheduler from the state alone and is idempotent.
+ */
+#ifndef CASTOR_SCHEDULER_JOB_H
+#define CASTOR_SCHEDULER_JOB_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "api/event.h"
+#include "api/job_spec.h"
+#include "api/plan_report.h"
+#include "core/err.h"
+
+enum job_status {
+    JOB_VALIDATING,
+    JOB_QUEUED,
+    JOB_RUNNING,
+    JOB_PAUSED,
+    JOB_SUCCEEDED,
+    JOB_FAILED,
+    JOB_CANCELLED,
+};
+
+const char *job_status_name(enum job_status status); /* OpenAI's words: "validating_files", ... */
+bool job_status_is_final(enum job_status status);
+
+struct job {
+    char id[JOB_ID_MAX];
+    struct job_spec spec;                        /* as created; resolved after validation */
+    json_t *plan;                                /* the plan report without its spec, or NULL */
+    int64_t created_at, started_at, finished_at; /* Unix seconds, 0 = not yet */
+    enum job_status status;
+    int64_t attempt; /* the current or last one, 0 = none */
+    bool cancel_requested, pause_requested;
+    enum event_phase phase;
+    bool has_phase;
+    char *fine_tuned_model;                         /* "ft:..." on success, else NULL */
+    char *result_file;                              /* file id, else NULL              */
+    char *error_code, *error_message, *error_param; /* NULL unless failed */
+    /* progress: the newest step event */
+    int64_t step, total_steps, trained_tokens;
+    double epoch, train_loss, train_accuracy, valid_loss, valid_accuracy; /* NaN = none */
+    double tokens_per_second, seconds_remaining;
+    int64_t bytes_done, bytes_total; /* of the download */
+    int64_t checkpoints_total;
+    int64_t tail_offset;    /* bytes of the current attempt's events already folded */
+    int64_t queue_position; /* 1 = next; 0 when not queued; computed on read */
+};
+
+void job_fini(struct job *job);
+
+/* What can happen to a job. */
+enum job_occurrence {
+    JOB_OCC_VALIDATED,     /* plan report with fits == true                   */
+    JOB_OCC_INVALID,       /* plan report with an error, or the child died     */
+    JOB_OCC_STARTED,       /* an attempt's supervisor runs                     */
+    JOB_OCC_EVENT,         /* one line of events.jsonl                         */
+    JOB_OCC_ATTEMPT_ENDED, /* the supervisor is gone; with or without exit.json */
+    JOB_OCC_CANCEL,        /* requested by a client                            */
+    JOB_OCC_PAUSE,
+    JOB_OCC_RESUME,
+};
+
+struct job_input {
+    enum job_occurrence kind;
+    double t;
+    int64_t attempt; /* STARTED, EVENT, ATTEMPT_ENDED: another attempt's are ignored */
+    const struct plan_report *plan; /* VALIDATED */
+    const struct event *event;      /* EVENT     */
+    const char *error_code, *error_message,
+        *error_param; /* INVALID, ATTEMPT_ENDED (cause of death) */
+};
+
+/* Apply one occurrence. ERR_CONFLICT (state unchanged) when the state does not allow it, e.g.
+ * resume of a job that is not paused; cancel of a cancelled job is fine and changes nothing. */
+int job_apply(struct job *job, const struct job_input *in, struct err *err);
+
+#endif
