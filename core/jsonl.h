@@ -30,7 +30,8 @@ int jsonl_writer_sync(struct jsonl_writer *w, struct err *err); /* fdatasync */
 void jsonl_writer_fini(struct jsonl_writer *w);
 
 /* Called once per complete line, in order. `offset_after` is the byte offset just behind its
- * newline. A line that is not valid JSON is passed with value == NULL. Non-zero stops reading and
+ * newline; `value` is borrowed for the call. A line that is not valid JSON is passed with value ==
+ * NULL. Non-zero stops reading and
  * is returned. */
 typedef int (*jsonl_line_fn)(void *ud, json_t *value, int64_t offset_after, struct err *err);
 

@@ -1,0 +1,68 @@
+/*
+ * The hub client: a reference to a model repository becomes a local directory with verified files,
+ * laid out as huggingface_hub's cache does, so that Python tools on the same machine share it.
+ *
+ * One struct hub holds the settings of one process; calls are blocking and made from one thread at
+ * a time. Nothing is executed, no path leaves the cache directory, every downloaded byte is checked
+ * against the size and hash the hub announced, and a token is sent to the endpoint's own host only.
+ *
+ * Settings come from HF_ENDPOINT, HF_TOKEN (HF_TOKEN_PATH), HF_HOME, HF_HUB_CACHE and
+ * HF_HUB_OFFLINE, with the meaning they have for huggingface_hub.
+ */
+#ifndef CASTOR_WORKER_HUB_HUB_H
+#define CASTOR_WORKER_HUB_HUB_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/err.h"
+
+struct hub;
+
+/* Progress, called at most a few times a second from the calling thread. Non-zero cancels the
+ * download. */
+typedef int (*hub_progress_fn)(void *ud, const char *file, int64_t file_done, int64_t file_total,
+                               int64_t all_done, int64_t all_total);
+
+struct hub_config {
+    const char *endpoint;     /* NULL = HF_ENDPOINT or the public hub */
+    const char *token;        /* NULL = from the environment; "" = none */
+    const char *cache_dir;    /* NULL = HF_HUB_CACHE and its defaults */
+    bool offline;             /* or'ed with HF_HUB_OFFLINE */
+    hub_progress_fn progress; /* may be NULL */
+    void *progress_ud;
+};
+
+int hub_create(const struct hub_config *config, struct hub **out, struct err *err);
+void hub_destroy(struct hub *hub);
+
+/* A checked repository reference "name" or "org/name", optionally "@revision", optionally behind
+ * "hf://". Strings are fresh. ERR_INVALID for what the hub's grammar does not allow. */
+int hub_parse_reference(const char *text, char **repo, char **revision, struct err *err);
+
+/* Which files of a model are wanted. */
+enum hub_want {
+    HUB_WANT_METADATA, /* config, tokenizer, index files: enough to plan                */
+    HUB_WANT_WEIGHTS,  /* those and the weights, safetensors before .bin, never both   */
+};
+
+struct hub_snapshot {
+    char *commit;    /* 40 hex digits                     */
+    char *directory; /* .../snapshots/<commit>             */
+    char **files;    /* names relative to directory, sorted */
+    int64_t n_files;
+    int64_t
+        weight_bytes; /* of the weight files, from the listing: known before they are downloaded */
+    bool gated, is_private;
+};
+void hub_snapshot_fini(struct hub_snapshot *s);
+
+/* Resolve revision to a commit, list, and download what is missing. Files already in the cache are
+ * not asked for again; a revision that is a commit hash whose files are all there needs no request.
+ * Disk space is checked before the first byte. Errors carry reasons: model_not_found,
+ * revision_not_found, gated_model, hub_unauthorized, hub_unavailable, hub_offline, disk_full,
+ * hub_corrupt. */
+int hub_fetch_model(struct hub *hub, const char *repo, const char *revision, enum hub_want want,
+                    struct hub_snapshot *out, struct err *err);
+
+#endif

@@ -1,0 +1,88 @@
+/*
+ * Data sets: a file becomes tokenized examples, examples become rows of fixed length, rows become
+ * batches.
+ *
+ * Formats: JSONL with {"text"}, and plain text (one example a blank-line-separated paragraph run,
+ * cut at max_seq_length). An example is: special prefix (bos where the model has one), the text's
+ * tokens, the end-of-text token, which is always a target. Never masked because it equals the pad
+ * id.
+ *
+ * Packing puts examples one behind the other in rows of max_seq_length tokens (first fit in
+ * shuffled order); attention and positions start again at each example. Without packing every row
+ * holds one example. An example longer than a row is cut into several, each a new example.
+ *
+ * Order: epoch e visits rows in a permutation that is a pure function of (seed, e); so the data
+ * cursor of a checkpoint is (epoch, row index) and nothing else.
+ *
+ * Memory: the token ids of the whole set are held in memory (4 bytes a token). A loaded dataset is
+ * immutable; batches are filled into caller's buffers, from any thread.
+ */
+#ifndef CASTOR_WORKER_TEXT_DATASET_H
+#define CASTOR_WORKER_TEXT_DATASET_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "api/job_spec.h"
+#include "core/err.h"
+#include "worker/text/tokenizer.h"
+
+enum { TARGET_IGNORE = -100 };
+
+struct dataset;
+
+struct dataset_options {
+    enum data_format format; /* DATA_AUTO: by the file's first line */
+    int64_t max_seq_length;  /* row length in tokens, > 1           */
+    bool packing;
+    int64_t max_examples, min_examples; /* 0 = no bound */
+    uint64_t seed;                      /* of packing and order */
+    const char *param;                  /* "training_file" | "validation_file", for errors */
+    const char *name;                   /* the client's file name, for messages */
+};
+
+struct dataset_stats {
+    int64_t examples, tokens, target_tokens, rows, longest_example;
+};
+
+/* What a bad line looks like; used by `castor-worker --check`, which wants all of them. Return
+ * non-zero to stop. */
+typedef int (*dataset_fault_fn)(void *ud, int64_t line, const char *message);
+
+/* Load and tokenize. On the first bad line: ERR_INVALID with reason invalid_training_file or
+ * invalid_validation_file, its number and what is wrong; too few examples: reason
+ * invalid_n_examples. */
+int dataset_load(const char *path, const struct tokenizer *tokenizer,
+                 const struct dataset_options *options, struct dataset **out, struct err *err);
+void dataset_destroy(struct dataset *d);
+void dataset_get_stats(const struct dataset *d, struct dataset_stats *out);
+
+/* Check a file without a tokenizer: every bad line goes to fn; *examples counts the good ones. */
+int dataset_check(const char *path, enum data_format format, dataset_fault_fn fn, void *ud,
+                  int64_t *examples, struct err *err);
+
+/* Split the last `fraction` of the examples (at least one) off into a set of its own, before
+ * packing. */
+int dataset_split(struct dataset *d, double fraction, struct dataset **validation, struct err *err);
+
+/* One batch of B rows of T tokens. All arrays are the caller's, (B, T), row-major. */
+struct batch {
+    int64_t B, T;
+    int32_t *tokens;  /* input ids; padding rows and tails hold the pad id (0 when there is none) */
+    int32_t *targets; /* the next token, or TARGET_IGNORE                                         */
+    int32_t *positions; /* 0-based within the example */
+    int32_t
+        *first_key;   /* index in the row of the example's first token: attention sees no earlier */
+    int64_t n_tokens; /* that are not padding */
+    int64_t n_targets; /* that are not TARGET_IGNORE */
+};
+
+/* Fill rows [first_row, first_row + B) of epoch's order; rows past the end are padding
+ * (TARGET_IGNORE throughout). */
+void dataset_fill(const struct dataset *d, int64_t epoch, int64_t first_row, struct batch *batch);
+
+/* Target tokens of those rows, without filling. */
+int64_t dataset_count_targets(const struct dataset *d, int64_t epoch, int64_t first_row,
+                              int64_t rows);
+
+#endif

@@ -1,0 +1,51 @@
+/*
+ * Tokenizers: text to token ids and back, equal to Hugging Face `tokenizers` for the same files.
+ *
+ * tokenizer_load reads a model directory: tokenizer.json (byte-level BPE), with bos, eos and pad
+ * from tokenizer_config.json / special_tokens_map.json / config.json. A loaded tokenizer is
+ * immutable: any number of threads may encode with it at once. Input must be valid UTF-8
+ * (ERR_INVALID otherwise). The files are untrusted: sizes, ids and nesting are bounded, and what is
+ * not supported is ERR_UNSUPPORTED with the name of the component.
+ *
+ * Method: byte-pair encoding, Sennrich, Haddow, Birch, "Neural machine translation of rare words
+ * with subword units", 2016; byte-level alphabet of GPT-2 (Radford et al., 2019).
+ */
+#ifndef CASTOR_WORKER_TEXT_TOKENIZER_H
+#define CASTOR_WORKER_TEXT_TOKENIZER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/buf.h"
+#include "core/err.h"
+
+struct tokenizer;
+
+/* Token ids that grow as they are appended to; zero-initialise, free with token_list_fini. */
+struct token_list {
+    int32_t *ids;
+    int64_t n, cap;
+};
+void token_list_add(struct token_list *l, int32_t id);
+void token_list_fini(struct token_list *l);
+
+int tokenizer_load(const char *model_dir, struct tokenizer **out, struct err *err);
+void tokenizer_destroy(struct tokenizer *t);
+
+/* Append the ids of `text`. With add_special the post-processor's template is applied (OPT: a
+ * leading </s>). */
+int tokenizer_encode(const struct tokenizer *t, const char *text, size_t bytes, bool add_special,
+                     struct token_list *out, struct err *err);
+/* Append the text of ids; invalid UTF-8 becomes U+FFFD. skip_special leaves special tokens out. Ids
+ * out of range are an error. */
+int tokenizer_decode(const struct tokenizer *t, const int32_t *ids, int64_t n, bool skip_special,
+                     struct buf *out, struct err *err);
+
+int64_t tokenizer_vocab_size(const struct tokenizer *t); /* highest id + 1, added tokens included */
+/* -1 when the model has none. */
+int32_t tokenizer_bos(const struct tokenizer *t);
+int32_t tokenizer_eos(const struct tokenizer *t);
+int32_t tokenizer_pad(const struct tokenizer *t);
+
+#endif
