@@ -10,7 +10,6 @@
 #include <unistd.h>
 
 #include "core/alloc.h"
-#include "core/buf.h"
 #include "core/fs.h"
 #include "core/json.h"
 
@@ -119,17 +118,17 @@ struct reading {
     void *ud;
 };
 
-/* Hand out the complete lines at the start of `pending` and drop them from it. */
-static int hand_out(const struct reading *r, struct buf *pending, struct err *err)
+/* Hand out the complete lines in `text`; *consumed counts their bytes. */
+static int hand_out(const struct reading *r, const char *text, size_t text_n, size_t *consumed,
+                    struct err *err)
 {
-    size_t done = 0;
+    const char *line = text;
+    const char *end = text + text_n;
     int rc = 0;
 
     for (;;) {
-        const char *line = pending->data + done;
-        size_t left = pending->len - done;
-        const char *newline = memchr(line, '\n', left);
-        size_t n = newline ? (size_t)(newline - line) : left;
+        const char *newline = memchr(line, '\n', (size_t)(end - line));
+        size_t n = (size_t)((newline ? newline : end) - line);
         json_t *value = NULL;
 
         if (n > r->max_line) {
@@ -141,15 +140,45 @@ static int hand_out(const struct reading *r, struct buf *pending, struct err *er
         if (!newline)
             break;
         json_parse_limited(line, n, r->max_line, JSON_MAX_DEPTH_FILE, &value, NULL);
-        done += n + 1;
+        line = newline + 1;
         *r->offset += (int64_t)n + 1;
         rc = r->fn(r->ud, value, *r->offset, err);
         json_decref(value);
         if (rc != 0)
             break;
     }
-    memmove(pending->data, pending->data + done, pending->len - done);
-    pending->len -= done;
+    *consumed = (size_t)(line - text);
+    return rc;
+}
+
+/* Each read starts at a line's first byte. To read on behind half a line would splice two lines
+ * together when the writer cuts that half off and writes another line meanwhile. */
+static int read_lines(const struct reading *r, int fd, struct err *err)
+{
+    size_t cap = READ_CHUNK;
+    char *text = xmalloc(cap);
+    int rc = 0;
+
+    for (;;) {
+        size_t consumed;
+        ssize_t n = pread(fd, text, cap, *r->offset);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0) {
+            rc = err_set_errno(err, errno, "cannot read %s", r->path);
+            goto out;
+        }
+        TRY(hand_out(r, text, (size_t)n, &consumed, err));
+        if (consumed > 0)
+            continue;
+        if ((size_t)n < cap)
+            goto out;
+        cap *= 2;
+        free(text);
+        text = xmalloc(cap);
+    }
+out:
+    free(text);
     return rc;
 }
 
@@ -157,7 +186,6 @@ int jsonl_read_from(const char *path, int64_t *offset, size_t max_line, jsonl_li
                     struct err *err)
 {
     struct reading r = {path, offset, max_line, fn, ud};
-    struct buf pending = {0};
     struct stat st;
     int rc = 0;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -166,34 +194,15 @@ int jsonl_read_from(const char *path, int64_t *offset, size_t max_line, jsonl_li
         return 0;
     if (fd < 0)
         return err_set_errno(err, errno, "cannot open %s", path);
-    if (fstat(fd, &st) != 0) {
+    if (fstat(fd, &st) != 0)
         rc = err_set_errno(err, errno, "cannot ask for the size of %s", path);
-        goto out;
-    }
-    if (st.st_size < *offset) {
+    else if (st.st_size < *offset)
         rc = err_set(err, ERR_CORRUPT,
                      "%s has %" PRId64 " bytes, but %" PRId64
                      " were read before; somebody replaced or cut it",
                      path, (int64_t)st.st_size, *offset);
-        goto out;
-    }
-    for (int64_t at = *offset;;) {
-        buf_reserve(&pending, READ_CHUNK);
-        ssize_t n = pread(fd, pending.data + pending.len, READ_CHUNK, at);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0) {
-            rc = err_set_errno(err, errno, "cannot read %s", path);
-            goto out;
-        }
-        if (n == 0)
-            break;
-        at += n;
-        pending.len += (size_t)n;
-        TRY(hand_out(&r, &pending, err));
-    }
-out:
-    buf_fini(&pending);
+    else
+        rc = read_lines(&r, fd, err);
     close(fd);
     return rc;
 }
