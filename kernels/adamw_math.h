@@ -1,0 +1,47 @@
+/*
+ * One AdamW element, the same bits on every device: explicit fused multiply-adds, correctly rounded
+ * square root and division, and moments below the smallest normal float flushed to zero (so that
+ * neither processor meets subnormals, which CPUs handle slowly and GPUs differently by flag).
+ * Compiled by gcc with -ffp-contract=off and by nvcc; every product below either feeds fmaf as an
+ * operand or stands alone, so that contraction has nothing left to change.
+ */
+#ifndef CASTOR_KERNELS_ADAMW_MATH_H
+#define CASTOR_KERNELS_ADAMW_MATH_H
+
+#include <float.h>
+#include <math.h>
+
+#include "core/rng.h" /* CASTOR_HD */
+
+struct adamw_consts { /* derived once a call, in float */
+    float beta1, one_minus_beta1;
+    float beta2, one_minus_beta2;
+    float eps;
+    float decay;     /* 1 - lr * weight_decay, or 1 */
+    float step_size; /* lr / bias1                  */
+    float inv_sqrt_bias2;
+    float grad_coef;
+};
+
+CASTOR_HD static inline float adamw_flush(float x)
+{
+    return fabsf(x) < FLT_MIN ? 0.0f : x;
+}
+
+CASTOR_HD static inline void adamw_element(const struct adamw_consts *c, float grad, float *master,
+                                           float *m, float *v)
+{
+    float g = grad * c->grad_coef;
+    float t = c->one_minus_beta1 * g;
+    float mm = adamw_flush(fmaf(c->beta1, *m, t));
+    float u = c->one_minus_beta2 * g;
+    float vv = adamw_flush(fmaf(c->beta2, *v, u * g));
+    float denom = fmaf(sqrtf(vv), c->inv_sqrt_bias2, c->eps);
+    float ratio = mm / denom;
+    float decayed = *master * c->decay;
+    *m = mm;
+    *v = vv;
+    *master = fmaf(-c->step_size, ratio, decayed);
+}
+
+#endif

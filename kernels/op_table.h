@@ -1,0 +1,313 @@
+/*
+ * The op table: every computation that training needs, one prototype an op, filled by each backend
+ * (kernels/cpu/ref.c in float and double, kernels/cpu/fast.c, kernels/cuda/) and bound to one
+ * compute type. Code above this line knows no backend.
+ *
+ * Rules that hold for every op
+ * - `int op(struct stream *s, const struct X_args *a)`: queues the work on s, returns 0 or an enum
+ * err_code at once (launch status). It allocates nothing, synchronises nothing, knows no ranks.
+ * Pointers are device memory unless marked host; the args struct itself may be dropped when the
+ * call returns.
+ * - Element types: `real` = the table's compute type (activations and weights), `grad` =
+ * weight-gradient accumulators, `stat` = statistics and losses; see struct op_table. Unmarked
+ * pointers are real.
+ * - Matrices are row-major; "(N, C)" is N rows of C. ld* = elements from row to row, 0 = dense.
+ * - Each output says `=` (assigned) or `+=` (accumulated). No op reads what it assigns. Inputs and
+ * outputs do not overlap unless the args say "may alias".
+ * - Sums run in at least float32, in an order that depends on shapes alone: the same call gives the
+ * same bits every time.
+ * - A NULL optional pointer switches the feature off; its comment says "or NULL".
+ * - `workspace` must hold op_table.workspace(op, args) bytes (which looks at shapes only, so
+ * pointers may still be NULL); its contents are undefined before and after.
+ * - Sizes are checked by the caller; a shape that the backend cannot do is ERR_UNSUPPORTED, nothing
+ * queued.
+ */
+#ifndef CASTOR_KERNELS_OP_TABLE_H
+#define CASTOR_KERNELS_OP_TABLE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/rng.h"
+#include "kernels/dtype.h"
+
+struct stream;
+
+enum op {
+    OP_EMBED_FWD,
+    OP_EMBED_BWD,
+    OP_NORM_FWD,
+    OP_NORM_BWD,
+    OP_LINEAR_FWD,
+    OP_LINEAR_BWD_DATA,
+    OP_LINEAR_BWD_WEIGHT,
+    OP_ACT_FWD,
+    OP_ACT_BWD,
+    OP_ROPE,
+    OP_ATTN_FWD,
+    OP_ATTN_BWD,
+    OP_DROPOUT_FWD,
+    OP_DROPOUT_BWD,
+    OP_LOSS,
+    OP_ADD,
+    OP_SUMSQ,
+    OP_CLIP,
+    OP_ADAMW,
+    OP_CAST,
+    OP_COUNT,
+};
+const char *op_name(enum op op);
+
+enum norm_kind {
+    NORM_LAYER,
+    NORM_RMS,
+    NORM_RMS_PLUS_ONE
+}; /* plus one: scale by (1 + weight), Gemma */
+enum act_kind { ACT_NONE, ACT_RELU, ACT_GELU_ERF, ACT_GELU_TANH, ACT_SILU };
+enum accum { ACCUM_ASSIGN, ACCUM_ADD };
+enum rope_style { ROPE_HALF, ROPE_INTERLEAVED }; /* pairs (i, i + dim/2) or (2i, 2i + 1) */
+
+/* Inverted dropout. Element i of the tensor is dropped when the draw of index first + i lies under
+ * p (core/rng.h), else multiplied by 1 / (1 - p). `first` is the element's index in the whole
+ * step's batch, so the mask does not depend on how the batch is cut into micro-batches. p == 0: no
+ * dropout, nothing drawn. */
+struct op_dropout {
+    float p;
+    struct rng_stream stream;
+    int64_t first;
+};
+
+/* out = wte[tokens] * scale + wpe[positions + wpe_offset] */
+struct embed_args {
+    int64_t N, C, V, P;       /* rows, width, vocabulary, rows of wpe */
+    const int32_t *tokens;    /* (N), in [0, V)                       */
+    const int32_t *positions; /* (N), positions + wpe_offset in [0, P) */
+    const void *wte;          /* (V, C)                               */
+    const void *wpe;          /* (P, C) or NULL                       */
+    int64_t wpe_offset;
+    float scale;
+    void *out; /* (N, C) = */
+    /* backward */
+    const void *dout; /* (N, C)                */
+    void *dwte;       /* (V, C) grad +=, or NULL; rows summed in ascending row order */
+    void *dwpe;       /* (P, C) grad +=, or NULL; likewise                           */
+    void *workspace;
+};
+
+/* sum = x + residual; y = norm(sum) * weight + bias. Without a residual, sum is x itself. */
+struct norm_args {
+    enum norm_kind kind;
+    int64_t N, C;
+    float eps;
+    const void *x;        /* (N, C) */
+    const void *residual; /* (N, C) or NULL */
+    const void *weight;   /* (C) or NULL    */
+    const void *bias;     /* (C) or NULL    */
+    void *sum;            /* (N, C) =, needed with a residual; may alias x or residual */
+    void *y;              /* (N, C) = */
+    void *mean;           /* (N) stat =, or NULL for RMS */
+    void *rstd;           /* (N) stat = */
+    /* backward: x is the normalised input (forward's sum), mean and rstd are inputs */
+    const void *dy; /* (N, C) */
+    const void
+        *dresidual; /* (N, C) or NULL: gradient of the residual stream, added to dx; may alias dx */
+    void *dx;       /* (N, C) =  */
+    void *dweight;  /* (C) grad +=, or NULL */
+    void *dbias;    /* (C) grad +=, or NULL */
+    void *workspace;
+};
+
+/* y = act(x w^T + bias) + residual, w (O, I) as in PyTorch's nn.Linear */
+struct linear_args {
+    int64_t N, I, O;
+    int64_t ldx, ldy;     /* of x/dx and of y/dy/pre/residual */
+    const void *x;        /* (N, I) */
+    const void *w;        /* (O, I) */
+    const void *bias;     /* (O) or NULL */
+    const void *residual; /* (N, O) or NULL; may alias y */
+    enum act_kind act;
+    void *pre; /* (N, O) = x w^T + bias, or NULL: kept for backward of act */
+    void *y;   /* (N, O) = */
+    /* linear_bwd_data: dx = dy w, times act'(pre_x) where x was act(pre_x) */
+    const void *dy;      /* (N, O) */
+    enum act_kind act_x; /* the activation that made x, or ACT_NONE */
+    const void *pre_x;   /* (N, I), needed with act_x (ReLU: x itself will do) */
+    enum accum dx_accum; /* with ACCUM_ADD the product is added to dx (act_x must be ACT_NONE) */
+    void *dx;            /* (N, I) */
+    /* linear_bwd_weight: dw += dy^T x, dbias += column sums of dy */
+    enum accum dw_accum; /* ACCUM_ASSIGN for the first micro-batch of a step */
+    void *dw;            /* (O, I) grad, or NULL */
+    void *dbias;         /* (O) grad, or NULL    */
+    void *workspace;
+};
+
+/* Plain: y (N, F) = act(x (N, F)). Gated: y (N, F) = act(gate) * up with x (N, 2F) = [gate | up].
+ */
+struct act_args {
+    enum act_kind act;
+    bool gated;
+    int64_t N, F;
+    const void *x;
+    void *y; /* =; plain: may alias x */
+    /* backward */
+    const void *dy; /* (N, F) */
+    void *dx;       /* shape of x, =; plain: may alias dy */
+};
+
+/* Rotary position embedding (Su et al., "RoFormer", 2021) in place on `heads` heads of each row. */
+struct rope_args {
+    enum rope_style style;
+    bool inverse; /* rotate back: the gradient */
+    int64_t N, heads, head_dim, rope_dim, ldx;
+    const int32_t *positions; /* (N) */
+    const float *cos_table;   /* (positions, rope_dim / 2) */
+    const float *sin_table;
+    void *x; /* (N, heads, head_dim), rows ldx apart; in place */
+};
+
+/* Causal attention. Row b has T queries and S >= T keys; query i stands at key index i + S - T and
+ * sees the keys max(first_key[b][i], i + S - T - window + 1) .. i + S - T. score = softcap(q k^T *
+ * scale) + alibi_slope[h] * (key index - query index). Heads h of q share the k and v of head h *
+ * KV / H. Probability (b, h, i, j) is dropped by index ((b * H + h) * T + i) * S + j, b counted
+ * from dropout.first / (H * T * S). */
+struct attn_args {
+    int64_t B, T, S, H, KV, D;
+    int64_t ldq, ldk, ldv, ldo; /* elements from token to token; of the gradients too */
+    float scale;
+    float softcap;             /* 0 = none: cap * tanh(score / cap)              */
+    int64_t window;            /* 0 = all                                        */
+    const int32_t *first_key;  /* (B, T) or NULL: packed rows         */
+    const float *alibi_slopes; /* (H) or NULL                         */
+    struct op_dropout dropout;
+    const void *q; /* (B, T, H, D)  */
+    const void *k; /* (B, S, KV, D) */
+    const void *v; /* (B, S, KV, D) */
+    void *o;       /* (B, T, H, D) = */
+    void *lse;     /* (B, H, T) stat =: log of the sum of exponentials, for backward */
+    /* backward: o and lse are inputs, T == S */
+    const void *dout;   /* (B, T, H, D), rows ldo */
+    void *dq, *dk, *dv; /* = */
+    void *workspace;
+};
+
+/* y = residual + dropout(x); backward dx = dropout mask of dy. p may be 0. */
+struct dropout_args {
+    int64_t n; /* elements */
+    struct op_dropout dropout;
+    const void *x;
+    const void *residual; /* or NULL */
+    void *y;              /* =; may alias x or residual */
+    const void *dy;
+    void *dx; /* =; may alias dy */
+};
+
+/* Cross entropy with its gradient in one pass over the logits (in place). Rows with target < 0 have
+ * loss 0 and gradient 0. z = softcap(logits * logit_scale). */
+struct loss_args {
+    int64_t N, V, ldl;      /* rows, vocabulary; ldl = elements from row to row, 0 = V */
+    float logit_scale;      /* 1 */
+    float softcap;          /* 0 = none */
+    const int32_t *targets; /* (N) */
+    void *logits;           /* (N, V); with grad_scale: = gradient of sum(row_loss) * *grad_scale */
+    const float *grad_scale; /* one float in device memory (1 / target tokens of the step), or NULL:
+                                loss only */
+    void *row_loss;          /* (N) stat = */
+    int32_t *row_correct; /* (N) = 1 when the target has the largest logit (the lowest index wins),
+                             else 0 */
+};
+
+/* y += x, both grad */
+struct add_args {
+    int64_t n;
+    const void *x;
+    void *y;
+};
+
+/* partial[i] = sum of squares of block i of x, in double. Blocks of SUMSQ_BLOCK elements, the last
+ * one shorter. */
+enum { SUMSQ_BLOCK = 1 << 16 };
+struct sumsq_args {
+    int64_t n;
+    const void *x;   /* (n) grad */
+    double *partial; /* (ceil(n / SUMSQ_BLOCK)) = */
+};
+
+/* norm = sqrt(sum of partials, in index order, in double) * inv_scale;
+ * coef = inv_scale * min(1, max_norm / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_; max_norm
+ * 0: no clipping. */
+struct clip_result {
+    double norm;
+    float coef;      /* every gradient is multiplied by this */
+    int32_t clipped; /* 1 when max_norm was exceeded        */
+    int32_t
+        finite; /* 0: NaN or infinity among the gradients; then coef is 0 and no update may run */
+    int32_t pad;
+};
+struct clip_args {
+    int64_t n;
+    const double *partial; /* (n) */
+    float max_norm;
+    float inv_scale;            /* 1 / loss scale */
+    struct clip_result *result; /* one, device memory, = */
+};
+
+/* AdamW (Loshchilov, Hutter, "Decoupled weight decay regularization", ICLR 2019), in PyTorch's
+ * order of operations, arithmetic of kernels/adamw_math.h on every device, so that where an update
+ * runs cannot be seen in the numbers. Skips everything when !clip->finite. */
+struct adamw_step { /* one, device memory; changes every step */
+    float lr;
+    float bias1, bias2; /* 1 - beta1^t, 1 - beta2^t */
+    float pad;
+};
+struct adamw_args {
+    int64_t n, n_decay; /* weight decay applies to elements [0, n_decay) */
+    float beta1, beta2, eps, weight_decay;
+    const struct adamw_step *step;
+    const struct clip_result *clip;
+    const void *grad; /* (n) grad */
+    void *master;     /* (n) f32 (f64 in the double table), in place */
+    void *m, *v;      /* (n) like master, in place */
+    void *param;      /* (n) real = master rounded, or NULL when master is the parameter */
+};
+
+struct cast_args {
+    int64_t n;
+    enum dtype from, to;
+    const void *src;
+    void *dst; /* = rounded to nearest even */
+};
+
+struct op_table {
+    const char *name;   /* "cpu-ref-f64", "cpu-f32", "cuda-bf16" */
+    enum dtype compute; /* real: activations and weights         */
+    enum dtype grad;    /* weight gradients                      */
+    enum dtype stat;    /* statistics and losses                 */
+    enum dtype master;  /* master weights and moments            */
+
+    int (*embed_fwd)(struct stream *s, const struct embed_args *a);
+    int (*embed_bwd)(struct stream *s, const struct embed_args *a);
+    int (*norm_fwd)(struct stream *s, const struct norm_args *a);
+    int (*norm_bwd)(struct stream *s, const struct norm_args *a);
+    int (*linear_fwd)(struct stream *s, const struct linear_args *a);
+    int (*linear_bwd_data)(struct stream *s, const struct linear_args *a);
+    int (*linear_bwd_weight)(struct stream *s, const struct linear_args *a);
+    int (*act_fwd)(struct stream *s, const struct act_args *a);
+    int (*act_bwd)(struct stream *s, const struct act_args *a);
+    int (*rope)(struct stream *s, const struct rope_args *a);
+    int (*attn_fwd)(struct stream *s, const struct attn_args *a);
+    int (*attn_bwd)(struct stream *s, const struct attn_args *a);
+    int (*dropout_fwd)(struct stream *s, const struct dropout_args *a);
+    int (*dropout_bwd)(struct stream *s, const struct dropout_args *a);
+    int (*loss)(struct stream *s, const struct loss_args *a);
+    int (*add)(struct stream *s, const struct add_args *a);
+    int (*sumsq)(struct stream *s, const struct sumsq_args *a);
+    int (*clip)(struct stream *s, const struct clip_args *a);
+    int (*adamw)(struct stream *s, const struct adamw_args *a);
+    int (*cast)(struct stream *s, const struct cast_args *a);
+
+    /* Bytes of workspace that `op` needs for these args (a pointer to the op's args struct). */
+    size_t (*workspace)(enum op op, const void *args);
+};
+
+#endif
