@@ -1,0 +1,92 @@
+/*
+ * Blocks: forward and backward of the three kinds, written once over the op table. A block is a
+ * pure function of the pointers in struct block_run: it allocates nothing, moves nothing between
+ * memories, and knows neither chunks nor ranks.
+ *
+ * The planner asks block_sizes for the bytes a call needs and gives it fixed addresses; inside
+ * `saved` and `scratch` the block lays out its own tensors.
+ *
+ * Residual stream: x and y are (B*T, hidden) in the compute type. The head's backward does forward,
+ * loss and gradient in one pass over slices of rows (config of the plan: head_rows), so full logits
+ * never exist; its forward (evaluation, sampling) gives losses or the logits of one row.
+ */
+#ifndef CASTOR_WORKER_MODEL_BLOCK_H
+#define CASTOR_WORKER_MODEL_BLOCK_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/err.h"
+#include "kernels/op_table.h"
+#include "worker/model/model.h"
+
+struct block_shape {
+    int64_t B, T;      /* sequences and tokens a sequence of one micro-batch   */
+    int64_t head_rows; /* rows of logits at a time; frozen in the resolved spec */
+    bool train;        /* saved tensors for backward are kept                  */
+    double embed_dropout, hidden_dropout, attn_dropout; /* 0 unless training   */
+};
+
+struct block_bytes {
+    size_t saved;           /* kept from forward to backward, per micro-batch (0 unless train) */
+    size_t forward_scratch; /* gone after the call */
+    size_t backward_scratch;
+};
+
+/* Bytes for a block under a shape, with this op table's types and workspaces. Every size is a
+ * multiple of DEVICE_ALIGN. */
+struct block_bytes block_sizes(const struct model *m, int64_t block,
+                               const struct block_shape *shape, const struct op_table *ops);
+
+struct block_run {
+    const struct model *model;
+    int64_t block;
+    struct block_shape shape;
+    const struct op_table *ops;
+    struct stream *stream;
+
+    void *const *weights;  /* by position in block_desc.tensors; device memory, compute type */
+    void *const *grads;    /* likewise, grad type; NULL entries are frozen; backward only    */
+    enum accum grad_accum; /* ACCUM_ASSIGN: first micro-batch of the step. An embedding table's
+                              gradient is always accumulated: the caller zeroes it */
+
+    /* the micro-batch, device memory, (B, T) */
+    const int32_t *tokens, *targets, *positions, *first_key;
+    const float *rope_cos, *rope_sin; /* (max_positions, rope.dim / 2) or NULL */
+
+    const void *x; /* (B*T, hidden) input of layers and head */
+    void *y;       /* (B*T, hidden) output of embedding and layers */
+    void *saved, *scratch;
+
+    /* backward */
+    const void *dy; /* (B*T, hidden): gradient of y; unused by the head */
+    void *dx;       /* (B*T, hidden) =: gradient of x; unused by the embedding; may alias dy */
+
+    /* head */
+    const float
+        *grad_scale;      /* device: 1 / target tokens of the whole step (times the loss scale) */
+    void *row_loss;       /* (B*T) stat =  */
+    int32_t *row_correct; /* (B*T) =       */
+    void *logits; /* forward only, (logit_rows, vocab) =, or NULL: losses are wanted instead */
+    int64_t logit_first, logit_rows;
+
+    /* random numbers: dropout masks are a function of these */
+    uint64_t seed;
+    uint32_t step;
+    int64_t first_sequence; /* index of sequence 0 of this micro-batch in the whole step's batch */
+};
+
+int block_forward(const struct block_run *r, struct err *err);
+int block_backward(const struct block_run *r, struct err *err);
+
+/* Costs for the simulator: floating-point operations of one call (multiply-add = 2). */
+double block_flops(const struct model *m, int64_t block, const struct block_shape *shape,
+                   bool backward);
+
+/* cos and sin tables for `positions` positions, float, (positions, rope.dim / 2) each, into host
+ * memory. */
+void model_rope_tables(const struct decoder_config *c, int64_t positions, float *cos_table,
+                       float *sin_table);
+
+#endif

@@ -1,0 +1,42 @@
+/*
+ * Weights between Hugging Face files and our tensors.
+ *
+ * Reading: model.safetensors, or model.safetensors.index.json with its shards. Every one of our
+ * tensors must be found, every tensor of the files must be known (or in the family's ignore list):
+ * missing and unexpected names are errors that list them. Any floating type converts to the wanted
+ * one on the way.
+ *
+ * Writing: one model.safetensors (or shards of at most 5 GB with an index) with the family's names,
+ * as transformers reads them.
+ */
+#ifndef CASTOR_WORKER_MODEL_WEIGHTS_H
+#define CASTOR_WORKER_MODEL_WEIGHTS_H
+
+#include <stdint.h>
+
+#include "core/err.h"
+#include "kernels/dtype.h"
+#include "worker/model/model.h"
+
+struct weights_reader;
+
+/* Opens the files of MODEL_DIR, checks names, shapes and types against the model. Reads headers
+ * only. */
+int weights_open(const char *model_dir, const struct model *m, struct weights_reader **out,
+                 struct err *err);
+void weights_close(struct weights_reader *r);
+
+/* The whole tensor, rows x cols, as `to`, into host memory. */
+int weights_read(struct weights_reader *r, int64_t tensor, enum dtype to, void *out,
+                 struct err *err);
+
+/* Supplies tensor data for export: rows x cols of `from`, host memory, valid until the next call.
+ */
+typedef int (*weights_source_fn)(void *ud, int64_t tensor, const void **data, enum dtype *from,
+                                 struct err *err);
+
+/* Write all tensors to DIR in `to`. */
+int weights_write(const char *dir, const struct model *m, enum dtype to, weights_source_fn source,
+                  void *ud, struct err *err);
+
+#endif
