@@ -1,0 +1,95 @@
+/*
+ * Chunks: the unit of movement. A chunk packs tensors of one type, one trainability and one layout
+ * into a flat buffer, in the order in which blocks use them. A block uses one or more chunks; a
+ * tensor used by several blocks (a tied embedding) has a chunk of its own.
+ *
+ * A chunk has up to three payloads, which are placed and moved independently:
+ *   PARAM  n elements of the compute type
+ *   GRAD   n elements of the gradient type for each use: uses accumulate apart and are summed once,
+ * in use order, so the result does not depend on how the uses interleave STATE  optimizer state, n
+ * elements each of [master,] first moment, second moment; the master is absent when the parameter
+ * itself has the master's precision Frozen chunks have PARAM only and are read-only: never written
+ * back, free to drop.
+ *
+ * Within a chunk, tensors with weight decay come first: decay applies to elements [0, n_decay).
+ * Every tensor starts at a multiple of CHUNK_ALIGN elements; the gaps hold zeros and stay zero
+ * under every op.
+ *
+ * This is shape and state only: no memory is owned, where a payload lies is the plan's business.
+ */
+#ifndef CASTOR_WORKER_MEMORY_CHUNK_H
+#define CASTOR_WORKER_MEMORY_CHUNK_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/dtype.h"
+
+enum { CHUNK_ALIGN = 128 }; /* elements: 256 bytes of a 2-byte type */
+
+enum payload { PAYLOAD_PARAM, PAYLOAD_GRAD, PAYLOAD_STATE, PAYLOAD_COUNT };
+const char *payload_name(enum payload p);
+
+/*
+ * What a chunk's parameters are being used for (after Fang et al., "Parallel training of
+ * pre-trained models via chunk-based dynamic memory management", IEEE TPDS 2023).
+ */
+enum chunk_state {
+    CHUNK_FREE,             /* not in compute memory               */
+    CHUNK_HOLD,             /* there, not in use                   */
+    CHUNK_COMPUTE,          /* a block runs on it now              */
+    CHUNK_HOLD_AFTER_FWD,   /* there, forward use of this visit done */
+    CHUNK_HOLD_AFTER_BWD,   /* there, gradient not complete yet or frozen */
+    CHUNK_READY_FOR_REDUCE, /* gradient complete                   */
+    CHUNK_STATE_COUNT,
+};
+const char *chunk_state_name(enum chunk_state s);
+/* The one transition table. */
+bool chunk_state_allowed(enum chunk_state from, enum chunk_state to);
+
+struct chunk_member {
+    int64_t tensor; /* the caller's tensor number */
+    int64_t elements;
+    int64_t offset; /* in elements, from the start of the chunk */
+};
+
+struct chunk {
+    bool trainable;
+    int64_t uses;       /* blocks that use it: gradient slots */
+    int64_t first_use;  /* the first of those blocks          */
+    int64_t n, n_decay; /* elements, gaps included            */
+    struct chunk_member *members;
+    int64_t n_members;
+};
+
+struct chunk_set {
+    struct chunk *chunks; /* ordered by first use */
+    int64_t n_chunks;
+    struct chunk_location {
+        int64_t chunk, member;
+    } * tensors; /* by tensor number */
+    int64_t n_tensors;
+};
+
+/* What is packed: tensors with the blocks that use them, ascending. */
+struct chunk_input {
+    int64_t elements;
+    bool decay, trainable;
+    int64_t first_block; /* lowest block using it */
+    int64_t n_blocks;    /* how many use it       */
+};
+
+/* One chunk for each block's own tensors of equal trainability, one for each shared tensor. */
+void chunk_set_init(struct chunk_set *set, const struct chunk_input *tensors, int64_t n_tensors);
+void chunk_set_fini(struct chunk_set *set);
+
+struct chunk_types {
+    enum dtype compute, grad, master;
+};
+/* Bytes of a payload in all, e.g. GRAD of all uses; 0 for what a frozen chunk does not have. */
+size_t chunk_payload_bytes(const struct chunk *c, enum payload p, struct chunk_types types);
+/* Is there a separate master copy? */
+bool chunk_has_master(struct chunk_types types);
+
+#endif

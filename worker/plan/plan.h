@@ -1,0 +1,107 @@
+/*
+ * A plan: where everything lies, and the lists that run on it.
+ *
+ * Input: the model's shapes, the resolved spec's frozen choices, the device's budgets and profile.
+ * Output: chunks, places, lists, and the exact claim on every tier. Building a plan touches no
+ * device (op-table workspace sizes are pure functions of shapes).
+ *
+ * Lists
+ *   LIST_TRAIN   one optimizer step of `micro_batches` micro-batches
+ *   LIST_EVAL    forward of one micro-batch, losses
+ *   LIST_SAMPLE  forward of one row, logits of one position
+ *   LIST_LOAD    every payload from the host's staging place to where it lives: weights, or a
+ * checkpoint LIST_SAVE    every payload to the staging place: checkpoint, export
+ */
+#ifndef CASTOR_WORKER_PLAN_PLAN_H
+#define CASTOR_WORKER_PLAN_PLAN_H
+
+#include <stdint.h>
+
+#include "api/plan_report.h"
+#include "core/buf.h"
+#include "core/err.h"
+#include "kernels/op_table.h"
+#include "worker/memory/chunk.h"
+#include "worker/model/block.h"
+#include "worker/model/model.h"
+#include "worker/parallel/mesh.h"
+#include "worker/plan/instr.h"
+#include "worker/plan/profile.h"
+
+enum plan_list { LIST_TRAIN, LIST_EVAL, LIST_SAMPLE, LIST_LOAD, LIST_SAVE, LIST_COUNT };
+const char *plan_list_name(enum plan_list l);
+
+struct plan_input {
+    const struct model *model;            /* borrowed, outlives the plan */
+    const struct op_table *ops;           /* likewise                     */
+    const struct device_profile *profile; /* or NULL: no times   */
+    struct mesh mesh;
+    int64_t rank;
+    enum placement_policy policy;
+    size_t limit[TIER_COUNT]; /* bytes, 0 = none */
+    int64_t micro_batch, micro_batches, seq_length, head_rows;
+    double embed_dropout, hidden_dropout, attn_dropout;
+};
+
+/* Places that belong to the step as a whole. */
+struct plan_io {
+    int32_t batch; /* gpu: micro_batches * 4 * (B, T) int32: tokens, targets, positions, first_key
+                      of each */
+    int32_t row_loss;    /* gpu: (micro_batches * B * T) stat  */
+    int32_t row_correct; /* gpu: likewise int32 */
+    int32_t partials;    /* gpu: norm partials, double, all chunks one behind the other */
+    int32_t scalars;     /* gpu: struct step_scalars (worker/train/executor.h) */
+    int32_t rope;        /* gpu: cos then sin table, float, or NO_PLACE        */
+    int32_t logits;      /* gpu: one row, LIST_SAMPLE                          */
+    int32_t host_batch[2], host_rows[2], host_scalars[2]; /* pinned, two steps in flight */
+    int32_t staging;                                      /* pinned: the largest payload */
+};
+
+/* Of each chunk: the places of its payloads and its first norm partial. */
+struct plan_chunk {
+    int32_t place[PAYLOAD_COUNT];
+    int64_t first_partial, n_partials;
+};
+
+struct plan {
+    struct plan_input in;
+    struct block_shape train_shape, eval_shape, sample_shape;
+    struct chunk_set chunks;
+    struct chunk_types types;
+    struct plan_chunk *chunk; /* by chunk */
+    struct place *places;
+    int64_t n_places, cap_places;
+    struct block_operands *operands;
+    int64_t n_operands, cap_operands;
+    struct instr_list lists[LIST_COUNT];
+    struct plan_io io;
+    int64_t n_partials;
+    size_t claim[TIER_COUNT]; /* bytes of each tier's arena */
+};
+
+/* ERR_DEVICE_OOM (reason insufficient_memory) when it cannot fit: names the tier, what is needed
+ * and the limit. */
+int plan_build(const struct plan_input *in, struct plan **out, struct err *err);
+void plan_destroy(struct plan *p);
+
+/* What a list does to memory, links and time, found by folding over it. */
+struct plan_simulation {
+    struct plan_tier_memory
+        memory[TIER_COUNT]; /* live bytes at the peak, by purpose; limit from the input */
+    int64_t link_bytes[LINK_COUNT];
+    double seconds, bound; /* NaN without a profile; bound: the busiest queue alone */
+};
+
+/* ERR_INTERNAL when the list breaks a rule: overlapping live places, a wait for a later
+ * instruction, a use of what was never written, residency at the end unlike the start. So every
+ * plan is checked before it runs. */
+int plan_simulate(const struct plan *p, enum plan_list list, struct plan_simulation *out,
+                  struct err *err);
+
+/* Fill the report's memory, links, times and instruction count. */
+int plan_fill_report(const struct plan *p, struct plan_report *report, struct err *err);
+
+/* A listing for people, one instruction a line. */
+void plan_print(const struct plan *p, enum plan_list list, struct buf *out);
+
+#endif

@@ -1,0 +1,31 @@
+/*
+ * The device profile: what a machine can do, measured once by `castor-worker --probe` and kept as
+ * JSON, so that plans are made without touching a device. Rates are sustained ones. Bytes per
+ * second count each byte moved once.
+ */
+#ifndef CASTOR_WORKER_PLAN_PROFILE_H
+#define CASTOR_WORKER_PLAN_PROFILE_H
+
+#include <jansson.h>
+#include <stdint.h>
+
+#include "core/err.h"
+
+struct device_profile {
+    char device[64];              /* the device's name                              */
+    char kind[16];                /* "cpu" | "cuda"                                 */
+    int64_t memory;               /* bytes of the compute device                    */
+    int64_t host_memory;          /* bytes                                          */
+    double flops_f32, flops_bf16; /* GEMM, multiply-add = 2                      */
+    double memory_rate;           /* device memory, bytes read + written a second   */
+    double h2d_rate, d2h_rate;    /* pinned                                         */
+    double cpu_update_rate;       /* AdamW on the CPU, parameters a second          */
+    double disk_read_rate, disk_write_rate;
+};
+
+int device_profile_load(const char *path, struct device_profile *out, struct err *err);
+int device_profile_save(const char *path, const struct device_profile *p, struct err *err);
+/* $XDG_CACHE_HOME/castor/profile-<kind>.json or ~/.cache/...; fresh string. */
+char *device_profile_path(const char *kind);
+
+#endif
