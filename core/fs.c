@@ -97,6 +97,21 @@ static int remove_at(int dir_fd, const char *name, const char *path, struct err 
     return rc;
 }
 
+/* Whether removing `path` would remove the root directory or a directory by a name that rmdir(2)
+ * cannot take. One wrong string here costs the whole machine, hence two checks: by name and by
+ * identity, the latter without following a link, since removing a link to / is harmless. */
+static bool is_never_removed(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    const char *last = slash ? slash + 1 : path;
+    struct stat st, root;
+
+    if (*last == '\0' || strcmp(last, ".") == 0 || strcmp(last, "..") == 0)
+        return true;
+    return lstat(path, &st) == 0 && stat("/", &root) == 0 && st.st_dev == root.st_dev &&
+           st.st_ino == root.st_ino;
+}
+
 int fs_remove_tree(const char *path, struct err *err)
 {
     size_t n = strlen(path);
@@ -104,9 +119,11 @@ int fs_remove_tree(const char *path, struct err *err)
 
     while (n > 0 && path[n - 1] == '/') /* "link/" would be what the link points to */
         n--;
-    if (n == 0)
-        return err_set(err, ERR_INVALID, "refusing to remove '%s'", path);
     char *name = xstrndup(path, n);
+    if (is_never_removed(name)) {
+        free(name);
+        return err_set(err, ERR_INVALID, "refusing to remove '%s'", path);
+    }
     rc = remove_at(AT_FDCWD, name, name, err);
     free(name);
     return rc;

@@ -115,10 +115,34 @@ Test(fs, remove_tree_does_not_follow_links)
     tmpdir_fini(&d);
 }
 
+/* Only ever inside a chroot of its own: without the guard under test, this removes everything that
+ * the process can reach. Where chroot is not allowed there is no safe way to ask. */
 Test(fs, remove_tree_refuses_the_root)
 {
-    cr_assert_eq(fs_remove_tree("", NULL), ERR_INVALID);
-    cr_assert_eq(fs_remove_tree("///", NULL), ERR_INVALID);
+    static const char *const names[] = {"///", "/", "/.", "/sub/..", ".", ".."};
+    struct tmpdir d = tmpdir_make();
+    struct err err = {0};
+    char outside[64];
+
+    snprintf(outside, sizeof(outside), "%s", d.path);
+    cr_assert_eq(fs_mkdir_p(tmpdir_at(&d, "sub"), false, NULL), 0);
+    tmpdir_put(tmpdir_at(&d, "keep"), "keep");
+    pid_t child = fork();
+    if (child == 0) {
+        if (chroot(outside) != 0 || chdir("/") != 0 || access("/keep", F_OK) != 0)
+            _exit(77);
+        for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+            if (fs_remove_tree(names[i], NULL) != ERR_INVALID)
+                _exit((int)i + 1);
+        _exit(access("/keep", F_OK) == 0 && access("/sub", F_OK) == 0 ? 0 : 76);
+    }
+    int status = -1;
+    cr_assert_eq(waitpid(child, &status, 0), child);
+    tmpdir_fini(&d);
+    if (WIFEXITED(status) && WEXITSTATUS(status) == 77)
+        cr_skip_test("chroot is not allowed here");
+    cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 0, "status %d", status);
+    cr_assert_eq(fs_remove_tree("", &err), ERR_INVALID);
 }
 
 Test(fs, read_file_appends)
