@@ -42,6 +42,8 @@ json_t *attempt_exit_to_json(const struct attempt_exit *e);
 int attempt_exit_from_json(const json_t *value, struct attempt_exit *out, struct err *err);
 void attempt_exit_fini(struct attempt_exit *e);
 
+/* Of a live process; ERR_NOT_FOUND when there is none. */
+int supervisor_record_of(int64_t pid, struct supervisor_record *out, struct err *err);
 int supervisor_record_self(struct supervisor_record *out,
                            struct err *err); /* of the calling process */
 int supervisor_record_save(const char *path, const struct supervisor_record *r, struct err *err);

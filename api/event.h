@@ -136,7 +136,8 @@ struct event {
     };
 };
 
-/* Strings of an event parsed from JSON are borrowed from that JSON value. */
+/* Strings of an event parsed from JSON are borrowed from that JSON value. A type that is not known
+ * here is ERR_UNSUPPORTED: skip the line. Any other error: the line is not an event. */
 json_t *event_to_json(const struct event *event);
 int event_from_json(const json_t *line, struct event *out, struct err *err);
 const char *event_type_name(enum event_type type);

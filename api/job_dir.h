@@ -1,16 +1,18 @@
 /*
  * The job directory is the interface between castord, the scheduler and the workers:
  *
- *   STATE/jobs/ftjob-.../spec.json               castord writes, workers read (api/job_spec.h)
- *                        control.jsonl           castord appends, rank 0 reads (api/control.h)
- *                        attempt-N/events.jsonl  rank 0 appends, the scheduler tails (api/event.h)
- *                        attempt-N/exit.json     the supervisor writes, last (api/attempt_exit.h)
- *                        attempt-N/supervisor.json  pid and start time of the supervisor, written
- * by it first attempt-N/rank-K.log    stderr of each rank attempt-N/crumb-K       breadcrumb of
- * rank K: step, instruction, collective (mmap, binary) checkpoints/step-N/     resumable: weights,
- * optimizer shards, RNG, data cursor output/                 the fine-tuned model in Hugging Face
- * layout STATE/jobs/ftjob-.../tmp-*                   work in progress; removed when an attempt
- * starts
+ *   STATE/jobs/ftjob-.../
+ *     spec.json                  castord writes, workers read (api/job_spec.h)
+ *     control.jsonl              castord appends, rank 0 reads (api/control.h)
+ *     attempt-N/events.jsonl     rank 0 appends, the scheduler tails (api/event.h)
+ *     attempt-N/exit.json        the supervisor writes, last (api/attempt_exit.h)
+ *     attempt-N/supervisor.json  pid and start time of the supervisor, written by it first
+ *     attempt-N/supervisor.log   its stderr; made by the launcher
+ *     attempt-N/rank-K.log       stderr of each rank
+ *     attempt-N/crumb-K          breadcrumb of rank K: step, instruction, collective (mmap, binary)
+ *     checkpoints/step-N/        resumable: weights, optimizer shards, RNG, data cursor
+ *     output/                    the fine-tuned model in Hugging Face layout
+ *     tmp-*                      work in progress; removed when an attempt starts
  *
  * Attempts count from 1. All functions return fresh strings freed with free().
  */
@@ -27,6 +29,7 @@ char *job_dir_attempt(const char *jobdir, int64_t attempt);
 char *job_dir_events(const char *jobdir, int64_t attempt);
 char *job_dir_exit(const char *jobdir, int64_t attempt);
 char *job_dir_supervisor(const char *jobdir, int64_t attempt);
+char *job_dir_supervisor_log(const char *jobdir, int64_t attempt);
 char *job_dir_rank_log(const char *jobdir, int64_t attempt, int64_t rank);
 char *job_dir_crumb(const char *jobdir, int64_t attempt, int64_t rank);
 char *job_dir_checkpoints(const char *jobdir);

@@ -2,21 +2,26 @@
  * The job spec: everything that defines a fine-tuning job, as a type. It exists in two JSON forms
  * that share one grammar:
  *
- *   request   the body of POST /v1/fine_tuning/jobs: OpenAI's fields plus optional extension
- * objects (dataset, optimization, precision, parallelism, placement, resources, scheduling, lora,
- * sample_prompts). Most members may be absent; three hyperparameters may be "auto". stored
- * spec.json in the job directory: the same members, every one present, plus id, created_at and the
- * files' paths. After `castor-worker --plan` has looked at model and data, no "auto" is left and
+ *   request  the body of POST /v1/fine_tuning/jobs: OpenAI's fields plus optional extension objects
+ *            (dataset, optimization, precision, parallelism, placement, resources, scheduling,
+ *            lora, sample_prompts, sample_tokens). Most members may be absent; some numbers may be
+ *            "auto". Hyperparameters stand in method.supervised.hyperparameters or, the old way, in
+ *            hyperparameters.
+ *   stored   spec.json in the job directory: the same members, every one present, plus v, id,
+ *            created_at, resolved, base_model {repo, revision, commit, path} and files
+ *            {training_file, validation_file: {path, filename, bytes}}.
+ *
+ * After `castor-worker --plan` has looked at model and data, no "auto" is left and
  * base_model.commit is known: then the spec is *resolved*, and it fixes everything that can change
  * a bit of the result.
  *
  * Parsing a request reports every fault of the body at once, in a fault list. What this build
- * cannot do is a fault with a code of its own ("unsupported_..."), never silently ignored. Unknown
- * keys are faults.
+ * cannot do is a fault with a code of its own ("unsupported_...", all in api/capability.c), never
+ * silently ignored. Unknown keys are faults.
  *
  * Memory: a job_spec owns all its strings; zero-initialise before use, job_spec_fini frees. Not
- * thread-safe, freely copied by job_spec_to_json + job_spec_from_json. Numbers: tokens, steps and
- * sequences are counts; *_limit are bytes, 0 = no limit; times are seconds.
+ * thread-safe. Numbers: tokens, steps and sequences are counts; *_limit are bytes, 0 = no limit
+ * (a client may also write "40GiB"); times are seconds.
  */
 #ifndef CASTOR_API_JOB_SPEC_H
 #define CASTOR_API_JOB_SPEC_H
@@ -186,9 +191,14 @@ void job_spec_fini(struct job_spec *spec);
 
 /* Parse a request body. Returns 0 with *spec filled when `faults` stays empty, else ERR_INVALID;
  * every fault is added to `faults`. The body was parsed by json_parse_limited before. `dry_run`
- * takes the member of that name. */
+ * (may be NULL) takes the member of that name; it is left alone when there is none. A seed that is
+ * absent is drawn. An absolute path as `model` passes here and lands in model.path; whether clients
+ * may name local directories is for the caller to decide. */
 int job_spec_from_request(const json_t *body, struct job_spec *spec, bool *dry_run,
                           struct fault_list *faults);
+
+/* A deep copy; *to is overwritten without being freed. */
+void job_spec_copy(struct job_spec *to, const struct job_spec *from);
 
 /* The stored form and back. job_spec_from_json accepts what job_spec_to_json writes, strictly. */
 json_t *job_spec_to_json(const struct job_spec *spec);

@@ -1,0 +1,112 @@
+#include "api/capability.h"
+
+#include <fnmatch.h>
+#include <inttypes.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "api/record.h"
+
+struct capability {
+    const char *param;
+    /* Patterns of fnmatch(3) with '|' between them; with '!' in front, what is refused instead. A
+     * value is matched as text: strings as they are, null and [] as such, lists and objects as
+     * "set". */
+    const char *done;
+    const char *code, *message;
+};
+
+static const struct capability capabilities[] = {
+    {"model", "!ft:*|ftckpt_*", "unsupported_model",
+     "training on from a fine-tuned model or checkpoint is not supported; name a model on the hub"},
+    {"training_file", "!hf://*", "unsupported_dataset",
+     "data sets on the hub are not supported; upload the file to /v1/files and name its id"},
+    {"validation_file", "!hf://*", "unsupported_dataset",
+     "data sets on the hub are not supported; upload the file to /v1/files and name its id"},
+    {"method.type", "!dpo|reinforcement", "unsupported_method",
+     "only the method \"supervised\" is supported"},
+    {"integrations", "null|[]", "unsupported_integration",
+     "no integration is supported; leave `integrations` out and read the job's events instead"},
+    {"webhook", "null", "unsupported_webhook",
+     "webhooks are not supported; leave `webhook` out and poll the job or its events"},
+    {"dataset.format", "auto|text|plain", "unsupported_format",
+     "data sets of the formats \"text\" (JSON lines with a member `text`) and \"plain\" are "
+     "supported"},
+    {"dataset.loss_on", "all", "unsupported_loss_on", "the loss is taken on \"all\" tokens only"},
+    {"lora", "null", "unsupported_lora",
+     "only full fine-tuning is supported; leave `lora` out or null"},
+    {"precision.compute", "auto|fp32", "unsupported_precision",
+     "computing in \"fp32\" is supported (\"auto\" chooses it)"},
+    {"precision.master", "fp32", "unsupported_precision",
+     "master weights in \"fp32\" are supported"},
+    {"precision.optimizer_state", "fp32", "unsupported_precision",
+     "an optimizer state in \"fp32\" is supported"},
+    {"parallelism.data", "1", "unsupported_parallelism", "one rank is supported: use 1"},
+    {"parallelism.tensor.mode", "1d", "unsupported_parallelism",
+     "one rank is supported: leave the mode at \"1d\""},
+    {"parallelism.tensor.size", "1", "unsupported_parallelism", "one rank is supported: use 1"},
+    {"parallelism.tensor.depth", "1", "unsupported_parallelism", "one rank is supported: use 1"},
+    {"parallelism.pipeline.stages", "1", "unsupported_parallelism", "one rank is supported: use 1"},
+    {"parallelism.pipeline.schedule", "1f1b", "unsupported_parallelism",
+     "pipelines are not supported: leave the schedule at \"1f1b\""},
+    {"parallelism.context", "1", "unsupported_parallelism", "one rank is supported: use 1"},
+    {"parallelism.zero", "0", "unsupported_parallelism", "one rank is supported: use stage 0"},
+    {"placement.policy", "auto|cuda", "unsupported_placement",
+     "the policies \"auto\" and \"cuda\" (all model data on the device) are supported"},
+    {"placement.host_memory_limit", "0", "unsupported_placement",
+     "placing model data in host memory is not supported; leave this limit out"},
+    {"placement.nvme_limit", "0", "unsupported_placement",
+     "placing model data on disks is not supported; leave this limit out"},
+    {"placement.nvme_path", "null", "unsupported_placement",
+     "placing model data on disks is not supported; leave this volume out"},
+    {"resources.gpus", "auto|1", "unsupported_resources", "at most 1 GPU a job is supported"},
+    {"resources.nodes", "1", "unsupported_resources", "1 node is supported"},
+    {"resources.backend", "local", "unsupported_resources", "the backend \"local\" is supported"},
+};
+
+static void value_as_text(const json_t *value, char *out, size_t cap)
+{
+    if (!value || json_is_null(value))
+        snprintf(out, cap, "null");
+    else if (json_is_string(value))
+        snprintf(out, cap, "%s", json_string_value(value));
+    else if (json_is_integer(value))
+        snprintf(out, cap, "%" PRId64, (int64_t)json_integer_value(value));
+    else
+        snprintf(out, cap, "%s",
+                 json_is_array(value) && json_array_size(value) == 0 ? "[]" : "set");
+}
+
+static bool is_one_of(const char *text, const char *patterns)
+{
+    char pattern[64];
+
+    while (*patterns) {
+        size_t n = strcspn(patterns, "|");
+        snprintf(pattern, sizeof(pattern), "%.*s", (int)n, patterns);
+        if (fnmatch(pattern, text, 0) == 0)
+            return true;
+        patterns += n + (patterns[n] == '|');
+    }
+    return false;
+}
+
+void capability_check(const json_t *stored, const json_t *body, struct fault_list *faults)
+{
+    for (size_t i = 0; i < sizeof(capabilities) / sizeof(capabilities[0]); i++) {
+        const struct capability *c = &capabilities[i];
+        const json_t *value = record_lookup(stored, c->param);
+        bool is_list_of_refused = c->done[0] == '!';
+        char text[256];
+
+        if (!value)
+            value = record_lookup(body, c->param);
+        /* Absent altogether, as the members of "parallelism": "auto". */
+        if (!value)
+            continue;
+        value_as_text(value, text, sizeof(text));
+        if (is_one_of(text, c->done + is_list_of_refused) == is_list_of_refused)
+            fault_add(faults, c->param, c->code, "%s: %s", c->param, c->message);
+    }
+}

@@ -1,0 +1,101 @@
+#include "api/job_spec.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "api/job_spec_fields.h"
+#include "core/alloc.h"
+#include "core/fs.h"
+#include "core/json.h"
+
+enum { SPEC_MAX_BYTES = 4 << 20 }; /* 8 prompts of 32 KiB, escaped six-fold, are the largest part */
+
+void job_spec_init(struct job_spec *spec)
+{
+    memset(spec, 0, sizeof(*spec));
+    record_init(spec_fields, spec_n_fields, spec);
+    spec->parallelism.is_auto = true;
+}
+
+static void file_fini(struct spec_file *file)
+{
+    free(file->id);
+    free(file->path);
+    free(file->filename);
+}
+
+void job_spec_fini(struct job_spec *spec)
+{
+    record_fini(spec_fields, spec_n_fields, spec);
+    free(spec->model.name);
+    free(spec->model.repo);
+    free(spec->model.revision);
+    free(spec->model.commit);
+    free(spec->model.path);
+    file_fini(&spec->training_file);
+    file_fini(&spec->validation_file);
+    json_decref(spec->metadata);
+    for (int64_t i = 0; i < spec->lora.n_target_modules; i++)
+        free(spec->lora.target_modules[i]);
+    free(spec->lora.target_modules);
+    for (int64_t i = 0; i < spec->n_sample_prompts; i++)
+        free(spec->sample_prompts[i]);
+    memset(spec, 0, sizeof(*spec));
+}
+
+void job_spec_copy(struct job_spec *to, const struct job_spec *from)
+{
+    struct job_spec copy;
+    json_t *metadata = from->metadata ? json_deep_copy(from->metadata) : NULL;
+
+#define DUP(member) copy.member = from->member ? xstrdup(from->member) : NULL
+    copy = *from;
+    DUP(model.name);
+    DUP(model.repo);
+    DUP(model.revision);
+    DUP(model.commit);
+    DUP(model.path);
+    DUP(training_file.id);
+    DUP(training_file.path);
+    DUP(training_file.filename);
+    DUP(validation_file.id);
+    DUP(validation_file.path);
+    DUP(validation_file.filename);
+    DUP(suffix);
+    DUP(placement.nvme_path);
+#undef DUP
+    copy.metadata = metadata;
+    if (from->lora.target_modules) {
+        copy.lora.target_modules = xcalloc((size_t)from->lora.n_target_modules + 1, sizeof(char *));
+        for (int64_t i = 0; i < from->lora.n_target_modules; i++)
+            copy.lora.target_modules[i] = xstrdup(from->lora.target_modules[i]);
+    }
+    for (int64_t i = 0; i < from->n_sample_prompts; i++)
+        copy.sample_prompts[i] = xstrdup(from->sample_prompts[i]);
+    *to = copy;
+}
+
+int job_spec_load(const char *path, struct job_spec *spec, struct err *err)
+{
+    json_t *stored = NULL;
+    int rc = 0;
+
+    TRY(json_parse_file(path, SPEC_MAX_BYTES, JSON_MAX_DEPTH_REQUEST, &stored, err));
+    rc = job_spec_from_json(stored, spec, err);
+    if (rc != 0)
+        err_wrap(err, rc, "%s", path);
+out:
+    json_decref(stored);
+    return rc;
+}
+
+int job_spec_save(const char *path, const struct job_spec *spec, struct err *err)
+{
+    json_t *stored = job_spec_to_json(spec);
+    char *line = json_to_line(stored);
+    int rc = fs_write_file_atomic(path, line, strlen(line), err);
+
+    free(line);
+    json_decref(stored);
+    return rc;
+}
