@@ -6,9 +6,12 @@
  * The planner asks block_sizes for the bytes a call needs and gives it fixed addresses; inside
  * `saved` and `scratch` the block lays out its own tensors.
  *
+ * Backward reads x again, and `saved` as forward left it. Dropout acts whenever a rate in the shape
+ * is above 0, with train or without, so that recomputation draws the same masks.
+ *
  * Residual stream: x and y are (B*T, hidden) in the compute type. The head's backward does forward,
  * loss and gradient in one pass over slices of rows (config of the plan: head_rows), so full logits
- * never exist; its forward (evaluation, sampling) gives losses or the logits of one row.
+ * never exist; its forward (evaluation, sampling) gives losses or the logits of some rows.
  */
 #ifndef CASTOR_WORKER_MODEL_BLOCK_H
 #define CASTOR_WORKER_MODEL_BLOCK_H
@@ -18,6 +21,7 @@
 #include <stdint.h>
 
 #include "core/err.h"
+#include "kernels/device.h"
 #include "kernels/op_table.h"
 #include "worker/model/model.h"
 
@@ -43,32 +47,37 @@ struct block_run {
     const struct model *model;
     int64_t block;
     struct block_shape shape;
+    struct device
+        *device; /* clears norm gradients at ACCUM_ASSIGN (their op only adds); backward */
     const struct op_table *ops;
     struct stream *stream;
 
     void *const *weights;  /* by position in block_desc.tensors; device memory, compute type */
     void *const *grads;    /* likewise, grad type; NULL entries are frozen; backward only    */
     enum accum grad_accum; /* ACCUM_ASSIGN: first micro-batch of the step. An embedding table's
-                              gradient is always accumulated: the caller zeroes it */
+                              gradient is always accumulated by the embedding block: the caller
+                              zeroes it. The head treats a tied table like any other matrix */
 
     /* the micro-batch, device memory, (B, T) */
     const int32_t *tokens, *targets, *positions, *first_key;
     const float *rope_cos, *rope_sin; /* (max_positions, rope.dim / 2) or NULL */
 
     const void *x; /* (B*T, hidden) input of layers and head */
-    void *y;       /* (B*T, hidden) output of embedding and layers */
+    void *y;       /* (B*T, hidden) = output of embedding and layers. NULL in a layer's forward with
+                      train: recomputation, which fills `saved` and skips what only y needs */
     void *saved, *scratch;
 
     /* backward */
     const void *dy; /* (B*T, hidden): gradient of y; unused by the head */
-    void *dx;       /* (B*T, hidden) =: gradient of x; unused by the embedding; may alias dy */
+    void *dx; /* (B*T, hidden) =: gradient of x; unused by the embedding; may alias dy (not x) */
 
     /* head */
     const float
         *grad_scale;      /* device: 1 / target tokens of the whole step (times the loss scale) */
     void *row_loss;       /* (B*T) stat =  */
     int32_t *row_correct; /* (B*T) =       */
-    void *logits; /* forward only, (logit_rows, vocab) =, or NULL: losses are wanted instead */
+    void *logits; /* forward only, (logit_rows, vocab) =, or NULL: losses are wanted instead.
+                     Before logit_scale and final_softcap */
     int64_t logit_first, logit_rows;
 
     /* random numbers: dropout masks are a function of these */

@@ -1,0 +1,165 @@
+#include "worker/model/block.h"
+
+#include <assert.h>
+#include <math.h>
+
+#include "kernels/device.h"
+#include "worker/model/block_impl.h"
+
+static void ctx_init(struct block_ctx *c, const struct block_run *r, bool dry, struct err *err)
+{
+    assert(r->block >= 0 && r->block < r->model->n_blocks);
+    assert(r->shape.B > 0 && r->shape.T > 0);
+    *c = (struct block_ctx){
+        .r = r,
+        .cfg = &r->model->config,
+        .desc = &r->model->blocks[r->block],
+        .ops = r->ops,
+        .dry = dry,
+        .N = r->shape.B * r->shape.T,
+        .real = dtype_size(r->ops->compute),
+        .grad = dtype_size(r->ops->grad),
+        .stat = dtype_size(r->ops->stat),
+        .saved = {.base = dry ? NULL : r->saved},
+        .scratch = {.base = dry ? NULL : r->scratch},
+        .err = err,
+    };
+}
+
+static int forward(struct block_ctx *c)
+{
+    switch (c->desc->kind) {
+    case BLOCK_EMBED:
+        return block_embed_forward(c);
+    case BLOCK_LAYER:
+        return block_layer_forward(c);
+    case BLOCK_HEAD:
+        return block_head_forward(c);
+    }
+    return err_set(c->err, ERR_INTERNAL, "block of unknown kind %d", (int)c->desc->kind);
+}
+
+static int backward(struct block_ctx *c)
+{
+    switch (c->desc->kind) {
+    case BLOCK_EMBED:
+        return block_embed_backward(c);
+    case BLOCK_LAYER:
+        return block_layer_backward(c);
+    case BLOCK_HEAD:
+        return block_head_backward(c);
+    }
+    return err_set(c->err, ERR_INTERNAL, "block of unknown kind %d", (int)c->desc->kind);
+}
+
+static size_t scratch_bytes(const struct block_ctx *c)
+{
+    return c->scratch.peak + (c->workspace_bytes + DEVICE_ALIGN - 1) / DEVICE_ALIGN * DEVICE_ALIGN;
+}
+
+struct block_bytes block_sizes(const struct model *m, int64_t block,
+                               const struct block_shape *shape, const struct op_table *ops)
+{
+    struct block_run r = {.model = m, .block = block, .shape = *shape, .ops = ops};
+    struct block_bytes bytes = {0};
+    struct block_ctx c;
+    int rc;
+
+    ctx_init(&c, &r, true, NULL);
+    rc = forward(&c);
+    assert(rc == 0);
+    bytes.saved = c.saved.peak;
+    bytes.forward_scratch = scratch_bytes(&c);
+
+    ctx_init(&c, &r, true, NULL);
+    rc = backward(&c);
+    assert(rc == 0);
+    (void)rc;
+    bytes.backward_scratch = scratch_bytes(&c);
+    return bytes;
+}
+
+int block_forward(const struct block_run *r, struct err *err)
+{
+    struct block_ctx c;
+
+    ctx_init(&c, r, false, err);
+    return forward(&c);
+}
+
+int block_backward(const struct block_run *r, struct err *err)
+{
+    struct block_ctx c;
+
+    ctx_init(&c, r, false, err);
+    return backward(&c);
+}
+
+static double layer_flops(const struct decoder_config *c, const struct block_shape *s,
+                          bool backward_pass)
+{
+    double N = (double)s->B * (double)s->T, C = (double)c->hidden, F = (double)c->ffn;
+    double q = (double)(c->heads * c->head_dim), kv = (double)(c->kv_heads * c->head_dim);
+    double linear = 2 * N * (C * (q + 2 * kv) + q * C + C * F * (c->gated ? 3 : 2));
+    /* q k^T and p v, the lower triangle of each; backward computes five such products */
+    double attention = 2 * 2 * N * ((double)s->T + 1) / 2 * q;
+
+    return backward_pass ? 2 * linear + 2.5 * attention : linear + attention;
+}
+
+double block_flops(const struct model *m, int64_t block, const struct block_shape *shape,
+                   bool backward)
+{
+    const struct decoder_config *c = &m->config;
+    double N = (double)shape->B * (double)shape->T;
+    double projection =
+        c->embed_dim != c->hidden ? 2 * N * (double)c->hidden * (double)c->embed_dim : 0;
+    double logits = 2 * N * (double)c->embed_dim * (double)c->vocab;
+
+    switch (m->blocks[block].kind) {
+    case BLOCK_EMBED:
+        return backward ? 2 * projection : projection;
+    case BLOCK_LAYER:
+        return layer_flops(c, shape, backward);
+    case BLOCK_HEAD: /* backward runs the forward too */
+        return backward ? 3 * (logits + projection) : logits + projection;
+    }
+    return 0;
+}
+
+/* A rotation frequency under the scalings that config checks let through. Llama 3 keeps short
+ * wavelengths, divides long ones by the factor, and blends between (transformers'
+ * modeling_rope_utils documents the formula). */
+static double scaled_frequency(const struct rope_config *rope, double inv)
+{
+    const double two_pi = 6.283185307179586;
+    double wavelength = two_pi / inv, original = (double)rope->original_max_positions, blend;
+
+    if (rope->scaling == ROPE_SCALING_LINEAR)
+        return inv / rope->factor;
+    if (rope->scaling != ROPE_SCALING_LLAMA3)
+        return inv;
+    if (wavelength < original / rope->high_freq_factor)
+        return inv;
+    if (wavelength > original / rope->low_freq_factor)
+        return inv / rope->factor;
+    blend = (original / wavelength - rope->low_freq_factor) /
+            (rope->high_freq_factor - rope->low_freq_factor);
+    return (1 - blend) * inv / rope->factor + blend * inv;
+}
+
+void model_rope_tables(const struct decoder_config *c, int64_t positions, float *cos_table,
+                       float *sin_table)
+{
+    int64_t half = c->rope.dim / 2;
+
+    for (int64_t i = 0; i < half; i++) {
+        double inv =
+            scaled_frequency(&c->rope, pow(c->rope.base, -2.0 * (double)i / (double)c->rope.dim));
+
+        for (int64_t p = 0; p < positions; p++) {
+            cos_table[p * half + i] = (float)cos((double)p * inv);
+            sin_table[p * half + i] = (float)sin((double)p * inv);
+        }
+    }
+}

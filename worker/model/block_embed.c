@@ -1,0 +1,166 @@
+/*
+ * The embedding: token rows, and learned positions where the model has them. An embedding narrower
+ * than the model goes through a projection, to which the positions are added.
+ */
+#include "worker/model/block_impl.h"
+
+static bool projects(const struct block_ctx *c)
+{
+    return c->cfg->embed_dim != c->cfg->hidden;
+}
+
+static struct embed_args token_args(const struct block_ctx *c)
+{
+    return (struct embed_args){
+        .N = c->N,
+        .C = c->cfg->embed_dim,
+        .V = c->cfg->vocab,
+        .tokens = c->r->tokens,
+        .wte = block_weight(c, TENSOR_EMBED),
+        .scale = (float)c->cfg->embed_scale,
+    };
+}
+
+static void add_positions(const struct block_ctx *c, struct embed_args *a)
+{
+    if (c->cfg->position != POSITION_LEARNED)
+        return;
+    a->P = c->cfg->max_positions + c->cfg->position_offset;
+    a->positions = c->r->positions;
+    a->wpe = block_weight(c, TENSOR_POSITIONS);
+    a->wpe_offset = c->cfg->position_offset;
+}
+
+/* The position rows alone, looked up as if they were tokens. */
+static struct embed_args position_args(const struct block_ctx *c)
+{
+    int64_t skipped = c->cfg->position_offset * c->cfg->hidden;
+
+    return (struct embed_args){
+        .N = c->N,
+        .C = c->cfg->hidden,
+        .V = c->cfg->max_positions,
+        .tokens = c->r->positions,
+        .wte = block_at_const(block_weight(c, TENSOR_POSITIONS), skipped, c->real),
+        .scale = 1,
+    };
+}
+
+static struct linear_args project_args(const struct block_ctx *c)
+{
+    return (struct linear_args){
+        .N = c->N,
+        .I = c->cfg->embed_dim,
+        .O = c->cfg->hidden,
+        .w = block_weight(c, TENSOR_PROJECT_IN),
+    };
+}
+
+static int projected_forward(struct block_ctx *c, void *narrow)
+{
+    struct embed_args tokens = token_args(c), positions = position_args(c);
+    struct linear_args project = project_args(c);
+    int rc = 0;
+
+    tokens.out = narrow;
+    TRY(block_embed_fwd(c, &tokens));
+    if (c->cfg->position == POSITION_LEARNED) {
+        positions.out = c->r->y;
+        TRY(block_embed_fwd(c, &positions));
+        project.residual = c->r->y;
+    }
+    project.x = narrow;
+    project.y = c->r->y;
+    TRY(block_linear_fwd(c, &project));
+out:
+    return rc;
+}
+
+int block_embed_forward(struct block_ctx *c)
+{
+    double p = c->r->shape.embed_dropout;
+    struct embed_args tokens = token_args(c);
+    struct dropout_args drop = {
+        .n = c->N * c->cfg->hidden,
+        .dropout = block_dropout(c, DROPOUT_EMBED, p, c->r->shape.T * c->cfg->hidden),
+        .x = c->r->y,
+        .y = c->r->y,
+    };
+    void *narrow = projects(c) ? region_take(&c->scratch, c->N * c->cfg->embed_dim, c->real) : NULL;
+    int rc = 0;
+
+    block_ctx_ready(c);
+    if (projects(c)) {
+        TRY(projected_forward(c, narrow));
+    } else {
+        add_positions(c, &tokens);
+        tokens.out = c->r->y;
+        TRY(block_embed_fwd(c, &tokens));
+    }
+    if (p > 0)
+        TRY(block_dropout_fwd(c, &drop));
+out:
+    return rc;
+}
+
+static int projected_backward(struct block_ctx *c, const void *dy, void *narrow)
+{
+    struct embed_args tokens = token_args(c), positions = position_args(c);
+    struct linear_args project = project_args(c);
+    int rc = 0;
+
+    if (c->cfg->position == POSITION_LEARNED) {
+        positions.dout = dy;
+        positions.dwte = block_at(block_grad(c, TENSOR_POSITIONS),
+                                  c->cfg->position_offset * c->cfg->hidden, c->grad);
+        TRY(block_embed_bwd(c, &positions));
+    }
+    tokens.out = narrow;
+    TRY(block_embed_fwd(c, &tokens));
+    project.x = narrow;
+    project.dy = dy;
+    project.dw_accum = c->r->grad_accum;
+    project.dw = block_grad(c, TENSOR_PROJECT_IN);
+    TRY(block_linear_bwd_weight(c, &project));
+
+    project.dx = narrow; /* the rows are used up: their gradient takes the place */
+    TRY(block_linear_bwd_data(c, &project));
+    tokens.dout = narrow;
+    tokens.dwte = block_grad(c, TENSOR_EMBED);
+    TRY(block_embed_bwd(c, &tokens));
+out:
+    return rc;
+}
+
+int block_embed_backward(struct block_ctx *c)
+{
+    double p = c->r->shape.embed_dropout;
+    int64_t stream = c->N * c->cfg->hidden;
+    const void *dy = c->r->dy;
+    struct embed_args tokens = token_args(c);
+    struct dropout_args drop = {
+        .n = stream,
+        .dropout = block_dropout(c, DROPOUT_EMBED, p, c->r->shape.T * c->cfg->hidden),
+        .dy = dy,
+    };
+    void *narrow = projects(c) ? region_take(&c->scratch, c->N * c->cfg->embed_dim, c->real) : NULL;
+    int rc = 0;
+
+    drop.dx = p > 0 ? region_take(&c->scratch, stream, c->real) : NULL;
+    block_ctx_ready(c);
+    if (p > 0) {
+        TRY(block_dropout_bwd(c, &drop));
+        dy = drop.dx;
+    }
+    if (projects(c)) {
+        TRY(projected_backward(c, dy, narrow));
+    } else {
+        add_positions(c, &tokens);
+        tokens.dout = dy;
+        tokens.dwte = block_grad(c, TENSOR_EMBED);
+        tokens.dwpe = block_grad(c, TENSOR_POSITIONS);
+        TRY(block_embed_bwd(c, &tokens));
+    }
+out:
+    return rc;
+}

@@ -1,0 +1,92 @@
+/*
+ * What the three kinds of block share. Each block's code runs in two modes: for real, and "dry",
+ * where every buffer is NULL and ops only report their workspace. block_sizes is a dry run, so the
+ * sizes that a plan is made with and the addresses that a run uses come from the same lines.
+ *
+ * Layout rule: a call takes all its buffers first and calls block_ctx_ready before its first op;
+ * the ops' shared workspace lies behind the buffers in scratch.
+ */
+#ifndef CASTOR_WORKER_MODEL_BLOCK_IMPL_H
+#define CASTOR_WORKER_MODEL_BLOCK_IMPL_H
+
+#include "worker/model/block.h"
+
+/* The tensors and places of a block that draw random numbers: site = block * 8 + place. */
+enum dropout_place {
+    DROPOUT_EMBED,
+    DROPOUT_ATTN_PROBS,
+    DROPOUT_ATTN_OUT,
+    DROPOUT_MLP_OUT,
+    DROPOUT_PLACES = 8
+};
+
+struct region { /* a stack of buffers in memory that the caller gave; base NULL in a dry run */
+    char *base;
+    size_t used, peak;
+};
+
+struct block_ctx {
+    const struct block_run *r;
+    const struct decoder_config *cfg;
+    const struct block_desc *desc;
+    const struct op_table *ops;
+    bool dry;
+    int64_t N;               /* B * T */
+    size_t real, grad, stat; /* bytes an element */
+    struct region saved, scratch;
+    void *workspace;
+    size_t workspace_bytes; /* dry: the largest any op asked for */
+    struct err *err;
+};
+
+void *region_take(struct region *g, int64_t elements, size_t element_bytes);
+/* Everything is taken; the workspace starts behind the highest use of scratch. */
+void block_ctx_ready(struct block_ctx *c);
+
+/* Pointer `elements` further on, NULL staying NULL. */
+void *block_at(void *p, int64_t elements, size_t element_bytes);
+const void *block_at_const(const void *p, int64_t elements, size_t element_bytes);
+
+/* The block's weight or gradient of a role; NULL where the block has none, where it is frozen, and
+ * in a dry run. */
+const void *block_weight(const struct block_ctx *c, enum tensor_role role);
+void *block_grad(const struct block_ctx *c, enum tensor_role role);
+
+/* Dropout at a place of this block; `elements_per_sequence` counts the tensor it acts on. */
+struct op_dropout block_dropout(const struct block_ctx *c, enum dropout_place place, double p,
+                                int64_t elements_per_sequence);
+
+/* The ops, with the workspace filled in and failures put into words. */
+int block_embed_fwd(struct block_ctx *c, struct embed_args *a);
+int block_embed_bwd(struct block_ctx *c, struct embed_args *a);
+int block_norm_fwd(struct block_ctx *c, struct norm_args *a);
+int block_norm_bwd(struct block_ctx *c, struct norm_args *a);
+int block_linear_fwd(struct block_ctx *c, struct linear_args *a);
+int block_linear_bwd_data(struct block_ctx *c, struct linear_args *a);
+/* Does nothing when dw and dbias are both NULL (frozen). */
+int block_linear_bwd_weight(struct block_ctx *c, struct linear_args *a);
+int block_act_fwd(struct block_ctx *c, struct act_args *a);
+int block_act_bwd(struct block_ctx *c, struct act_args *a);
+int block_rope(struct block_ctx *c, struct rope_args *a);
+int block_attn_fwd(struct block_ctx *c, struct attn_args *a);
+int block_attn_bwd(struct block_ctx *c, struct attn_args *a);
+int block_dropout_fwd(struct block_ctx *c, struct dropout_args *a);
+int block_dropout_bwd(struct block_ctx *c, struct dropout_args *a);
+int block_loss(struct block_ctx *c, struct loss_args *a);
+
+/* The norm ops always add to weight gradients; at a step's first micro-batch this clears them. */
+int block_clear_norm_grads(struct block_ctx *c, enum tensor_role weight, enum tensor_role bias);
+
+/* Norm of x over the hidden dimension with this block's weights; statistics for backward. */
+struct norm_args block_norm_args(const struct block_ctx *c, enum tensor_role weight,
+                                 enum tensor_role bias, int64_t rows, const void *x, void *mean,
+                                 void *rstd);
+
+int block_embed_forward(struct block_ctx *c);
+int block_embed_backward(struct block_ctx *c);
+int block_layer_forward(struct block_ctx *c);
+int block_layer_backward(struct block_ctx *c);
+int block_head_forward(struct block_ctx *c);
+int block_head_backward(struct block_ctx *c);
+
+#endif
