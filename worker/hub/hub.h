@@ -7,7 +7,12 @@
  * against the size and hash the hub announced, and a token is sent to the endpoint's own host only.
  *
  * Settings come from HF_ENDPOINT, HF_TOKEN (HF_TOKEN_PATH), HF_HOME, HF_HUB_CACHE and
- * HF_HUB_OFFLINE, with the meaning they have for huggingface_hub.
+ * HF_HUB_OFFLINE, with the meaning they have for huggingface_hub. The cache must lie on a file
+ * system with symbolic links.
+ *
+ * How it is done, a file each: reference.h (names and paths from outside), http.h (requests,
+ * redirects, retries), status.h (what a refusal means), listing.h (what a repository holds),
+ * select.h (which files are wanted), cache.h (the directory), download.h (one file).
  */
 #ifndef CASTOR_WORKER_HUB_HUB_H
 #define CASTOR_WORKER_HUB_HUB_H
@@ -19,8 +24,10 @@
 
 struct hub;
 
-/* Progress, called at most a few times a second from the calling thread. Non-zero cancels the
- * download. */
+/* Progress, called at most a few times a second from the calling thread, also while waiting for a
+ * silent hub, with bytes; all_total is 0 while it is not yet known which files are needed. Files
+ * already in the cache count as done. Non-zero cancels: ERR_CANCELLED, and what was downloaded is
+ * kept for the next time. */
 typedef int (*hub_progress_fn)(void *ud, const char *file, int64_t file_done, int64_t file_total,
                                int64_t all_done, int64_t all_total);
 
@@ -31,13 +38,16 @@ struct hub_config {
     bool offline;             /* or'ed with HF_HUB_OFFLINE */
     hub_progress_fn progress; /* may be NULL */
     void *progress_ud;
+    double stall_timeout; /* seconds without a byte before a request is given up; 0 = 10 */
+    double wait_scale;    /* stretches the waits between tries (1, 2, 4, 8 s); 0 = 1 */
 };
 
 int hub_create(const struct hub_config *config, struct hub **out, struct err *err);
 void hub_destroy(struct hub *hub);
 
 /* A checked repository reference "name" or "org/name", optionally "@revision", optionally behind
- * "hf://". Strings are fresh. ERR_INVALID for what the hub's grammar does not allow. */
+ * "hf://". Strings are fresh; the revision is "main" where none is named. ERR_INVALID for what the
+ * hub's grammar does not allow. */
 int hub_parse_reference(const char *text, char **repo, char **revision, struct err *err);
 
 /* Which files of a model are wanted. */
@@ -49,19 +59,27 @@ enum hub_want {
 struct hub_snapshot {
     char *commit;    /* 40 hex digits                     */
     char *directory; /* .../snapshots/<commit>             */
-    char **files;    /* names relative to directory, sorted */
+    char **files;    /* names relative to directory, sorted; all of them are there */
     int64_t n_files;
-    int64_t
-        weight_bytes; /* of the weight files, from the listing: known before they are downloaded */
-    bool gated, is_private;
+    int64_t weight_bytes;   /* of the weight files, known before they are downloaded */
+    bool gated, is_private; /* false when the answer came from the cache alone */
 };
 void hub_snapshot_fini(struct hub_snapshot *s);
 
 /* Resolve revision to a commit, list, and download what is missing. Files already in the cache are
  * not asked for again; a revision that is a commit hash whose files are all there needs no request.
- * Disk space is checked before the first byte. Errors carry reasons: model_not_found,
- * revision_not_found, gated_model, hub_unauthorized, hub_unavailable, hub_offline, disk_full,
- * hub_corrupt. */
+ * When the hub cannot be reached, or offline, the commit that the revision last stood for is taken
+ * from the cache if it is complete. Disk space is checked before the first byte.
+ *
+ * Errors carry reasons:
+ *   ERR_NOT_FOUND    model_not_found (or private: the hub does not tell), revision_not_found,
+ *                    hub_offline (not in the cache, and no request allowed)
+ *   ERR_PERMISSION   gated_model, model_disabled, hub_unauthorized (bad token)
+ *   ERR_NET          hub_unavailable (also after retries)
+ *   ERR_NOSPACE      disk_full
+ *   ERR_CORRUPT      hub_corrupt (what the hub says or sends does not hold together)
+ *   ERR_UNSUPPORTED  no_weights (neither safetensors nor .bin)
+ *   ERR_INVALID, ERR_CANCELLED, ERR_IO and ERR_PERMISSION of the cache directory: no reason */
 int hub_fetch_model(struct hub *hub, const char *repo, const char *revision, enum hub_want want,
                     struct hub_snapshot *out, struct err *err);
 
