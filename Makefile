@@ -13,7 +13,9 @@ include deploy/probe.mk
 
 B ?= build$(if $(SAN),/$(if $(filter thread,$(SAN)),tsan,asan))$(if $(filter 0,$(HAVE_CUDA)),$(if $(NVCC),/cpu))
 
-CC ?= gcc
+ifeq ($(origin CC),default)
+CC := gcc
+endif
 CPPFLAGS := -I. -D_GNU_SOURCE
 CFLAGS := -std=c11 -O3 -g -fno-math-errno -ffp-contract=off -fno-omit-frame-pointer -pthread \
 	-Wall -Wextra -Wno-unused-parameter -Wno-missing-field-initializers \
