@@ -1,0 +1,17 @@
+/* Ops and pieces that every CPU table shares. */
+#ifndef CASTOR_KERNELS_CPU_CPU_COMMON_H
+#define CASTOR_KERNELS_CPU_CPU_COMMON_H
+
+#include <stdbool.h>
+
+#include "kernels/adamw_math.h"
+#include "kernels/op_table.h"
+
+int cpu_clip(struct stream *s, const struct clip_args *a);
+int cpu_cast(struct stream *s, const struct cast_args *a);
+
+/* The constants of an update, in the arithmetic that every device uses: decay is one fused
+ * multiply-add, every other constant one correctly rounded operation (or two, in this order). */
+struct adamw_consts cpu_adamw_consts(const struct adamw_args *a, bool decay);
+
+#endif
