@@ -12,7 +12,20 @@
 #include <stdint.h>
 
 #include "core/err.h"
+#include "kernels/dtype.h"
 #include "kernels/op_table.h"
+
+/* Largest values that a config.json may ask for: beyond any known model, and small enough that no
+ * product of them below overflows (a model's elements stay under 2^53). */
+enum {
+    CONFIG_MAX_LAYERS = 1024,
+    CONFIG_MAX_WIDTH = 1 << 17, /* hidden, embed_dim, heads * head_dim */
+    CONFIG_MAX_FFN = 1 << 20,
+    CONFIG_MAX_HEADS = 4096,
+    CONFIG_MAX_HEAD_DIM = 1024,
+    CONFIG_MAX_VOCAB = 1 << 24,
+    CONFIG_MAX_POSITIONS = 1 << 24,
+};
 
 enum norm_place {
     NORM_PLACE_PRE,      /* x + f(norm(x))        */
@@ -76,12 +89,15 @@ struct decoder_config {
 
     double embed_dropout, hidden_dropout, attn_dropout;
     int64_t bos_id, eos_id, pad_id; /* -1 = none */
+    enum dtype dtype; /* what the weight files are said to hold ("dtype" or "torch_dtype") */
 };
 
 /* Parse MODEL_DIR/config.json: picks the family by model_type. ERR_UNSUPPORTED (reason
  * unsupported_architecture) for families and flags this build does not train, naming them. */
 int decoder_config_load(const char *model_dir, struct decoder_config *out, struct err *err);
 int decoder_config_parse(const json_t *config_json, struct decoder_config *out, struct err *err);
+/* Flags and sizes as a whole: ranges, divisibility, and what the blocks of this build can run. */
+int decoder_config_check(const struct decoder_config *c, struct err *err);
 void decoder_config_fini(struct decoder_config *c);
 
 #endif

@@ -16,14 +16,15 @@
 struct name_map {
     enum tensor_role role;
     const char *name;    /* without the optional prefix */
-    int64_t part, parts; /* this source is part `part` of `parts` of the role; rows by rows_of */
-    bool transposed;     /* the file holds (in, out): GPT-2's Conv1D */
+    int64_t part, parts; /* this source is part `part` of `parts` of the role, rows by
+                            family_part_rows; 0 parts means 1 */
+    bool bare;           /* the name never carries a prefix: lm_head */
 };
 
 struct family {
     const char *model_type;
     const char *const *prefixes; /* optional prefixes a file's names may carry, NULL-terminated:
-                                    "model.", "" ... */
+                                    "model.", "" ...; the first is the one written on export */
     const char *const
         *ignored; /* tensors that files may carry and the model does not use (glob with '*') */
     const struct name_map *names; /* ends with name == NULL */
@@ -31,9 +32,20 @@ struct family {
 };
 
 const struct family *family_find(const char *model_type); /* NULL = unknown */
+/* "opt, ...": what family_find knows, for error texts. */
+void family_list(char *out, size_t n);
+
+extern const struct family family_opt;
 
 /* Rows of our tensor that name_map part p covers: q, k, v parts differ in height under GQA. */
 void family_part_rows(const struct decoder_config *c, const struct tensor_desc *t,
                       const struct name_map *map, int64_t *first_row, int64_t *rows);
+
+/* Readers of config.json members that families share. Missing members leave *out alone. */
+int family_get_act(const json_t *config_json, const char *key, enum act_kind *out, struct err *err);
+/* "dtype", or "torch_dtype" as it was called before transformers 5. */
+int family_get_dtype(const json_t *config_json, enum dtype *out, struct err *err);
+/* bos_token_id, eos_token_id, pad_token_id. */
+int family_get_special_ids(const json_t *config_json, struct decoder_config *out, struct err *err);
 
 #endif

@@ -37,6 +37,9 @@ const struct safetensor *safetensors_find(const struct safetensors_file *f, cons
 int safetensors_read(const struct safetensors_file *f, const struct safetensor *t, size_t offset,
                      size_t n, void *out, struct err *err);
 
+/* "F32", "BF16", ...: the format's name of a type. */
+const char *safetensors_dtype_name(enum dtype dtype);
+
 /* Writer: declare all tensors, then stream their data in the declared order; written aside and
  * renamed at finish. */
 struct safetensors_writer;

@@ -35,8 +35,12 @@ int weights_read(struct weights_reader *r, int64_t tensor, enum dtype to, void *
 typedef int (*weights_source_fn)(void *ud, int64_t tensor, const void **data, enum dtype *from,
                                  struct err *err);
 
-/* Write all tensors to DIR in `to`. */
+/* Write all tensors to DIR in `to`. The index, where there is one, is written last. DIR must not
+ * hold weights already: an index of an older export would survive a smaller new one. */
 int weights_write(const char *dir, const struct model *m, enum dtype to, weights_source_fn source,
                   void *ud, struct err *err);
+/* The same with another limit on a shard; a tensor larger than that has a shard of its own. */
+int weights_write_sharded(const char *dir, const struct model *m, enum dtype to, size_t shard_bytes,
+                          weights_source_fn source, void *ud, struct err *err);
 
 #endif
