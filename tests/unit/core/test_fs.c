@@ -67,82 +67,80 @@ Test(fs, mkdir_p_fails_at_a_file_and_names_it)
     tmpdir_fini(&d);
 }
 
-Test(fs, remove_tree)
+/* Every call of fs_remove_tree runs in a jail (tmpdir.h): code that is wrong in any way removes a
+ * temporary directory there and nothing else. */
+static void jailed_remove_tree(void)
 {
-    struct tmpdir d = tmpdir_make();
-    char top[128];
-
-    snprintf(top, sizeof(top), "%s/top", d.path);
-    cr_assert_eq(fs_mkdir_p(tmpdir_at(&d, "top/x/y"), false, NULL), 0);
+    CHECK(fs_mkdir_p("/top/x/y", false, NULL) == 0);
     for (int i = 0; i < 500; i++) {
         char name[64];
-        snprintf(name, sizeof(name), "top/x/f%d", i);
-        tmpdir_put(tmpdir_at(&d, name), "content");
+        snprintf(name, sizeof(name), "/top/x/f%d", i);
+        CHECK(tmpdir_write(name, "content") == 0);
     }
-    tmpdir_put(tmpdir_at(&d, "top/.hidden"), "");
-    cr_assert_eq(mkfifo(tmpdir_at(&d, "top/fifo"), 0600), 0);
-    cr_assert_eq(fs_remove_tree(top, NULL), 0);
-    cr_assert_not(fs_exists(top));
-    cr_assert_eq(fs_remove_tree(top, NULL), 0, "a missing path is fine");
-    cr_assert_eq(fs_remove_tree(tmpdir_at(&d, "no/parent"), NULL), 0);
-    tmpdir_put(top, "a file");
-    cr_assert_eq(fs_remove_tree(top, NULL), 0);
-    cr_assert_not(fs_exists(top));
-    tmpdir_fini(&d);
+    CHECK(tmpdir_write("/top/.hidden", "") == 0);
+    CHECK(mkfifo("/top/fifo", 0600) == 0);
+    CHECK(tmpdir_write("/beside", "keep") == 0);
+    CHECK(fs_remove_tree("/top", NULL) == 0);
+    CHECK(!fs_exists("/top"));
+    CHECK(fs_remove_tree("/top", NULL) == 0); /* a missing path is fine */
+    CHECK(fs_remove_tree("/no/parent", NULL) == 0);
+    CHECK(tmpdir_write("/top", "a file") == 0);
+    CHECK(fs_remove_tree("/top", NULL) == 0);
+    CHECK(!fs_exists("/top"));
+    CHECK(fs_mkdir_p("/dir/inner", false, NULL) == 0);
+    CHECK(chdir("/dir") == 0);
+    CHECK(fs_remove_tree("inner//", NULL) == 0); /* relative */
+    CHECK(!fs_exists("/dir/inner"));
+    CHECK(tmpdir_holds("/beside", "keep"));
+}
+
+Test(fs, remove_tree)
+{
+    tmpdir_jail(jailed_remove_tree);
+}
+
+static void jailed_remove_tree_with_links(void)
+{
+    static const char *const how[] = {"/link", "/link/", "/link//"};
+    struct stat st;
+
+    CHECK(fs_mkdir_p("/precious", false, NULL) == 0);
+    CHECK(fs_mkdir_p("/top/sub", false, NULL) == 0);
+    CHECK(tmpdir_write("/precious/f", "keep") == 0);
+    CHECK(symlink("../precious", "/top/link") == 0);
+    CHECK(symlink("../../precious/f", "/top/sub/file-link") == 0);
+    CHECK(symlink("gone", "/top/dangling") == 0);
+    CHECK(fs_remove_tree("/top", NULL) == 0);
+    CHECK(!fs_exists("/top"));
+    CHECK(tmpdir_holds("/precious/f", "keep"));
+    for (int i = 0; i < 3; i++) {
+        CHECK(symlink("precious", "/link") == 0);
+        CHECK(fs_remove_tree(how[i], NULL) == 0);
+        CHECK(lstat("/link", &st) != 0); /* the link itself is gone */
+        CHECK(tmpdir_holds("/precious/f", "keep"));
+    }
 }
 
 Test(fs, remove_tree_does_not_follow_links)
 {
-    struct tmpdir d = tmpdir_make();
-    struct stat st;
-    static const char *const how[] = {"link", "link/", "link//"};
-
-    cr_assert_eq(fs_mkdir_p(tmpdir_at(&d, "precious"), false, NULL), 0);
-    cr_assert_eq(fs_mkdir_p(tmpdir_at(&d, "top/sub"), false, NULL), 0);
-    tmpdir_put(tmpdir_at(&d, "precious/f"), "keep");
-    cr_assert_eq(symlink("../precious", tmpdir_at(&d, "top/link")), 0);
-    cr_assert_eq(symlink("../../precious/f", tmpdir_at(&d, "top/sub/file-link")), 0);
-    cr_assert_eq(symlink("gone", tmpdir_at(&d, "top/dangling")), 0);
-    cr_assert_eq(fs_remove_tree(tmpdir_at(&d, "top"), NULL), 0);
-    cr_assert_not(fs_exists(tmpdir_at(&d, "top")));
-    cr_assert(tmpdir_holds(tmpdir_at(&d, "precious/f"), "keep"));
-    for (int i = 0; i < 3; i++) {
-        cr_assert_eq(symlink("precious", tmpdir_at(&d, "link")), 0);
-        cr_assert_eq(fs_remove_tree(tmpdir_at(&d, how[i]), NULL), 0);
-        cr_assert_neq(lstat(tmpdir_at(&d, "link"), &st), 0, "the link itself is gone");
-        cr_assert(tmpdir_holds(tmpdir_at(&d, "precious/f"), "keep"));
-    }
-    tmpdir_fini(&d);
+    tmpdir_jail(jailed_remove_tree_with_links);
 }
 
-/* Only ever inside a chroot of its own: without the guard under test, this removes everything that
- * the process can reach. Where chroot is not allowed there is no safe way to ask. */
+static void jailed_remove_tree_of_the_root(void)
+{
+    static const char *const names[] = {"///", "/", "/.", "/sub/..", ".", "..", ""};
+
+    CHECK(fs_mkdir_p("/sub", false, NULL) == 0);
+    CHECK(tmpdir_write("/keep", "keep") == 0);
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+        CHECK(fs_remove_tree(names[i], NULL) == ERR_INVALID);
+    CHECK(tmpdir_holds("/keep", "keep"));
+    CHECK(fs_exists("/sub"));
+}
+
 Test(fs, remove_tree_refuses_the_root)
 {
-    static const char *const names[] = {"///", "/", "/.", "/sub/..", ".", ".."};
-    struct tmpdir d = tmpdir_make();
-    struct err err = {0};
-    char outside[64];
-
-    snprintf(outside, sizeof(outside), "%s", d.path);
-    cr_assert_eq(fs_mkdir_p(tmpdir_at(&d, "sub"), false, NULL), 0);
-    tmpdir_put(tmpdir_at(&d, "keep"), "keep");
-    pid_t child = fork();
-    if (child == 0) {
-        if (chroot(outside) != 0 || chdir("/") != 0 || access("/keep", F_OK) != 0)
-            _exit(77);
-        for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
-            if (fs_remove_tree(names[i], NULL) != ERR_INVALID)
-                _exit((int)i + 1);
-        _exit(access("/keep", F_OK) == 0 && access("/sub", F_OK) == 0 ? 0 : 76);
-    }
-    int status = -1;
-    cr_assert_eq(waitpid(child, &status, 0), child);
-    tmpdir_fini(&d);
-    if (WIFEXITED(status) && WEXITSTATUS(status) == 77)
-        cr_skip_test("chroot is not allowed here");
-    cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 0, "status %d", status);
-    cr_assert_eq(fs_remove_tree("", &err), ERR_INVALID);
+    tmpdir_jail(jailed_remove_tree_of_the_root);
 }
 
 Test(fs, read_file_appends)
