@@ -1,0 +1,296 @@
+#include "server/config.h"
+
+#include <arpa/inet.h>
+#include <jansson.h>
+#include <netdb.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "core/alloc.h"
+#include "core/fs.h"
+#include "core/json.h"
+
+enum { CONFIG_MAX_BYTES = 1 << 20 };
+
+static char *beside_this_program(const char *name)
+{
+    char path[4096];
+    ssize_t n = readlink("/proc/self/exe", path, sizeof(path) - 1);
+
+    if (n <= 0)
+        return xstrdup(name);
+    path[n] = '\0';
+    char *slash = strrchr(path, '/');
+    if (slash)
+        *slash = '\0';
+    return fs_join(path, name);
+}
+
+void config_init(struct server_config *c)
+{
+    *c = (struct server_config){
+        .worker_path = beside_this_program("castor-worker"),
+        .organization = xstrdup("org-castor"),
+        .threads = 8,
+        .cpu_slots = 1,
+        .gpu_slots = -1,
+        .limits =
+            {
+                .file_bytes = INT64_C(512) << 20,
+                .body_bytes = 1 << 20,
+                .free_bytes = INT64_C(64) << 20,
+                .connections = 512,
+                .connections_per_address = 256,
+                .idle_seconds = 60,
+                .plan_seconds = 600,
+                .plan_bytes = INT64_C(8) << 30,
+                .check_seconds = 120,
+                .check_bytes = INT64_C(2) << 30,
+            },
+    };
+}
+
+void config_fini(struct server_config *c)
+{
+    free(c->state_dir);
+    free(c->worker_path);
+    free(c->organization);
+    free(c->keys);
+    *c = (struct server_config){0};
+}
+
+static int key_parse(const json_t *item, const char *path, struct api_key *out, struct err *err)
+{
+    static const char *const known[] = {"name", "sha256", "role", NULL};
+    static const char *const roles[] = {"read", "submit", "admin"};
+    const char *name = "", *sha256 = "", *role = "admin";
+    int rc = 0;
+
+    TRY(json_refuse_unknown(item, path, known, err));
+    TRY(json_get_string(item, path, "name", true, &name, err));
+    TRY(json_get_string(item, path, "sha256", true, &sha256, err));
+    TRY(json_get_string(item, path, "role", false, &role, err));
+    if (strlen(sha256) != 64 || strspn(sha256, "0123456789abcdef") != 64) {
+        /* Not quoted: it may be the key itself. */
+        rc = err_set(err, ERR_INVALID,
+                     "%s.sha256 must be 64 lower-case hex digits: the output of "
+                     "`printf %%s \"$KEY\" | sha256sum`",
+                     path);
+        goto out;
+    }
+    if (!*name || strlen(name) >= sizeof(out->name)) {
+        rc = err_set(err, ERR_INVALID, "%s.name must have 1 to %zu bytes", path,
+                     sizeof(out->name) - 1);
+        goto out;
+    }
+    for (int i = 0; i < 3; i++) {
+        if (strcmp(role, roles[i]) == 0) {
+            *out = (struct api_key){.role = (enum role)(ROLE_READ + i)};
+            snprintf(out->name, sizeof(out->name), "%s", name);
+            memcpy(out->sha256, sha256, 65);
+            goto out;
+        }
+    }
+    rc = err_set(err, ERR_INVALID, "%s.role must be read, submit or admin", path);
+out:
+    return rc;
+}
+
+static int keys_parse(struct server_config *c, const json_t *list, struct err *err)
+{
+    json_t *item;
+    size_t i;
+    int rc = 0;
+
+    if (!list)
+        return 0;
+    if (!json_is_array(list) || json_array_size(list) > CONFIG_MAX_KEYS)
+        return err_set(err, ERR_INVALID, "api_keys must be an array of at most %d keys",
+                       CONFIG_MAX_KEYS);
+    free(c->keys);
+    c->keys = xcalloc(json_array_size(list) + 1, sizeof(*c->keys));
+    c->n_keys = 0;
+    json_array_foreach((json_t *)list, i, item)
+    {
+        char path[32];
+        snprintf(path, sizeof(path), "api_keys[%zu]", i);
+        TRY(key_parse(item, path, &c->keys[i], err));
+        c->n_keys++;
+    }
+out:
+    return rc;
+}
+
+static int limits_parse(struct server_limits *l, const json_t *obj, struct err *err)
+{
+    static const char *const known[] = {"file_bytes",
+                                        "body_bytes",
+                                        "free_bytes",
+                                        "connections",
+                                        "idle_seconds",
+                                        "connections_per_address",
+                                        "plan_seconds",
+                                        "plan_bytes",
+                                        "check_seconds",
+                                        "check_bytes",
+                                        NULL};
+    const int64_t day = 86400, tera = INT64_C(1) << 40;
+    const struct {
+        const char *key;
+        int64_t min, max, *out;
+    } rows[] = {
+        {"file_bytes", 1, tera, &l->file_bytes},
+        {"body_bytes", 1024, INT64_C(64) << 20, &l->body_bytes},
+        {"free_bytes", 0, tera, &l->free_bytes},
+        {"connections", 4, 100000, &l->connections},
+        {"connections_per_address", 1, 100000, &l->connections_per_address},
+        {"idle_seconds", 1, day, &l->idle_seconds},
+        {"plan_seconds", 1, day, &l->plan_seconds},
+        {"plan_bytes", 0, tera, &l->plan_bytes},
+        {"check_seconds", 1, day, &l->check_seconds},
+        {"check_bytes", 0, tera, &l->check_bytes},
+    };
+    int rc = 0;
+
+    if (!obj)
+        return 0;
+    TRY(json_refuse_unknown(obj, "limits", known, err));
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
+        TRY(json_get_int64(obj, "limits", rows[i].key, false, rows[i].min, rows[i].max, rows[i].out,
+                           err));
+out:
+    return rc;
+}
+
+static void replace(char **slot, const char *text)
+{
+    if (text) {
+        free(*slot);
+        *slot = xstrdup(text);
+    }
+}
+
+static int config_apply(struct server_config *c, const json_t *root, struct err *err)
+{
+    static const char *const known[] = {
+        "api_keys", "organization", "worker", "threads", "strict_openai_status",
+        "slots",    "limits",       NULL};
+    static const char *const known_slots[] = {"cpu", "gpu", NULL};
+    const char *worker = NULL, *organization = NULL;
+    const json_t *slots = json_object_get(root, "slots");
+    int rc = 0;
+
+    if (!json_is_object(root))
+        return err_set(err, ERR_INVALID, "the configuration must be a JSON object");
+    TRY(json_refuse_unknown(root, "", known, err));
+    TRY(json_get_string(root, "", "worker", false, &worker, err));
+    TRY(json_get_string(root, "", "organization", false, &organization, err));
+    TRY(json_get_int64(root, "", "threads", false, 2, 256, &c->threads, err));
+    TRY(json_get_bool(root, "", "strict_openai_status", false, &c->strict_openai_status, err));
+    if (slots) {
+        TRY(json_refuse_unknown(slots, "slots", known_slots, err));
+        TRY(json_get_int64(slots, "slots", "cpu", false, 0, 4096, &c->cpu_slots, err));
+        TRY(json_get_int64(slots, "slots", "gpu", false, -1, 4096, &c->gpu_slots, err));
+    }
+    TRY(limits_parse(&c->limits, json_object_get(root, "limits"), err));
+    TRY(keys_parse(c, json_object_get(root, "api_keys"), err));
+    replace(&c->worker_path, worker);
+    replace(&c->organization, organization);
+out:
+    return rc;
+}
+
+int config_load(struct server_config *c, const char *path, struct err *err)
+{
+    struct server_config next = *c;
+    json_t *root = NULL;
+    int rc = 0;
+
+    /* Work on a copy with its own strings, so that a faulty file changes nothing. */
+    next.worker_path = xstrdup(c->worker_path);
+    next.organization = xstrdup(c->organization);
+    next.state_dir = c->state_dir ? xstrdup(c->state_dir) : NULL;
+    next.keys = NULL;
+    next.n_keys = 0;
+    TRY(json_parse_file(path, CONFIG_MAX_BYTES, JSON_MAX_DEPTH_FILE, &root, err));
+    rc = config_apply(&next, root, err);
+    if (rc != 0) {
+        rc = err_wrap(err, rc, "configuration %s", path);
+        goto out;
+    }
+    struct server_config old = *c;
+    *c = next;
+    next = old;
+out:
+    config_fini(&next);
+    json_decref(root);
+    return rc;
+}
+
+char *config_default_state_dir(void)
+{
+    const char *state = getenv("XDG_STATE_HOME");
+    const char *home = getenv("HOME");
+
+    if (state && state[0] == '/')
+        return fs_join(state, "castor");
+    if (home && home[0] == '/')
+        return fs_join(home, ".local/state/castor");
+    return NULL;
+}
+
+static bool is_loopback(const struct sockaddr *addr)
+{
+    if (addr->sa_family == AF_INET) {
+        const struct sockaddr_in *in = (const struct sockaddr_in *)addr;
+        return ntohl(in->sin_addr.s_addr) >> 24 == 127;
+    }
+    const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)addr;
+    return IN6_IS_ADDR_LOOPBACK(&in6->sin6_addr);
+}
+
+int config_parse_listen(const char *text, struct listen_address *out, struct err *err)
+{
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV | AI_PASSIVE};
+    struct addrinfo *found = NULL;
+    struct listen_address got = {0};
+    const char *colon = strrchr(text, ':');
+    const char *port = colon ? colon + 1 : "";
+    size_t port_n = strlen(port);
+    char host[256];
+    char numeric[NI_MAXHOST];
+    int rc = 0;
+
+    if (!colon || port_n == 0 || port_n > 5 || strspn(port, "0123456789") != port_n ||
+        strtol(port, NULL, 10) > 65535 || (size_t)(colon - text) >= sizeof(host) || colon == text)
+        return err_set(err, ERR_INVALID,
+                       "--listen '%s' must be HOST:PORT with a port from 0 to 65535, as in "
+                       "127.0.0.1:8080 or [::1]:8080",
+                       text);
+    snprintf(host, sizeof(host), "%.*s", (int)(colon - text), text);
+    if (host[0] == '[' && host[strlen(host) - 1] == ']') {
+        memmove(host, host + 1, strlen(host));
+        host[strlen(host) - 1] = '\0';
+    }
+    int e = getaddrinfo(host, port, &hints, &found);
+    if (e != 0)
+        return err_set(err, ERR_INVALID, "--listen: cannot resolve host '%s': %s", host,
+                       gai_strerror(e));
+    memcpy(&got.addr, found->ai_addr, found->ai_addrlen);
+    got.len = found->ai_addrlen;
+    got.loopback = is_loopback(found->ai_addr);
+    e = getnameinfo(found->ai_addr, found->ai_addrlen, numeric, sizeof(numeric), NULL, 0,
+                    NI_NUMERICHOST);
+    if (e != 0) {
+        rc = err_set(err, ERR_INVALID, "--listen: cannot use host '%s': %s", host, gai_strerror(e));
+        goto out;
+    }
+    snprintf(got.host, sizeof(got.host), found->ai_family == AF_INET6 ? "[%.60s]" : "%.60s",
+             numeric);
+    *out = got;
+out:
+    freeaddrinfo(found);
+    return rc;
+}

@@ -1,0 +1,83 @@
+/*
+ * castord's configuration: one JSON file, read once at start, constant afterwards; any thread may
+ * read it. Every member is optional:
+ *
+ *   {"api_keys":[{"name":"alice","sha256":"<64 hex digits>","role":"read"|"submit"|"admin"}],
+ *    "organization":"org-castor", "worker":"/usr/lib/castor/castor-worker",
+ *    "threads":8, "strict_openai_status":false,
+ *    "slots":{"cpu":1,"gpu":-1},
+ *    "limits":{"file_bytes":536870912,"body_bytes":1048576,"free_bytes":67108864,
+ *              "connections":512,"connections_per_address":256,"idle_seconds":60,
+ *              "plan_seconds":600,"plan_bytes":8589934592,
+ *              "check_seconds":120,"check_bytes":2147483648}}
+ *
+ * Keys are kept as SHA-256 only (`printf %s "$KEY" | sha256sum`), so the file holds no secret; a
+ * key in plain text is refused. Without keys castord serves loopback addresses only.
+ */
+#ifndef CASTOR_SERVER_CONFIG_H
+#define CASTOR_SERVER_CONFIG_H
+
+#include <netinet/in.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/socket.h>
+
+#include "core/err.h"
+
+/* What a key may do; each includes the ones before it. */
+enum role {
+    ROLE_PUBLIC, /* no key needed                                */
+    ROLE_READ,   /* look at everything                           */
+    ROLE_SUBMIT, /* upload, create, steer                        */
+    ROLE_ADMIN,  /* remove models; whatever concerns the machine */
+};
+
+struct api_key {
+    char name[64];
+    char sha256[65]; /* lower-case hex */
+    enum role role;
+};
+
+enum { CONFIG_MAX_KEYS = 256 };
+
+struct server_limits {
+    int64_t file_bytes; /* of an uploaded file                                  */
+    int64_t body_bytes; /* of a JSON body                                       */
+    int64_t free_bytes; /* kept free on the state's disk; less means not ready  */
+    int64_t connections, connections_per_address;
+    int64_t idle_seconds;               /* a silent connection is closed after that */
+    int64_t plan_seconds, plan_bytes;   /* of a castor-worker --plan child          */
+    int64_t check_seconds, check_bytes; /* of a castor-worker --check child; bytes 0 = none */
+};
+
+struct server_config {
+    char *state_dir;
+    char *worker_path;
+    char *organization;
+    int64_t threads; /* that run handlers */
+    bool strict_openai_status;
+    int64_t cpu_slots, gpu_slots;
+    struct server_limits limits;
+    struct api_key *keys;
+    int64_t n_keys;
+};
+
+/* Defaults; state_dir NULL, worker_path "castor-worker" beside the running program. */
+void config_init(struct server_config *c);
+void config_fini(struct server_config *c);
+/* Read a file over what *c holds; *c is unchanged on failure. */
+int config_load(struct server_config *c, const char *path, struct err *err);
+/* $XDG_STATE_HOME/castor, else $HOME/.local/state/castor; NULL when neither is set. */
+char *config_default_state_dir(void);
+
+struct listen_address {
+    struct sockaddr_storage addr;
+    socklen_t len;
+    char host[64]; /* as it is written in a URL: "127.0.0.1", "[::1]" */
+    bool loopback;
+};
+
+/* "HOST:PORT", "[::1]:PORT", "localhost:PORT"; port 0 = a free one. */
+int config_parse_listen(const char *text, struct listen_address *out, struct err *err);
+
+#endif

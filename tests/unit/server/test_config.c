@@ -1,0 +1,113 @@
+/* The configuration file and the listen address. */
+#include <criterion/criterion.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "core/fs.h"
+#include "server/config.h"
+
+#define HASH64 "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+
+static int load(struct server_config *c, const char *text, struct err *err)
+{
+    char path[] = "/tmp/castor-config-XXXXXX";
+    int fd = mkstemp(path);
+
+    cr_assert_geq(fd, 0);
+    cr_assert_eq(write(fd, text, strlen(text)), (ssize_t)strlen(text));
+    close(fd);
+    int rc = config_load(c, path, err);
+    unlink(path);
+    return rc;
+}
+
+Test(config, a_file_is_read_over_the_defaults)
+{
+    struct server_config c;
+    struct err err = {0};
+
+    config_init(&c);
+    cr_expect_eq(c.limits.file_bytes, 536870912);
+    cr_expect_eq(c.gpu_slots, -1);
+    cr_expect_not_null(strstr(c.worker_path, "/castor-worker"));
+    cr_assert_eq(load(&c,
+                      "{\"organization\":\"acme\",\"worker\":\"/w\",\"threads\":3,"
+                      "\"slots\":{\"cpu\":2},\"limits\":{\"body_bytes\":2048},"
+                      "\"api_keys\":[{\"name\":\"a\",\"sha256\":\"" HASH64 "\",\"role\":\"read\"},"
+                      "{\"name\":\"b\",\"sha256\":\"" HASH64 "\"}]}",
+                      &err),
+                 0, "%s", err.msg);
+    cr_expect_str_eq(c.organization, "acme");
+    cr_expect_str_eq(c.worker_path, "/w");
+    cr_expect_eq(c.threads, 3);
+    cr_expect_eq(c.cpu_slots, 2);
+    cr_expect_eq(c.limits.body_bytes, 2048);
+    cr_expect_eq(c.limits.file_bytes, 536870912);
+    cr_expect_eq(c.n_keys, 2);
+    cr_expect_eq(c.keys[0].role, ROLE_READ);
+    cr_expect_eq(c.keys[1].role, ROLE_ADMIN);
+    config_fini(&c);
+    config_fini(&c);
+}
+
+Test(config, faulty_files_change_nothing)
+{
+    static const char *const bad[] = {
+        "",
+        "[]",
+        "{\"colour\":1}",
+        "{\"organization\":7}",
+        "{\"threads\":1}",
+        "{\"slots\":{\"tpu\":1}}",
+        "{\"slots\":[]}",
+        "{\"limits\":{\"file_bytes\":0}}",
+        "{\"limits\":{\"files\":1}}",
+        "{\"organization\":\"new\",\"api_keys\":{}}",
+        "{\"organization\":\"new\",\"api_keys\":[{\"name\":\"a\"}]}",
+        "{\"api_keys\":[{\"name\":\"a\",\"sha256\":\"sk-secret\"}]}",
+        "{\"api_keys\":[{\"name\":\"\",\"sha256\":\"" HASH64 "\"}]}",
+        "{\"api_keys\":[{\"name\":\"a\",\"sha256\":\"" HASH64 "\",\"role\":\"root\"}]}",
+        "{\"api_keys\":[{\"name\":\"a\",\"sha256\":\"" HASH64 "\",\"key\":\"x\"}]}",
+    };
+    struct server_config c;
+
+    config_init(&c);
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        struct err err = {0};
+        cr_expect_neq(load(&c, bad[i], &err), 0, "%s", bad[i]);
+        cr_expect(err.msg[0]);
+        cr_expect_null(strstr(err.msg, "sk-secret"), "the key itself is in the message");
+        cr_expect_str_eq(c.organization, "org-castor");
+        cr_expect_eq(c.n_keys, 0);
+    }
+    struct err err = {0};
+    cr_expect_eq(config_load(&c, "/nowhere/castor.json", &err), ERR_NOT_FOUND);
+    config_fini(&c);
+}
+
+Test(config, listen_addresses)
+{
+    static const struct {
+        const char *text;
+        bool loopback;
+        const char *host;
+    } good[] = {{"127.0.0.1:8080", true, "127.0.0.1"}, {"[::1]:0", true, "[::1]"},
+                {"0.0.0.0:80", false, "0.0.0.0"},      {"[::]:65535", false, "[::]"},
+                {"127.9.9.9:1", true, "127.9.9.9"},    {"10.1.2.3:1", false, "10.1.2.3"}};
+    static const char *const bad[] = {"",           "8080",  ":8080",         "127.0.0.1",
+                                      "127.0.0.1:", "h:1x",  "h:-1",          "h:65536",
+                                      "h:123456",   "[::1]", "no such host:1"};
+    struct listen_address a;
+
+    for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++) {
+        struct err err = {0};
+        cr_assert_eq(config_parse_listen(good[i].text, &a, &err), 0, "%s: %s", good[i].text,
+                     err.msg);
+        cr_expect_eq(a.loopback, good[i].loopback, "%s", good[i].text);
+        cr_expect_str_eq(a.host, good[i].host);
+    }
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
+        cr_expect_eq(config_parse_listen(bad[i], &a, NULL), ERR_INVALID, "%s", bad[i]);
+}
