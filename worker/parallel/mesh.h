@@ -1,12 +1,17 @@
 /*
- * The mesh: ranks as points on axes. From the innermost: tensor axes t0, t1, t2, then context, then
- * data, then pipeline:
+ * The mesh: ranks as points on axes, the innermost first: tensor axes t0, t1, t2, then context,
+ * then data, then pipeline. With capitals for sizes:
  *
- *   rank = (((pipeline * DATA + data) * CONTEXT + context) * T2 + t2) * T1 ... + t0
+ *   rank = ((((pipeline * DATA + data) * CONTEXT + context) * T2 + t2) * T1 + t1) * T0 + t0
  *
- * Worked example, PIPELINE 2, DATA 2, T0 2: rank 5 = ((1 * 2 + 0) * 2 + 1): pipeline 1, data 0,
- * t0 1. Ranks that differ only in t0 (0 and 1, 2 and 3, ...) talk most and are neighbours on the
- * fastest link.
+ * Worked example, PIPELINE 2, DATA 2, T0 2, the others 1:
+ *
+ *   rank      0  1  2  3  4  5  6  7
+ *   t0        0  1  0  1  0  1  0  1
+ *   data      0  0  1  1  0  0  1  1
+ *   pipeline  0  0  0  0  1  1  1  1
+ *
+ * Ranks that differ only in t0 talk most and are neighbours on the fastest link.
  */
 #ifndef CASTOR_WORKER_PARALLEL_MESH_H
 #define CASTOR_WORKER_PARALLEL_MESH_H

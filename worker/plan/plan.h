@@ -27,6 +27,7 @@
 #include "worker/parallel/mesh.h"
 #include "worker/plan/instr.h"
 #include "worker/plan/profile.h"
+#include "worker/plan/step_io.h"
 
 enum plan_list { LIST_TRAIN, LIST_EVAL, LIST_SAMPLE, LIST_LOAD, LIST_SAVE, LIST_COUNT };
 const char *plan_list_name(enum plan_list l);
@@ -43,29 +44,31 @@ struct plan_input {
     double embed_dropout, hidden_dropout, attn_dropout;
 };
 
-/* Places that belong to the step as a whole. */
+/* Places that belong to the step as a whole; worker/plan/step_io.h says what lies in them. */
 struct plan_io {
-    int32_t batch; /* gpu: micro_batches * 4 * (B, T) int32: tokens, targets, positions, first_key
-                      of each */
-    int32_t row_loss;    /* gpu: (micro_batches * B * T) stat  */
-    int32_t row_correct; /* gpu: likewise int32 */
-    int32_t partials;    /* gpu: norm partials, double, all chunks one behind the other */
-    int32_t scalars;     /* gpu: struct step_scalars (worker/train/executor.h) */
-    int32_t rope;        /* gpu: cos then sin table, float, or NO_PLACE        */
-    int32_t logits;      /* gpu: one row, LIST_SAMPLE                          */
-    int32_t host_batch[2], host_rows[2], host_scalars[2]; /* pinned, two steps in flight */
-    int32_t staging;                                      /* pinned: the largest payload */
+    int32_t batch;    /* gpu: the batches of all micro-batches              */
+    int32_t rows;     /* gpu: losses and hits of every row of the step       */
+    int32_t partials; /* gpu: norm partials of all chunks, double            */
+    int32_t scalars;  /* gpu: struct step_scalars                            */
+    int32_t rope;     /* gpu: cos then sin table, float; or NO_PLACE         */
+    int32_t logits;   /* gpu: one row, LIST_SAMPLE                           */
+    int32_t host_batch[STEP_SLOTS], host_rows[STEP_SLOTS], host_scalars[STEP_SLOTS]; /* pinned */
+    int32_t staging; /* pinned: the largest payload, or one row of logits    */
 };
 
-/* Of each chunk: the places of its payloads and its first norm partial. */
+enum { CHUNK_MAX_USES = 4 };
+
+/* Of each chunk: the places of its payloads and its norm partials. Frozen chunks have NO_PLACE for
+ * what they lack. */
 struct plan_chunk {
-    int32_t place[PAYLOAD_COUNT];
+    int32_t param, state;
+    int32_t grad[CHUNK_MAX_USES]; /* one slot a use; the sum ends in slot 0 */
     int64_t first_partial, n_partials;
 };
 
 struct plan {
     struct plan_input in;
-    struct block_shape train_shape, eval_shape, sample_shape;
+    struct block_shape shapes[LIST_COUNT]; /* of TRAIN, EVAL and SAMPLE */
     struct chunk_set chunks;
     struct chunk_types types;
     struct plan_chunk *chunk; /* by chunk */
@@ -83,6 +86,11 @@ struct plan {
  * and the limit. */
 int plan_build(const struct plan_input *in, struct plan **out, struct err *err);
 void plan_destroy(struct plan *p);
+
+/* Rows (tokens) of a whole step, and the bytes of its batch and of its results. */
+int64_t plan_step_rows(const struct plan *p);
+size_t plan_batch_bytes(const struct plan *p);
+size_t plan_rows_bytes(const struct plan *p);
 
 /* What a list does to memory, links and time, found by folding over it. */
 struct plan_simulation {

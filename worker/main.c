@@ -1,0 +1,136 @@
+/*
+ * castor-worker: one program, five ways to call it.
+ *
+ *   castor-worker JOBDIR [--attempt N]   train: supervise the ranks of one attempt on this host
+ *   castor-worker --rank K JOBDIR --attempt N   one rank, started by the supervisor
+ *   castor-worker --plan JOBDIR          resolve, check and plan the job; print a plan report
+ *   castor-worker --check FILE           check a data file; print what is wrong with it
+ *   castor-worker --probe                measure this machine; print and keep the device profile
+ *
+ * Exit status: 0 = done, 1 = failed (the report or the attempt's last event says why), 2 = wrong
+ * usage.
+ */
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "api/job_dir.h"
+#include "core/alloc.h"
+#include "core/log.h"
+#include "worker/train/trainer.h"
+#include "worker/worker.h"
+
+static volatile sig_atomic_t terminate;
+
+static void on_terminate(int signal_number)
+{
+    terminate = 1;
+}
+
+static void catch_terminate(void)
+{
+    struct sigaction a = {.sa_handler = on_terminate, .sa_flags = SA_RESTART};
+    sigaction(SIGTERM, &a, NULL);
+    sigaction(SIGINT, &a, NULL);
+    signal(SIGPIPE, SIG_IGN);
+}
+
+static int usage(void)
+{
+    fputs("usage: castor-worker JOBDIR [--attempt N]\n"
+          "       castor-worker --plan JOBDIR\n"
+          "       castor-worker --check FILE\n"
+          "       castor-worker --probe\n",
+          stderr);
+    return 2;
+}
+
+struct arguments {
+    const char *mode; /* "--plan", ... or NULL: train */
+    const char *path;
+    int64_t attempt, rank; /* -1 = not given */
+};
+
+static bool parse_count(const char *text, int64_t *out)
+{
+    char *end;
+    errno = 0;
+    long long n = text ? strtoll(text, &end, 10) : -1;
+    if (!text || errno || *end || end == text || n < 0)
+        return false;
+    *out = n;
+    return true;
+}
+
+static bool parse_arguments(int argc, char **argv, struct arguments *a)
+{
+    *a = (struct arguments){.attempt = -1, .rank = -1};
+    for (int i = 1; i < argc; i++) {
+        const char *arg = argv[i];
+        const char *next = i + 1 < argc ? argv[i + 1] : NULL;
+        if (strcmp(arg, "--attempt") == 0 || strcmp(arg, "--rank") == 0) {
+            if (!parse_count(next, arg[2] == 'a' ? &a->attempt : &a->rank))
+                return false;
+            i++;
+        } else if (arg[0] == '-') {
+            if (a->mode)
+                return false;
+            a->mode = arg;
+        } else if (!a->path) {
+            a->path = arg;
+        } else {
+            return false;
+        }
+    }
+    return true;
+}
+
+static int run_rank(const struct arguments *a)
+{
+    char *prefix = xasprintf("rank=%lld", (long long)a->rank);
+    struct err err = {0};
+    log_set_prefix(prefix);
+    free(prefix);
+    catch_terminate();
+    struct trainer_options o = {
+        .jobdir = a->path, .attempt = a->attempt, .rank = a->rank, .terminate = &terminate};
+    return trainer_run(&o, &err) == 0 ? 0 : 1;
+}
+
+static int run_supervisor(const struct arguments *a)
+{
+    struct err err = {0};
+    int64_t attempt = a->attempt;
+    int rc = 0;
+
+    catch_terminate();
+    if (attempt < 0) {
+        rc = job_dir_last_attempt(a->path, &attempt, &err);
+        attempt++;
+    }
+    if (rc == 0)
+        rc = supervise(a->path, attempt, &terminate, &err);
+    if (rc)
+        log_error("supervisor", "%s", err.msg);
+    return rc == 0 ? 0 : 1;
+}
+
+int main(int argc, char **argv)
+{
+    struct arguments a;
+    if (!parse_arguments(argc, argv, &a))
+        return usage();
+    if (!a.mode && a.path)
+        return a.rank >= 0 ? run_rank(&a) : run_supervisor(&a);
+    if (!a.mode)
+        return usage();
+    if (strcmp(a.mode, "--plan") == 0 && a.path)
+        return worker_plan(a.path);
+    if (strcmp(a.mode, "--check") == 0 && a.path)
+        return worker_check(a.path);
+    if (strcmp(a.mode, "--probe") == 0 && !a.path)
+        return worker_probe();
+    return usage();
+}

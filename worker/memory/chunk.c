@@ -1,0 +1,145 @@
+#include "worker/memory/chunk.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/alloc.h"
+
+const char *payload_name(enum payload p)
+{
+    static const char *const names[PAYLOAD_COUNT] = {"param", "grad", "state"};
+    assert(p < PAYLOAD_COUNT);
+    return names[p];
+}
+
+const char *chunk_state_name(enum chunk_state s)
+{
+    static const char *const names[CHUNK_STATE_COUNT] = {
+        "FREE", "HOLD", "COMPUTE", "HOLD_AFTER_FWD", "HOLD_AFTER_BWD", "READY_FOR_REDUCE"};
+    assert(s < CHUNK_STATE_COUNT);
+    return names[s];
+}
+
+bool chunk_state_allowed(enum chunk_state from, enum chunk_state to)
+{
+#define TO(s) (1u << (s))
+    static const unsigned table[CHUNK_STATE_COUNT] = {
+        /* gathered or fetched, or straight into a block */
+        [CHUNK_FREE] = TO(CHUNK_HOLD) | TO(CHUNK_COMPUTE),
+        [CHUNK_HOLD] = TO(CHUNK_FREE) | TO(CHUNK_COMPUTE),
+        /* HOLD: an evaluation, which has no backward */
+        [CHUNK_COMPUTE] = TO(CHUNK_HOLD) | TO(CHUNK_HOLD_AFTER_FWD) | TO(CHUNK_HOLD_AFTER_BWD),
+        /* dropped until backward, or used again: next micro-batch, backward, recomputation */
+        [CHUNK_HOLD_AFTER_FWD] = TO(CHUNK_FREE) | TO(CHUNK_COMPUTE),
+        /* FREE: a frozen chunk, or parameters that leave while their gradient stays; HOLD: frozen
+           and kept */
+        [CHUNK_HOLD_AFTER_BWD] =
+            TO(CHUNK_FREE) | TO(CHUNK_HOLD) | TO(CHUNK_COMPUTE) | TO(CHUNK_READY_FOR_REDUCE),
+        [CHUNK_READY_FOR_REDUCE] = TO(CHUNK_HOLD),
+    };
+#undef TO
+    assert(from < CHUNK_STATE_COUNT && to < CHUNK_STATE_COUNT);
+    return table[from] >> to & 1;
+}
+
+static int64_t round_up(int64_t n)
+{
+    return (n + CHUNK_ALIGN - 1) / CHUNK_ALIGN * CHUNK_ALIGN;
+}
+
+static struct chunk *add_chunk(struct chunk_set *set, const struct chunk_input *in)
+{
+    set->chunks = xrealloc(set->chunks, (size_t)(set->n_chunks + 1) * sizeof *set->chunks);
+    struct chunk *c = &set->chunks[set->n_chunks++];
+    *c = (struct chunk){
+        .trainable = in->trainable, .uses = in->n_blocks, .first_use = in->first_block};
+    return c;
+}
+
+static void add_member(struct chunk_set *set, int64_t chunk, int64_t tensor,
+                       const struct chunk_input *in)
+{
+    struct chunk *c = &set->chunks[chunk];
+    c->members = xrealloc(c->members, (size_t)(c->n_members + 1) * sizeof *c->members);
+    c->members[c->n_members] =
+        (struct chunk_member){.tensor = tensor, .elements = in->elements, .offset = c->n};
+    set->tensors[tensor] = (struct chunk_location){.chunk = chunk, .member = c->n_members};
+    c->n_members++;
+    c->n += round_up(in->elements);
+    if (in->decay)
+        c->n_decay = c->n;
+}
+
+/* All tensors first used by `block`, and used by it alone, of one trainability: those that decay
+ * first. */
+static void pack_block(struct chunk_set *set, const struct chunk_input *in, int64_t n,
+                       int64_t block, bool trainable)
+{
+    int64_t chunk = -1;
+    for (int decay = 1; decay >= 0; decay--) {
+        for (int64_t t = 0; t < n; t++) {
+            if (in[t].first_block != block || in[t].n_blocks != 1 || in[t].trainable != trainable ||
+                in[t].decay != (bool)decay)
+                continue;
+            if (chunk < 0) {
+                add_chunk(set, &in[t]);
+                chunk = set->n_chunks - 1;
+            }
+            add_member(set, chunk, t, &in[t]);
+        }
+    }
+}
+
+void chunk_set_init(struct chunk_set *set, const struct chunk_input *tensors, int64_t n_tensors)
+{
+    *set = (struct chunk_set){.n_tensors = n_tensors};
+    set->tensors = xcalloc((size_t)n_tensors, sizeof *set->tensors);
+    int64_t last_block = -1;
+    for (int64_t t = 0; t < n_tensors; t++) {
+        assert(tensors[t].elements > 0 && tensors[t].n_blocks > 0);
+        if (tensors[t].first_block > last_block)
+            last_block = tensors[t].first_block;
+    }
+    for (int64_t block = 0; block <= last_block; block++) {
+        for (int64_t t = 0; t < n_tensors; t++) {
+            if (tensors[t].first_block == block && tensors[t].n_blocks > 1) {
+                add_chunk(set, &tensors[t]);
+                add_member(set, set->n_chunks - 1, t, &tensors[t]);
+            }
+        }
+        pack_block(set, tensors, n_tensors, block, true);
+        pack_block(set, tensors, n_tensors, block, false);
+    }
+}
+
+void chunk_set_fini(struct chunk_set *set)
+{
+    for (int64_t c = 0; c < set->n_chunks; c++)
+        free(set->chunks[c].members);
+    free(set->chunks);
+    free(set->tensors);
+    *set = (struct chunk_set){0};
+}
+
+bool chunk_has_master(struct chunk_types types)
+{
+    return types.master != types.compute;
+}
+
+size_t chunk_payload_bytes(const struct chunk *c, enum payload p, struct chunk_types types)
+{
+    size_t n = (size_t)c->n;
+    switch (p) {
+    case PAYLOAD_PARAM:
+        return n * dtype_size(types.compute);
+    case PAYLOAD_GRAD:
+        return c->trainable ? n * (size_t)c->uses * dtype_size(types.grad) : 0;
+    case PAYLOAD_STATE:
+        return c->trainable ? n * dtype_size(types.master) * (chunk_has_master(types) ? 3 : 2) : 0;
+    case PAYLOAD_COUNT:
+        break;
+    }
+    assert(!"payload");
+    return 0;
+}

@@ -1,0 +1,64 @@
+#include "worker/plan/plan.h"
+
+#include <assert.h>
+#include <stdlib.h>
+
+#include "core/alloc.h"
+#include "kernels/device.h"
+#include "worker/plan/layout.h"
+
+const char *plan_list_name(enum plan_list l)
+{
+    static const char *const names[LIST_COUNT] = {"train", "eval", "sample", "load", "save"};
+    assert(l < LIST_COUNT);
+    return names[l];
+}
+
+int32_t layout_place(struct layout *l, enum plan_tier tier, enum plan_purpose purpose, size_t bytes,
+                     bool persistent)
+{
+    struct plan *p = l->plan;
+    assert(bytes > 0);
+    if (p->n_places == p->cap_places) {
+        p->cap_places = p->cap_places ? 2 * p->cap_places : 64;
+        p->places = xrealloc(p->places, (size_t)p->cap_places * sizeof *p->places);
+    }
+    size_t rounded = (bytes + DEVICE_ALIGN - 1) / DEVICE_ALIGN * DEVICE_ALIGN;
+    p->places[p->n_places] = (struct place){.tier = tier,
+                                            .purpose = purpose,
+                                            .offset = l->at[tier],
+                                            .bytes = rounded,
+                                            .persistent = persistent};
+    l->at[tier] += rounded;
+    if (p->claim[tier] < l->at[tier])
+        p->claim[tier] = l->at[tier];
+    return (int32_t)p->n_places++;
+}
+
+int64_t plan_step_rows(const struct plan *p)
+{
+    return p->in.micro_batches * p->in.micro_batch * p->in.seq_length;
+}
+
+size_t plan_batch_bytes(const struct plan *p)
+{
+    return (size_t)plan_step_rows(p) * STEP_BATCH_ARRAYS * sizeof(int32_t);
+}
+
+size_t plan_rows_bytes(const struct plan *p)
+{
+    return (size_t)plan_step_rows(p) * (dtype_size(p->in.ops->stat) + sizeof(int32_t));
+}
+
+void plan_destroy(struct plan *p)
+{
+    if (!p)
+        return;
+    for (int l = 0; l < LIST_COUNT; l++)
+        instr_list_fini(&p->lists[l]);
+    chunk_set_fini(&p->chunks);
+    free(p->chunk);
+    free(p->places);
+    free(p->operands);
+    free(p);
+}

@@ -1,0 +1,82 @@
+#include "worker/plan/profile.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/alloc.h"
+#include "core/fs.h"
+#include "core/json.h"
+
+enum { PROFILE_VERSION = 1, PROFILE_MAX_BYTES = 1 << 16 };
+
+struct rate_field {
+    const char *key;
+    size_t offset;
+};
+static const struct rate_field rates[] = {
+    {"flops_f32", offsetof(struct device_profile, flops_f32)},
+    {"flops_bf16", offsetof(struct device_profile, flops_bf16)},
+    {"memory_rate", offsetof(struct device_profile, memory_rate)},
+    {"h2d_rate", offsetof(struct device_profile, h2d_rate)},
+    {"d2h_rate", offsetof(struct device_profile, d2h_rate)},
+    {"cpu_update_rate", offsetof(struct device_profile, cpu_update_rate)},
+    {"disk_read_rate", offsetof(struct device_profile, disk_read_rate)},
+    {"disk_write_rate", offsetof(struct device_profile, disk_write_rate)},
+};
+enum { N_RATES = sizeof rates / sizeof rates[0] };
+
+static double *rate_of(struct device_profile *p, const struct rate_field *f)
+{
+    return (double *)((char *)p + f->offset);
+}
+
+int device_profile_load(const char *path, struct device_profile *out, struct err *err)
+{
+    struct device_profile p = {0};
+    const char *device = NULL, *kind = NULL;
+    int64_t version = 0;
+    json_t *j = NULL;
+    int rc = 0;
+
+    TRY(json_parse_file(path, PROFILE_MAX_BYTES, JSON_MAX_DEPTH_FILE, &j, err));
+    TRY(json_get_int64(j, "", "v", true, PROFILE_VERSION, PROFILE_VERSION, &version, err));
+    TRY(json_get_string(j, "", "device", true, &device, err));
+    TRY(json_get_string(j, "", "kind", true, &kind, err));
+    TRY(json_get_int64(j, "", "memory", true, 0, INT64_MAX, &p.memory, err));
+    TRY(json_get_int64(j, "", "host_memory", true, 0, INT64_MAX, &p.host_memory, err));
+    for (int r = 0; r < N_RATES; r++)
+        TRY(json_get_double(j, "", rates[r].key, true, 1.0, 1e21, rate_of(&p, &rates[r]), err));
+    snprintf(p.device, sizeof p.device, "%s", device);
+    snprintf(p.kind, sizeof p.kind, "%s", kind);
+    *out = p;
+out:
+    json_decref(j);
+    return rc ? err_wrap(err, rc, "device profile %s (remove it and run castor-worker --probe)",
+                         path)
+              : 0;
+}
+
+int device_profile_save(const char *path, const struct device_profile *p, struct err *err)
+{
+    json_t *j = json_pack("{s:i, s:s, s:s, s:I, s:I}", "v", PROFILE_VERSION, "device", p->device,
+                          "kind", p->kind, "memory", (json_int_t)p->memory, "host_memory",
+                          (json_int_t)p->host_memory);
+    struct device_profile copy = *p;
+    for (int r = 0; r < N_RATES; r++)
+        json_object_set_new(j, rates[r].key, json_real(*rate_of(&copy, &rates[r])));
+    char *line = json_to_line(j);
+    int rc = fs_write_file_atomic(path, line, strlen(line), err);
+    free(line);
+    json_decref(j);
+    return rc;
+}
+
+char *device_profile_path(const char *kind)
+{
+    const char *cache = getenv("XDG_CACHE_HOME");
+    const char *home = getenv("HOME");
+    if (cache && cache[0] == '/')
+        return xasprintf("%s/castor/profile-%s.json", cache, kind);
+    return xasprintf("%s/.cache/castor/profile-%s.json", home ? home : "/tmp", kind);
+}

@@ -1,0 +1,248 @@
+/*
+ * castor-worker --probe: the device profile of this machine. Each rate is the median of PROBE_RUNS
+ * runs long enough to leave caches and start-up behind; the whole takes some seconds.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "core/alloc.h"
+#include "core/clock.h"
+#include "core/fs.h"
+#include "kernels/device.h"
+#include "kernels/op_table.h"
+#include "worker/plan/profile.h"
+#include "worker/worker.h"
+
+enum {
+    PROBE_RUNS = 5,
+    GEMM_CPU = 768,  /* square sizes: a second or less on two cores, ... */
+    GEMM_GPU = 8192, /* ... and enough to fill a GPU */
+    STREAM_BYTES = 256 << 20,
+    UPDATE_PARAMS = 4 << 20,
+    DISK_BYTES = 64 << 20,
+};
+
+struct probe {
+    struct device *device;
+    struct stream *stream;
+    void *a, *b, *c, *host; /* STREAM_BYTES each */
+    int64_t gemm;
+};
+
+typedef int (*work_fn)(struct probe *p, const void *ud, struct err *err);
+
+static int compare(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* Median seconds of the work, after one run that does not count. */
+static int measure(struct probe *p, work_fn work, const void *ud, double *seconds, struct err *err)
+{
+    double t[PROBE_RUNS];
+    int rc = 0;
+    for (int k = -1; k < PROBE_RUNS; k++) {
+        double start = clock_monotonic();
+        TRY(work(p, ud, err));
+        TRY(device_stream_sync(p->device, p->stream, err));
+        if (k >= 0)
+            t[k] = clock_monotonic() - start;
+    }
+    qsort(t, PROBE_RUNS, sizeof *t, compare);
+    *seconds = t[PROBE_RUNS / 2];
+out:
+    return rc;
+}
+
+static int do_gemm(struct probe *p, const void *ud, struct err *err)
+{
+    const struct op_table *ops = ud;
+    struct linear_args a = {
+        .N = p->gemm, .I = p->gemm, .O = p->gemm, .x = p->a, .w = p->b, .y = p->c};
+    int rc = ops->linear_fwd(p->stream, &a);
+    return rc ? err_set(err, rc, "matrix product of size %lld", (long long)p->gemm) : 0;
+}
+
+static int do_copy(struct probe *p, const void *ud, struct err *err)
+{
+    enum copy_kind kind = *(const enum copy_kind *)ud;
+    void *dst = kind == COPY_D2H ? p->host : p->a;
+    void *src = kind == COPY_H2D ? p->host : p->b;
+    return device_copy(p->device, p->stream, kind, dst, src, STREAM_BYTES, err);
+}
+
+static int do_update(struct probe *p, const void *ud, struct err *err)
+{
+    const struct op_table *ops = ud;
+    static struct adamw_step step = {.lr = 1e-3f, .bias1 = 0.1f, .bias2 = 0.001f};
+    static struct clip_result clip = {.coef = 1, .finite = 1};
+    float *v = (float *)p->b + UPDATE_PARAMS;
+    struct adamw_args a = {.n = UPDATE_PARAMS,
+                           .beta1 = 0.9f,
+                           .beta2 = 0.999f,
+                           .eps = 1e-8f,
+                           .step = &step,
+                           .clip = &clip,
+                           .grad = p->a,
+                           .master = p->c,
+                           .m = p->b,
+                           .v = v};
+    int rc = ops->adamw(p->stream, &a);
+    return rc ? err_set(err, rc, "AdamW of %d parameters", UPDATE_PARAMS) : 0;
+}
+
+static int gemm_rate(struct probe *p, enum dtype compute, double *rate, struct err *err)
+{
+    const struct op_table *ops = device_ops(p->device, compute);
+    double seconds;
+    int rc = 0;
+    if (!ops) /* planned as if in float: such a job is refused anyway */
+        return 0;
+    TRY(measure(p, do_gemm, ops, &seconds, err));
+    *rate = 2.0 * (double)p->gemm * (double)p->gemm * (double)p->gemm / seconds;
+out:
+    return rc;
+}
+
+static int copy_rate(struct probe *p, enum copy_kind kind, double *rate, struct err *err)
+{
+    double seconds;
+    int rc = measure(p, do_copy, &kind, &seconds, err);
+    if (rc == 0)
+        *rate = (kind == COPY_D2D ? 2.0 : 1.0) * STREAM_BYTES / seconds;
+    return rc;
+}
+
+/* AdamW on the CPU, whatever the device is. */
+static int update_rate(double *rate, struct err *err)
+{
+    struct device_options o = {0};
+    struct probe p = {0};
+    double seconds;
+    int rc = 0;
+    TRY(device_open(DEVICE_CPU, 0, &o, &p.device, err));
+    TRY(device_stream_create(p.device, 0, &p.stream, err));
+    p.a = xcalloc(UPDATE_PARAMS, sizeof(float));
+    p.b = xcalloc(UPDATE_PARAMS, 2 * sizeof(float));
+    p.c = xcalloc(UPDATE_PARAMS, sizeof(float));
+    TRY(measure(&p, do_update, device_ops(p.device, DT_F32), &seconds, err));
+    *rate = UPDATE_PARAMS / seconds;
+out:
+    free(p.a);
+    free(p.b);
+    free(p.c);
+    if (p.stream)
+        device_stream_destroy(p.device, p.stream);
+    if (p.device)
+        device_close(p.device);
+    return rc;
+}
+
+static int disk_rates(struct probe *p, const char *dir, struct device_profile *out, struct err *err)
+{
+    char *path = xasprintf("%s/probe-%d", dir, (int)getpid());
+    struct buf back = {0};
+    int rc = 0;
+    double start = clock_monotonic();
+    TRY(fs_write_file_atomic(path, p->host, DISK_BYTES, err)); /* with fsync */
+    out->disk_write_rate = DISK_BYTES / (clock_monotonic() - start);
+    start = clock_monotonic();
+    TRY(fs_read_file(path, DISK_BYTES, &back, err));
+    out->disk_read_rate = DISK_BYTES / (clock_monotonic() - start);
+out:
+    buf_fini(&back);
+    unlink(path);
+    free(path);
+    return rc;
+}
+
+static int alloc_buffers(struct probe *p, struct err *err)
+{
+    int rc = 0;
+    TRY(device_alloc(p->device, STREAM_BYTES, "a probe buffer", &p->a, err));
+    TRY(device_alloc(p->device, STREAM_BYTES, "a probe buffer", &p->b, err));
+    TRY(device_alloc(p->device, STREAM_BYTES, "a probe buffer", &p->c, err));
+    TRY(device_host_alloc(p->device, STREAM_BYTES, "a probe buffer", &p->host, err));
+    /* Small numbers with many different bits: rates on zeros flatter. */
+    for (int64_t i = 0; i < STREAM_BYTES / 4; i++)
+        ((float *)p->host)[i] = (float)((i * 2654435761u) >> 8 & 0xffff) * 1e-5f;
+    TRY(device_copy(p->device, p->stream, COPY_H2D, p->a, p->host, STREAM_BYTES, err));
+    TRY(device_copy(p->device, p->stream, COPY_H2D, p->b, p->host, STREAM_BYTES, err));
+out:
+    return rc;
+}
+
+static void free_buffers(struct probe *p)
+{
+    void *device_buffers[] = {p->a, p->b, p->c};
+    for (int k = 0; k < 3; k++)
+        if (device_buffers[k])
+            device_free(p->device, device_buffers[k], STREAM_BYTES);
+    if (p->host)
+        device_host_free(p->device, p->host, STREAM_BYTES);
+    if (p->stream)
+        device_stream_destroy(p->device, p->stream);
+    if (p->device)
+        device_close(p->device);
+}
+
+static int probe_device(enum device_kind kind, const char *dir, struct device_profile *out,
+                        struct err *err)
+{
+    struct device_options o = {0};
+    struct probe p = {.gemm = kind == DEVICE_CUDA ? GEMM_GPU : GEMM_CPU};
+    int rc = 0;
+
+    TRY(device_open(kind, 0, &o, &p.device, err));
+    TRY(device_stream_create(p.device, 0, &p.stream, err));
+    TRY(alloc_buffers(&p, err));
+    snprintf(out->device, sizeof out->device, "%s", p.device->name);
+    snprintf(out->kind, sizeof out->kind, "%s", kind == DEVICE_CUDA ? "cuda" : "cpu");
+    out->memory = (int64_t)p.device->memory_total;
+    out->host_memory = (int64_t)sysconf(_SC_PHYS_PAGES) * (int64_t)sysconf(_SC_PAGESIZE);
+    TRY(gemm_rate(&p, DT_F32, &out->flops_f32, err));
+    out->flops_bf16 = out->flops_f32;
+    TRY(gemm_rate(&p, DT_BF16, &out->flops_bf16, err));
+    TRY(copy_rate(&p, COPY_D2D, &out->memory_rate, err));
+    TRY(copy_rate(&p, COPY_H2D, &out->h2d_rate, err));
+    TRY(copy_rate(&p, COPY_D2H, &out->d2h_rate, err));
+    TRY(update_rate(&out->cpu_update_rate, err));
+    TRY(disk_rates(&p, dir, out, err));
+out:
+    free_buffers(&p);
+    return rc;
+}
+
+static int probe_kind(enum device_kind kind, struct err *err)
+{
+    struct device_profile profile = {0};
+    struct buf text = {0};
+    char *path = device_profile_path(kind == DEVICE_CUDA ? "cuda" : "cpu");
+    char *dir = xstrndup(path, (size_t)(strrchr(path, '/') - path));
+    int rc = 0;
+
+    TRY(fs_mkdir_p(dir, false, err));
+    TRY(probe_device(kind, dir, &profile, err));
+    TRY(device_profile_save(path, &profile, err));
+    TRY(fs_read_file(path, 1 << 16, &text, err));
+    puts(buf_str(&text));
+out:
+    buf_fini(&text);
+    free(dir);
+    free(path);
+    return rc;
+}
+
+int worker_probe(void)
+{
+    struct err err = {0};
+    int rc = probe_kind(DEVICE_CPU, &err);
+    if (rc == 0 && device_count(DEVICE_CUDA) > 0)
+        rc = probe_kind(DEVICE_CUDA, &err);
+    if (rc)
+        fprintf(stderr, "castor-worker --probe: %s\n", err.msg);
+    return rc == 0 && fflush(stdout) == 0 ? 0 : 1;
+}

@@ -1,0 +1,220 @@
+/*
+ * The supervisor of one attempt on one host. It leads its own process group; its ranks are children
+ * in that group that die with it. Ranks write to attempt-N/rank-K.log; how each ended goes into
+ * attempt-N/exit.json, the last file of an attempt.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "api/attempt_exit.h"
+#include "api/job_dir.h"
+#include "core/alloc.h"
+#include "core/clock.h"
+#include "core/fs.h"
+#include "core/json.h"
+#include "core/log.h"
+#include "worker/train/crumb.h"
+#include "worker/worker.h"
+
+enum { LOG_TAIL_LINES = 8 };
+
+struct attempt {
+    const char *jobdir;
+    int64_t number;
+    int64_t n_ranks;
+    pid_t *pids;
+    struct attempt_exit exit;
+};
+
+/* ---- ranks
+ * --------------------------------------------------------------------------------------- */
+
+/* In the child: never returns. */
+static void become_rank(const struct attempt *a, int64_t rank, int log_fd, pid_t parent)
+{
+    char attempt_text[24], rank_text[24];
+    snprintf(attempt_text, sizeof attempt_text, "%lld", (long long)a->number);
+    snprintf(rank_text, sizeof rank_text, "%lld", (long long)rank);
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent) /* it died before the line above */
+        _exit(1);
+    if (dup2(log_fd, STDERR_FILENO) < 0 || dup2(log_fd, STDOUT_FILENO) < 0)
+        _exit(1);
+    execl("/proc/self/exe", "castor-worker", "--rank", rank_text, a->jobdir, "--attempt",
+          attempt_text, (char *)NULL);
+    fprintf(stderr, "starting rank %s: %s\n", rank_text, strerror(errno));
+    _exit(127);
+}
+
+static int start_rank(struct attempt *a, int64_t rank, struct err *err)
+{
+    char *log = job_dir_rank_log(a->jobdir, a->number, rank);
+    int rc = 0;
+    int fd = open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+    if (fd < 0) {
+        rc = err_set_errno(err, errno, "%s", log);
+        goto out;
+    }
+    pid_t parent = getpid();
+    pid_t pid = fork();
+    if (pid == 0)
+        become_rank(a, rank, fd, parent);
+    if (pid < 0)
+        rc = err_set_errno(err, errno, "starting rank %lld", (long long)rank);
+    else
+        a->pids[rank] = pid;
+    close(fd);
+out:
+    free(log);
+    return rc;
+}
+
+static void signal_ranks(const struct attempt *a, int signal_number)
+{
+    for (int64_t r = 0; r < a->n_ranks; r++)
+        if (a->pids[r] > 0)
+            kill(a->pids[r], signal_number);
+}
+
+/* ---- how they ended
+ * ------------------------------------------------------------------------------ */
+
+static void read_log_tail(const struct attempt *a, int64_t rank, char *out, size_t size)
+{
+    char *path = job_dir_rank_log(a->jobdir, a->number, rank);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    free(path);
+    out[0] = 0;
+    if (fd < 0)
+        return;
+    off_t end = lseek(fd, 0, SEEK_END);
+    off_t start = end > (off_t)size - 1 ? end - ((off_t)size - 1) : 0;
+    ssize_t n = pread(fd, out, size - 1, start);
+    close(fd);
+    out[n > 0 ? n : 0] = 0;
+    char *from = out; /* begin at a line's start */
+    if (start > 0 && strchr(out, '\n'))
+        from = strchr(out, '\n') + 1;
+    int lines = 0;
+    for (char *p = out + strlen(out); p > from; p--)
+        if (p[-1] == '\n' && ++lines > LOG_TAIL_LINES) {
+            from = p;
+            break;
+        }
+    memmove(out, from, strlen(from) + 1);
+}
+
+static void note_end(struct attempt *a, int64_t rank, int status)
+{
+    struct rank_exit *e = &a->exit.ranks[rank];
+    struct crumb crumb;
+    char *path = job_dir_crumb(a->jobdir, a->number, rank);
+    crumb_read(path, &crumb);
+    free(path);
+    e->rank = rank;
+    e->pid = a->pids[rank];
+    e->exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    e->signal = WIFSIGNALED(status) ? WTERMSIG(status) : 0;
+    e->step = crumb.step;
+    snprintf(e->where, sizeof e->where, "%s", crumb.where);
+    read_log_tail(a, rank, e->log_tail, sizeof e->log_tail);
+    a->pids[rank] = 0;
+    if (e->exit_code == 0)
+        return;
+    a->exit.ok = false;
+    if (a->exit.first_failed_rank < 0) {
+        a->exit.first_failed_rank = rank;
+        log_error("supervisor", "rank %lld ended: exit code %d, signal %d, step %lld, %s",
+                  (long long)rank, e->exit_code, e->signal, (long long)e->step, e->where);
+        signal_ranks(a, SIGKILL); /* the others wait for it in vain */
+    }
+}
+
+static void watch(struct attempt *a, const volatile sig_atomic_t *terminate)
+{
+    int64_t alive = 0;
+    bool told = false;
+    for (int64_t r = 0; r < a->n_ranks; r++)
+        alive += a->pids[r] > 0;
+    while (alive > 0) {
+        int status;
+        if (*terminate && !told) {
+            signal_ranks(a, SIGTERM);
+            told = true;
+        }
+        pid_t pid = waitpid(-1, &status, WNOHANG);
+        if (pid <= 0) {
+            clock_sleep(0.05);
+            continue;
+        }
+        for (int64_t r = 0; r < a->n_ranks; r++)
+            if (a->pids[r] == pid) {
+                note_end(a, r, status);
+                alive--;
+            }
+    }
+}
+
+/* ---- the attempt
+ * --------------------------------------------------------------------------------- */
+
+static int write_record(const struct attempt *a, struct err *err)
+{
+    struct supervisor_record record;
+    char *path = job_dir_supervisor(a->jobdir, a->number);
+    int rc = 0;
+    TRY(supervisor_record_self(&record, err));
+    TRY(supervisor_record_save(path, &record, err));
+out:
+    free(path);
+    return rc;
+}
+
+static int write_exit(struct attempt *a, struct err *err)
+{
+    char *path = job_dir_exit(a->jobdir, a->number);
+    a->exit.t = clock_wall();
+    json_t *j = attempt_exit_to_json(&a->exit);
+    char *line = json_to_line(j);
+    int rc = fs_write_file_atomic(path, line, strlen(line), err);
+    free(line);
+    json_decref(j);
+    free(path);
+    return rc;
+}
+
+int supervise(const char *jobdir, int64_t attempt, const volatile sig_atomic_t *terminate,
+              struct err *err)
+{
+    struct attempt a = {.jobdir = jobdir, .number = attempt, .n_ranks = 1};
+    char *dir = job_dir_attempt(jobdir, attempt);
+    int rc = 0;
+
+    a.pids = xcalloc((size_t)a.n_ranks, sizeof *a.pids);
+    a.exit = (struct attempt_exit){.ok = true, .first_failed_rank = -1, .n_ranks = a.n_ranks};
+    a.exit.ranks = xcalloc((size_t)a.n_ranks, sizeof *a.exit.ranks);
+    if (getpgrp() != getpid())
+        setpgid(0, 0);
+    TRY(fs_mkdir_p(dir, false, err));
+    TRY(write_record(&a, err));
+    for (int64_t r = 0; r < a.n_ranks; r++)
+        TRY(start_rank(&a, r, err));
+    watch(&a, terminate);
+    TRY(write_exit(&a, err));
+    if (!a.exit.ok)
+        rc = err_set(err, ERR_PEER, "rank %lld failed", (long long)a.exit.first_failed_rank);
+out:
+    if (rc)
+        signal_ranks(&a, SIGKILL);
+    attempt_exit_fini(&a.exit);
+    free(a.pids);
+    free(dir);
+    return rc;
+}

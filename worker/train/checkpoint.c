@@ -1,0 +1,352 @@
+#include "worker/train/checkpoint.h"
+
+#include <assert.h>
+#include <dirent.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "api/job_dir.h"
+#include "core/alloc.h"
+#include "core/fs.h"
+#include "core/json.h"
+#include "worker/model/safetensors.h"
+#include "worker/model/weights.h"
+
+enum { CHECKPOINT_VERSION = 1, CHECKPOINT_JSON_MAX = 1 << 20, MAX_KEPT = 100000 };
+
+void checkpoint_tensor_name(const struct model *m, int64_t tensor, const char *part, char out[96])
+{
+    const struct tensor_desc *t = &m->tensors[tensor];
+    snprintf(out, 96, "%s.%lld.%s", tensor_role_name(t->role), (long long)t->layer, part);
+}
+
+enum part { PART_PARAM, PART_MASTER, PART_M, PART_V };
+static const char *const part_names[] = {"param", "master", "m", "v"};
+
+/* The parts of a payload, in the order in which they lie in it. */
+static int payload_parts(struct chunk_types types, enum payload p, enum part parts[3])
+{
+    int n = 0;
+    if (p == PAYLOAD_PARAM) {
+        parts[n++] = PART_PARAM;
+        return n;
+    }
+    if (chunk_has_master(types))
+        parts[n++] = PART_MASTER;
+    parts[n++] = PART_M;
+    parts[n++] = PART_V;
+    return n;
+}
+
+/* One member's slice of one part of a payload. */
+struct slice {
+    enum part part;
+    char name[96];
+    enum dtype dtype;
+    size_t offset, bytes; /* in the payload */
+};
+typedef int (*slice_fn)(void *ud, int64_t tensor, const struct slice *s, struct err *err);
+
+static int each_slice(const struct plan *p, int64_t chunk, enum payload payload, slice_fn fn,
+                      void *ud, struct err *err)
+{
+    const struct chunk *c = &p->chunks.chunks[chunk];
+    enum part parts[3];
+    int n_parts = payload_parts(p->types, payload, parts);
+    int rc = 0;
+
+    for (int part = 0; part < n_parts; part++) {
+        for (int64_t k = 0; k < c->n_members; k++) {
+            const struct chunk_member *m = &c->members[k];
+            struct slice s = {.part = parts[part],
+                              .dtype =
+                                  payload == PAYLOAD_PARAM ? p->types.compute : p->types.master};
+            size_t each = dtype_size(s.dtype);
+            s.offset = ((size_t)part * (size_t)c->n + (size_t)m->offset) * each;
+            s.bytes = (size_t)m->elements * each;
+            checkpoint_tensor_name(p->in.model, m->tensor, part_names[parts[part]], s.name);
+            TRY(fn(ud, m->tensor, &s, err));
+        }
+    }
+out:
+    return rc;
+}
+
+/* ---- saving
+ * -------------------------------------------------------------------------------------- */
+
+struct saving {
+    const struct plan *plan;
+    struct safetensors_writer *writer;
+    const char *payload;
+};
+
+static int declare_slice(void *ud, int64_t tensor, const struct slice *s, struct err *err)
+{
+    struct saving *save = ud;
+    const struct tensor_desc *t = &save->plan->in.model->tensors[tensor];
+    int64_t shape[2] = {t->rows, t->cols};
+    return safetensors_writer_declare(save->writer, s->name, s->dtype, 2, shape, err);
+}
+
+static int write_slice(void *ud, int64_t tensor, const struct slice *s, struct err *err)
+{
+    struct saving *save = ud;
+    return safetensors_writer_data(save->writer, save->payload + s->offset, s->bytes, err);
+}
+
+static int save_payload(void *ud, int64_t chunk, enum payload payload, void *host, size_t bytes,
+                        struct err *err)
+{
+    struct saving *save = ud;
+    save->payload = host;
+    return each_slice(save->plan, chunk, payload, write_slice, save, err);
+}
+
+static int declare_all(struct saving *save, struct err *err)
+{
+    const struct instr_list *l = &save->plan->lists[LIST_SAVE];
+    int rc = 0;
+    for (int64_t n = 0; n < l->n; n++)
+        TRY(each_slice(save->plan, l->items[n].chunk, l->items[n].payload, declare_slice, save,
+                       err));
+out:
+    return rc;
+}
+
+static int save_state(const char *path, const struct plan *plan, struct executor *e,
+                      struct err *err)
+{
+    struct saving save = {.plan = plan};
+    int rc = 0;
+    TRY(safetensors_writer_create(path, &save.writer, err));
+    TRY(declare_all(&save, err));
+    TRY(executor_transfer(e, LIST_SAVE, save_payload, &save, err));
+    TRY(safetensors_writer_finish(save.writer, err));
+out:
+    safetensors_writer_destroy(save.writer);
+    return rc;
+}
+
+struct run_field {
+    const char *key;
+    size_t offset;
+};
+static const struct run_field run_ints[] = {
+    {"step", offsetof(struct run_state, step)},
+    {"trained_tokens", offsetof(struct run_state, trained_tokens)},
+    {"best_step", offsetof(struct run_state, best_step)},
+    {"without_gain", offsetof(struct run_state, without_gain)},
+};
+static const struct run_field run_reals[] = {
+    {"train_loss", offsetof(struct run_state, train_loss)},
+    {"train_accuracy", offsetof(struct run_state, train_accuracy)},
+    {"valid_loss", offsetof(struct run_state, valid_loss)},
+    {"valid_accuracy", offsetof(struct run_state, valid_accuracy)},
+    {"best_loss", offsetof(struct run_state, best_loss)},
+};
+enum { N_RUN_INTS = 4, N_RUN_REALS = 5 };
+
+static int save_json(const char *path, const struct plan *plan, const struct run_state *run,
+                     uint64_t seed, struct err *err)
+{
+    json_t *j =
+        json_pack("{s:i, s:I, s:s, s:s, s:s}", "v", CHECKPOINT_VERSION, "seed", (json_int_t)seed,
+                  "family", plan->in.model->config.family, "compute",
+                  dtype_name(plan->types.compute), "master", dtype_name(plan->types.master));
+    for (int k = 0; k < N_RUN_INTS; k++)
+        json_object_set_new(
+            j, run_ints[k].key,
+            json_integer(*(const int64_t *)((const char *)run + run_ints[k].offset)));
+    for (int k = 0; k < N_RUN_REALS; k++) {
+        double x = *(const double *)((const char *)run + run_reals[k].offset);
+        json_object_set_new(j, run_reals[k].key, isfinite(x) ? json_real(x) : json_null());
+    }
+    char *line = json_to_line(j);
+    int rc = fs_write_file_atomic(path, line, strlen(line), err);
+    free(line);
+    json_decref(j);
+    return rc;
+}
+
+int checkpoint_save(const char *jobdir, const struct plan *plan, struct executor *e,
+                    const struct run_state *run, uint64_t seed, int64_t *bytes, struct err *err)
+{
+    char *parent = job_dir_checkpoints(jobdir);
+    char *tmp = xasprintf("%s/tmp-step-%lld", parent, (long long)run->step);
+    char *state = fs_join(tmp, "state.safetensors");
+    char *json = fs_join(tmp, "checkpoint.json");
+    char *final = job_dir_checkpoint(jobdir, run->step);
+    int64_t size = 0;
+    int rc = 0;
+
+    TRY(fs_remove_tree(tmp, err));
+    TRY(fs_mkdir_p(tmp, false, err));
+    TRY(save_state(state, plan, e, err));
+    TRY(save_json(json, plan, run, seed, err));
+    TRY(fs_file_size(state, &size, err));
+    TRY(fs_sync_dir(tmp, err));
+    TRY(fs_remove_tree(final, err)); /* the same step again, after a resume */
+    TRY(fs_rename_sync(tmp, final, err));
+    *bytes = size;
+out:
+    if (rc)
+        fs_remove_tree(tmp, NULL);
+    free(parent);
+    free(tmp);
+    free(state);
+    free(json);
+    free(final);
+    return rc ? err_wrap(err, rc, "checkpoint of step %lld", (long long)run->step) : 0;
+}
+
+/* ---- loading
+ * ------------------------------------------------------------------------------------- */
+
+struct loading {
+    const struct plan *plan;
+    const struct safetensors_file *file; /* a checkpoint, or */
+    struct weights_reader *weights;      /* published weights */
+    char *payload;
+};
+
+static int read_slice(void *ud, int64_t tensor, const struct slice *s, struct err *err)
+{
+    struct loading *l = ud;
+    const struct safetensor *t = safetensors_find(l->file, s->name);
+    if (!t || t->dtype != s->dtype || t->bytes != s->bytes)
+        return err_set(err, ERR_CORRUPT,
+                       "%s: tensor %s is missing or of another type or size; the checkpoint does "
+                       "not belong to this job",
+                       l->file->path, s->name);
+    return safetensors_read(l->file, t, 0, s->bytes, l->payload + s->offset, err);
+}
+
+static int read_weight(void *ud, int64_t tensor, const struct slice *s, struct err *err)
+{
+    struct loading *l = ud;
+    if (s->part == PART_M || s->part == PART_V)
+        return 0; /* moments start at zero */
+    return weights_read(l->weights, tensor, s->dtype, l->payload + s->offset, err);
+}
+
+static int load_payload(void *ud, int64_t chunk, enum payload payload, void *host, size_t bytes,
+                        struct err *err)
+{
+    struct loading *l = ud;
+    l->payload = host;
+    memset(host, 0, bytes); /* the gaps between tensors */
+    return each_slice(l->plan, chunk, payload, l->weights ? read_weight : read_slice, l, err);
+}
+
+int checkpoint_load_weights(struct weights_reader *weights, const struct plan *plan,
+                            struct executor *e, struct err *err)
+{
+    struct loading l = {.plan = plan, .weights = weights};
+    return executor_transfer(e, LIST_LOAD, load_payload, &l, err);
+}
+
+static int load_json(const char *path, const struct plan *plan, uint64_t seed,
+                     struct run_state *run, struct err *err)
+{
+    struct run_state r = {0};
+    const char *compute = NULL;
+    int64_t version = 0, saved_seed = 0;
+    json_t *j = NULL;
+    int rc = 0;
+
+    TRY(json_parse_file(path, CHECKPOINT_JSON_MAX, JSON_MAX_DEPTH_FILE, &j, err));
+    TRY(json_get_int64(j, "", "v", true, CHECKPOINT_VERSION, CHECKPOINT_VERSION, &version, err));
+    TRY(json_get_int64(j, "", "seed", true, INT64_MIN, INT64_MAX, &saved_seed, err));
+    TRY(json_get_string(j, "", "compute", true, &compute, err));
+    if ((uint64_t)saved_seed != seed || strcmp(compute, dtype_name(plan->types.compute)) != 0) {
+        rc = err_set(err, ERR_CONFLICT,
+                     "%s was made with seed %lld and %s, the job has seed %llu and %s", path,
+                     (long long)saved_seed, compute, (unsigned long long)seed,
+                     dtype_name(plan->types.compute));
+        goto out;
+    }
+    for (int k = 0; k < N_RUN_INTS; k++)
+        TRY(json_get_int64(j, "", run_ints[k].key, true, -1, INT64_MAX,
+                           (int64_t *)((char *)&r + run_ints[k].offset), err));
+    for (int k = 0; k < N_RUN_REALS; k++) {
+        double *x = (double *)((char *)&r + run_reals[k].offset);
+        *x = NAN;
+        TRY(json_get_double(j, "", run_reals[k].key, false, -1e300, 1e300, x, err));
+    }
+    *run = r;
+out:
+    json_decref(j);
+    return rc;
+}
+
+int checkpoint_load(const char *jobdir, int64_t step, const struct plan *plan, struct executor *e,
+                    uint64_t seed, struct run_state *run, struct err *err)
+{
+    char *dir = job_dir_checkpoint(jobdir, step);
+    char *state = fs_join(dir, "state.safetensors");
+    char *json = fs_join(dir, "checkpoint.json");
+    struct safetensors_file file = {.fd = -1};
+    struct run_state r;
+    bool opened = false;
+    int rc = 0;
+
+    TRY(load_json(json, plan, seed, &r, err));
+    TRY(safetensors_open(state, &file, err));
+    opened = true;
+    struct loading l = {.plan = plan, .file = &file};
+    TRY(executor_transfer(e, LIST_LOAD, load_payload, &l, err));
+    *run = r;
+out:
+    if (opened)
+        safetensors_close(&file);
+    free(dir);
+    free(state);
+    free(json);
+    return rc ? err_wrap(err, rc, "resuming from step %lld", (long long)step) : 0;
+}
+
+/* ---- retention
+ * ----------------------------------------------------------------------------------- */
+
+static int newest_first(const void *a, const void *b)
+{
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x < y) - (x > y);
+}
+
+int checkpoint_prune(const char *jobdir, int64_t keep, int64_t best_step, struct err *err)
+{
+    char *parent = job_dir_checkpoints(jobdir);
+    int64_t *steps = NULL, n = 0;
+    int rc = 0;
+    DIR *d = opendir(parent);
+
+    for (struct dirent *f; d && n < MAX_KEPT && (f = readdir(d));) {
+        long long step;
+        char rest;
+        if (sscanf(f->d_name, "step-%lld%c", &step, &rest) != 1)
+            continue;
+        steps = xrealloc(steps, (size_t)(n + 1) * sizeof *steps);
+        steps[n++] = step;
+    }
+    if (n > 0)
+        qsort(steps, (size_t)n, sizeof *steps, newest_first);
+    for (int64_t k = keep < 1 ? 1 : keep; k < n; k++) {
+        if (steps[k] == best_step)
+            continue;
+        char *dir = job_dir_checkpoint(jobdir, steps[k]);
+        rc = fs_remove_tree(dir, err);
+        free(dir);
+        if (rc)
+            break;
+    }
+    if (d)
+        closedir(d);
+    free(steps);
+    free(parent);
+    return rc;
+}

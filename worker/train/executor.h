@@ -1,0 +1,75 @@
+/*
+ * The executor: obeys a plan's lists on a device. It allocates only when it is created (the arenas,
+ * exactly as claimed), and inside a list it decides nothing: every address, order and wait is the
+ * plan's.
+ *
+ * Steps are asynchronous and two may be in flight: fill a slot's batch, queue the step, and collect
+ * its result later. Evaluation, logits and transfers return when they are done. One thread drives
+ * an executor.
+ *
+ *   executor_batch(slot, micro) ...      pinned memory to fill
+ *   executor_step(slot, input)
+ *   executor_collect(slot, &result)      waits for the device
+ */
+#ifndef CASTOR_WORKER_TRAIN_EXECUTOR_H
+#define CASTOR_WORKER_TRAIN_EXECUTOR_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/err.h"
+#include "kernels/device.h"
+#include "worker/parallel/comm.h"
+#include "worker/plan/plan.h"
+#include "worker/text/dataset.h"
+#include "worker/train/crumb.h"
+
+struct executor;
+
+struct executor_config {
+    const struct plan *plan; /* borrowed */
+    struct device *device;   /* borrowed */
+    struct comm *data_comm;  /* the data axis; borrowed */
+    struct crumb *crumb;     /* or NULL; borrowed */
+    uint64_t seed;
+    double beta1, beta2, epsilon, weight_decay, max_grad_norm;
+};
+
+int executor_create(const struct executor_config *config, struct executor **out, struct err *err);
+void executor_destroy(struct executor *e);
+
+/* The pinned arrays of one micro-batch in a slot: fills B, T and the pointers of *view. */
+void executor_batch(struct executor *e, int slot, int64_t micro, struct batch *view);
+
+struct step_input {
+    int64_t step; /* from 1: counts random numbers and bias corrections */
+    double learning_rate;
+    double grad_scale; /* 1 / target tokens of the step */
+};
+
+struct step_result {
+    double loss_sum; /* over target tokens, in row order, in double */
+    int64_t correct; /* target tokens that argmax gets right        */
+    double grad_norm;
+    bool clipped, finite; /* !finite: the update was skipped            */
+};
+
+/* Queue one optimizer step on the slot's batch. The slot must not be in flight. */
+int executor_step(struct executor *e, int slot, const struct step_input *in, struct err *err);
+/* Has the device finished the slot's step? */
+bool executor_in_flight(const struct executor *e, int slot);
+int executor_collect(struct executor *e, int slot, struct step_result *out, struct err *err);
+
+/* Forward of one micro-batch, laid into slot 0's micro-batch 0, which must not be in flight:
+ * loss_sum and correct. */
+int executor_eval(struct executor *e, struct step_result *out, struct err *err);
+/* Logits (vocab), float, behind token `position` of row 0 of slot 0's micro-batch 0. */
+int executor_logits(struct executor *e, int64_t position, float *logits, struct err *err);
+
+/* Called for every payload in list order. LOAD: fill `host`; SAVE: `host` holds the payload. */
+typedef int (*payload_fn)(void *ud, int64_t chunk, enum payload payload, void *host, size_t bytes,
+                          struct err *err);
+int executor_transfer(struct executor *e, enum plan_list list, payload_fn fn, void *ud,
+                      struct err *err);
+
+#endif

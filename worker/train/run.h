@@ -1,0 +1,52 @@
+/*
+ * A run: what the parts of the trainer share while one attempt trains. Internal to this folder.
+ */
+#ifndef CASTOR_WORKER_TRAIN_RUN_H
+#define CASTOR_WORKER_TRAIN_RUN_H
+
+#include "worker/train/checkpoint.h"
+#include "worker/train/control_reader.h"
+#include "worker/train/event_writer.h"
+#include "worker/train/executor.h"
+#include "worker/train/session.h"
+#include "worker/train/trainer.h"
+
+enum run_end { RUN_GOES_ON, RUN_CANCELLED, RUN_PAUSED, RUN_PREEMPTED, RUN_EARLY_STOP };
+
+struct run {
+    const struct trainer_options *options;
+    struct session session;
+    struct event_writer events;
+    struct control_reader control;
+    struct device *device;
+    const struct op_table *ops;
+    struct plan *plan;
+    double planned_seconds;
+    struct comm *comm;
+    struct crumb *crumb;
+    struct executor *executor;
+    struct run_state state;
+    int64_t base_step;     /* the step this attempt began behind */
+    int64_t total_targets; /* target tokens trained on, this attempt */
+    int64_t last_saved;    /* newest checkpoint's step, -1 = none */
+    int64_t last_eval;     /* step of the last evaluation, -1 = none */
+    int64_t bad_steps;     /* non-finite ones in a row */
+    double speed;          /* tokens a second, smoothed */
+    double download_told;  /* clock of the last download event */
+    enum run_end end;
+    char request[32]; /* id of the control request that ends the run, or "" */
+};
+
+int run_phase(struct run *r, enum event_phase phase, struct err *err);
+int run_warn(struct run *r, const char *code, const char *message, struct err *err);
+
+/* evaluate.c: losses over the validation set, samples; both as events. No step may be in flight. */
+int run_evaluate(struct run *r, struct err *err);
+int run_sample(struct run *r, struct err *err);
+
+/* step_loop.c: the training steps of this attempt; sets r->end. */
+int run_steps(struct run *r, struct err *err);
+/* Checkpoint now; request = id of what asked for it, or NULL. */
+int run_checkpoint(struct run *r, const char *request, struct err *err);
+
+#endif

@@ -1,0 +1,289 @@
+#include "worker/train/session.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/alloc.h"
+
+enum {
+    AUTO_EPOCHS = 3,
+    AUTO_SEQ_LENGTH = 1024,
+    AUTO_BATCH_MAX = 32,
+    AUTO_STEPS_PER_EPOCH = 64, /* aimed at when the batch size is left to us           */
+    AUTO_MICRO_TOKENS = 8192,  /* tokens of a micro-batch: enough for full GEMM speed  */
+    HEAD_LOGITS = 8 << 20,     /* logits held at a time: 32 MiB of float               */
+};
+/* Default peak learning rate for full fine-tuning, as Hugging Face's Trainer has it. */
+static const double auto_learning_rate = 5e-5;
+
+/* ---- files
+ * --------------------------------------------------------------------------------------- */
+
+static int fetch_model(struct session *s, const struct session_options *o, struct err *err)
+{
+    struct spec_model *m = &s->spec.model;
+    struct hub_config config = {.progress = o->progress, .progress_ud = o->ud};
+    struct hub_snapshot snap = {0};
+    struct hub *hub = NULL;
+    int rc = 0;
+
+    if (m->path) {
+        s->model_dir = xstrdup(m->path);
+        return 0;
+    }
+    TRY(hub_create(&config, &hub, err));
+    TRY(hub_fetch_model(hub, m->repo, m->commit ? m->commit : m->revision,
+                        o->want_weights ? HUB_WANT_WEIGHTS : HUB_WANT_METADATA, &snap, err));
+    s->model_dir = xstrdup(snap.directory);
+    free(m->commit);
+    m->commit = xstrdup(snap.commit);
+out:
+    hub_snapshot_fini(&snap);
+    hub_destroy(hub);
+    return rc ? err_set_param(err, rc, "model") : 0;
+}
+
+static int load_model(struct session *s, struct err *err)
+{
+    struct decoder_config config = {0};
+    int rc = 0;
+
+    TRY(decoder_config_load(s->model_dir, &config, err));
+    model_init(&s->model, &config);
+    TRY(tokenizer_load(s->model_dir, &s->tokenizer, err));
+    if (tokenizer_vocab_size(s->tokenizer) > s->model.config.vocab) {
+        rc = err_set(err, ERR_INVALID,
+                     "the tokenizer has %lld tokens and the model's embedding %lld rows; the files "
+                     "of the repository do not belong together",
+                     (long long)tokenizer_vocab_size(s->tokenizer),
+                     (long long)s->model.config.vocab);
+    }
+out:
+    decoder_config_fini(&config);
+    return rc ? err_set_param(err, rc, "model") : 0;
+}
+
+static int load_data(struct session *s, struct err *err)
+{
+    const struct job_spec *spec = &s->spec;
+    struct dataset_options o = {.format = spec->dataset.format,
+                                .max_seq_length = s->seq_length,
+                                .packing = spec->dataset.packing,
+                                .max_examples = spec->dataset.max_examples,
+                                .min_examples = spec->dataset.min_examples,
+                                .seed = (uint64_t)spec->seed,
+                                .param = "training_file",
+                                .name = spec->training_file.filename};
+    int rc = 0;
+
+    TRY(dataset_load(spec->training_file.path, s->tokenizer, &o, &s->train, err));
+    if (spec->validation_file.id) {
+        o.min_examples = 1;
+        o.max_examples = 0;
+        o.param = "validation_file";
+        o.name = spec->validation_file.filename;
+        TRY(dataset_load(spec->validation_file.path, s->tokenizer, &o, &s->validation, err));
+    } else if (spec->dataset.validation_fraction > 0) {
+        TRY(dataset_split(s->train, spec->dataset.validation_fraction, &s->validation, err));
+    }
+out:
+    return rc;
+}
+
+/* ---- choices
+ * ------------------------------------------------------------------------------------- */
+
+static int64_t clamp(int64_t x, int64_t low, int64_t high)
+{
+    return x < low ? low : x > high ? high : x;
+}
+
+static void settle_int(struct auto_int *a, int64_t value)
+{
+    if (a->is_auto)
+        *a = (struct auto_int){.value = value};
+}
+
+static void settle_real(struct auto_real *a, double value)
+{
+    if (a->is_auto)
+        *a = (struct auto_real){.value = value};
+}
+
+static int choose_length(struct session *s, struct err *err)
+{
+    int64_t most = s->model.config.max_positions;
+    int64_t asked = s->spec.dataset.max_seq_length;
+    if (asked > most) {
+        int rc = err_set(err, ERR_INVALID,
+                         "dataset.max_seq_length is %lld, but the model's positions end at %lld",
+                         (long long)asked, (long long)most);
+        return err_set_param(err, rc, "dataset.max_seq_length");
+    }
+    s->seq_length = asked > 0 ? asked : clamp(AUTO_SEQ_LENGTH, 2, most);
+    s->spec.dataset.max_seq_length = s->seq_length;
+    return 0;
+}
+
+static void choose_steps(struct session *s)
+{
+    struct job_spec *spec = &s->spec;
+    struct dataset_stats stats;
+    dataset_get_stats(s->train, &stats);
+
+    settle_int(&spec->hyper.n_epochs, AUTO_EPOCHS);
+    settle_int(&spec->hyper.batch_size,
+               clamp(stats.rows / AUTO_STEPS_PER_EPOCH, 1, AUTO_BATCH_MAX));
+    settle_real(&spec->hyper.learning_rate_multiplier, 1.0);
+    settle_real(&spec->optimization.learning_rate,
+                auto_learning_rate * spec->hyper.learning_rate_multiplier.value);
+
+    int64_t batch = spec->hyper.batch_size.value;
+    settle_int(&spec->optimization.micro_batch_size,
+               clamp(AUTO_MICRO_TOKENS / s->seq_length, 1, batch));
+    s->micro_batch = clamp(spec->optimization.micro_batch_size.value, 1, batch);
+    spec->optimization.micro_batch_size.value = s->micro_batch;
+    s->micro_batches = (batch + s->micro_batch - 1) / s->micro_batch;
+    s->head_rows = clamp(HEAD_LOGITS / s->model.config.vocab, 16, s->micro_batch * s->seq_length);
+
+    s->steps_per_epoch = (stats.rows + batch - 1) / batch;
+    s->total_steps = s->steps_per_epoch * spec->hyper.n_epochs.value;
+    if (spec->optimization.max_steps > 0 && spec->optimization.max_steps < s->total_steps)
+        s->total_steps = spec->optimization.max_steps;
+}
+
+static void choose_rest(struct session *s)
+{
+    struct job_spec *spec = &s->spec;
+
+    if (spec->precision.compute == COMPUTE_AUTO)
+        spec->precision.compute = COMPUTE_FP32;
+    if (spec->placement.policy == PLACE_AUTO)
+        spec->placement.policy = PLACE_CUDA; /* what the planner of this build does */
+    spec->parallelism.is_auto = false;
+    spec->resolved = true;
+}
+
+/* ---- the whole
+ * ----------------------------------------------------------------------------------- */
+
+static int copy_spec(const struct job_spec *from, struct job_spec *to, struct err *err)
+{
+    json_t *j = job_spec_to_json(from);
+    int rc = job_spec_from_json(j, to, err);
+    json_decref(j);
+    return rc;
+}
+
+static void begin(const struct session_options *o, enum event_phase phase)
+{
+    if (o->on_phase)
+        o->on_phase(o->ud, phase);
+}
+
+int session_prepare(const struct job_spec *spec, const struct session_options *options,
+                    struct session *out, struct err *err)
+{
+    struct session s = {0};
+    int rc = 0;
+
+    TRY(copy_spec(spec, &s.spec, err));
+    begin(options, PHASE_RESOLVING);
+    TRY(fetch_model(&s, options, err));
+    begin(options, PHASE_LOADING);
+    TRY(load_model(&s, err));
+    TRY(choose_length(&s, err));
+    TRY(load_data(&s, err));
+    choose_steps(&s);
+    choose_rest(&s);
+    *out = s;
+    s = (struct session){0};
+out:
+    session_fini(&s);
+    return rc;
+}
+
+void session_fini(struct session *s)
+{
+    dataset_destroy(s->validation);
+    dataset_destroy(s->train);
+    tokenizer_destroy(s->tokenizer);
+    model_fini(&s->model);
+    free(s->model_dir);
+    job_spec_fini(&s->spec);
+    *s = (struct session){0};
+}
+
+int session_plan(const struct session *s, const struct op_table *ops,
+                 const struct device_profile *profile, size_t device_limit, struct plan **out,
+                 struct err *err)
+{
+    const struct spec_parallelism *par = &s->spec.parallelism;
+    int64_t limit = s->spec.placement.gpu_memory_limit;
+    const struct auto_real *dropout = &s->spec.optimization.dropout;
+    const struct decoder_config *c = &s->model.config;
+    struct plan_input in = {.model = &s->model,
+                            .ops = ops,
+                            .profile = profile,
+                            .policy = s->spec.placement.policy,
+                            .limit[TIER_GPU] = device_limit,
+                            .micro_batch = s->micro_batch,
+                            .micro_batches = s->micro_batches,
+                            .seq_length = s->seq_length,
+                            .head_rows = s->head_rows,
+                            .embed_dropout = c->embed_dropout,
+                            .hidden_dropout = c->hidden_dropout,
+                            .attn_dropout = c->attn_dropout};
+    int64_t axes[AXIS_COUNT] = {par->tensor_size, 1,         1,
+                                par->context,     par->data, par->pipeline_stages};
+    int rc = 0;
+
+    if (!dropout->is_auto) /* places where the family has none stay without */
+        in.hidden_dropout = dropout->value;
+    if (!dropout->is_auto && c->embed_dropout > 0)
+        in.embed_dropout = dropout->value;
+    if (!dropout->is_auto && c->attn_dropout > 0)
+        in.attn_dropout = dropout->value;
+    if (limit > 0 && (device_limit == 0 || (size_t)limit < device_limit))
+        in.limit[TIER_GPU] = (size_t)limit;
+    TRY(mesh_init(&in.mesh, axes, err));
+    TRY(plan_build(&in, out, err));
+out:
+    return rc;
+}
+
+int session_report(const struct session *s, const struct plan *plan, const char *device_kind,
+                   const char *device_name, struct plan_report *out, struct err *err)
+{
+    struct plan_report r = {.parameters = s->model.n_params,
+                            .layers = s->model.config.layers,
+                            .vocabulary = s->model.config.vocab,
+                            .context_length = s->model.config.max_positions,
+                            .steps = s->total_steps,
+                            .steps_per_epoch = s->steps_per_epoch};
+    struct dataset_stats stats;
+    int rc = 0;
+
+    TRY(copy_spec(&s->spec, &r.spec, err));
+    snprintf(r.family, sizeof r.family, "%s", s->model.config.family);
+    snprintf(r.device_kind, sizeof r.device_kind, "%s", device_kind);
+    snprintf(r.device_name, sizeof r.device_name, "%s", device_name);
+    dataset_get_stats(s->train, &stats);
+    r.examples = stats.examples;
+    r.tokens = stats.tokens;
+    r.target_tokens = stats.target_tokens;
+    r.rows = stats.rows;
+    if (s->validation) {
+        dataset_get_stats(s->validation, &stats);
+        r.validation_examples = stats.examples;
+        r.validation_tokens = stats.tokens;
+    }
+    TRY(plan_fill_report(plan, &r, err));
+    *out = r;
+    r = (struct plan_report){0};
+out:
+    plan_report_fini(&r);
+    return rc;
+}

@@ -1,0 +1,56 @@
+/*
+ * A session: everything that training needs before the device is touched, made from the job's spec:
+ * the model's files, its anatomy, the tokenizer, the data, and the spec with every "auto" decided.
+ * `castor-worker --plan` ends here and prints the report; training goes on from here.
+ *
+ * What is decided here is written back into the spec and is final: the same spec, model and data
+ * give the same session on every machine.
+ */
+#ifndef CASTOR_WORKER_TRAIN_SESSION_H
+#define CASTOR_WORKER_TRAIN_SESSION_H
+
+#include "api/event.h"
+#include "api/job_spec.h"
+#include "api/plan_report.h"
+#include "core/err.h"
+#include "worker/hub/hub.h"
+#include "worker/model/model.h"
+#include "worker/plan/plan.h"
+#include "worker/text/dataset.h"
+#include "worker/text/tokenizer.h"
+
+/* Called when a phase begins. */
+typedef void (*session_phase_fn)(void *ud, enum event_phase phase);
+
+struct session_options {
+    bool want_weights;         /* false: config, tokenizer and data are enough, for a plan */
+    hub_progress_fn progress;  /* or NULL */
+    session_phase_fn on_phase; /* or NULL */
+    void *ud;                  /* of both */
+};
+
+struct session {
+    struct job_spec spec; /* resolved */
+    char *model_dir;
+    struct model model;
+    struct tokenizer *tokenizer;
+    struct dataset *train, *validation; /* validation NULL when there is none */
+    int64_t steps_per_epoch, total_steps;
+    int64_t micro_batch, micro_batches, seq_length, head_rows; /* frozen choices */
+};
+
+int session_prepare(const struct job_spec *spec, const struct session_options *options,
+                    struct session *out, struct err *err);
+void session_fini(struct session *s);
+
+/* The plan for this session on an op table within a limit of device bytes (0 = none). `profile` may
+ * be NULL. */
+int session_plan(const struct session *s, const struct op_table *ops,
+                 const struct device_profile *profile, size_t device_limit, struct plan **out,
+                 struct err *err);
+
+/* The report of session and plan; strings and JSON are the report's own. */
+int session_report(const struct session *s, const struct plan *plan, const char *device_kind,
+                   const char *device_name, struct plan_report *out, struct err *err);
+
+#endif

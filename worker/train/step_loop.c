@@ -1,0 +1,284 @@
+/* The training steps of one attempt: queue, collect, report, and what happens at step boundaries.
+ */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/clock.h"
+#include "worker/train/lr.h"
+#include "worker/train/run.h"
+
+enum { MAX_BAD_STEPS = 3 }; /* non-finite gradients in a row before training is given up */
+
+/* What a step in flight was given; its result comes later. */
+struct pending {
+    bool active;
+    int64_t step, tokens, targets;
+    double learning_rate;
+};
+
+struct loop {
+    struct run *r;
+    struct pending slots[STEP_SLOTS];
+    double last_collect; /* monotonic */
+};
+
+/* ---- one step
+ * ------------------------------------------------------------------------------------ */
+
+static int queue_step(struct loop *l, int64_t step, struct err *err)
+{
+    struct run *r = l->r;
+    const struct session *s = &r->session;
+    int slot = (int)(step % STEP_SLOTS);
+    int64_t epoch = (step - 1) / s->steps_per_epoch;
+    int64_t row = (step - 1) % s->steps_per_epoch * s->spec.hyper.batch_size.value;
+    int64_t end = row + s->spec.hyper.batch_size.value;
+    struct pending p = {.active = true, .step = step};
+
+    for (int64_t m = 0; m < s->micro_batches; m++) {
+        struct batch b;
+        executor_batch(r->executor, slot, m, &b);
+        int64_t first = row + m * s->micro_batch;
+        dataset_fill(s->train, epoch, first, &b);
+        if (first + s->micro_batch > end) /* the last micro-batch of a batch it does not divide */
+            for (int64_t i = (end - first) * b.T; i < b.B * b.T; i++) {
+                b.n_targets -= b.targets[i] != TARGET_IGNORE;
+                b.targets[i] = TARGET_IGNORE;
+            }
+        p.tokens += b.n_tokens;
+        p.targets += b.n_targets;
+    }
+    p.learning_rate = lr_at(&s->spec.optimization, step, s->total_steps);
+    struct step_input in = {.step = step,
+                            .learning_rate = p.learning_rate,
+                            .grad_scale = p.targets > 0 ? 1.0 / (double)p.targets : 0};
+    int rc = executor_step(r->executor, slot, &in, err);
+    if (rc == 0)
+        l->slots[slot] = p;
+    return rc;
+}
+
+static struct event_memory tier_memory(const struct run *r, enum plan_tier tier, size_t now,
+                                       size_t peak)
+{
+    return (struct event_memory){
+        .planned_peak = (int64_t)r->plan->claim[tier], .peak = (int64_t)peak, .now = (int64_t)now};
+}
+
+static int report_step(struct loop *l, const struct pending *p, const struct step_result *res,
+                       double seconds, struct err *err)
+{
+    struct run *r = l->r;
+    const struct device_counters *c = &r->device->counters;
+    double n = p->targets > 0 ? (double)p->targets : 1;
+    double speed = (double)p->tokens / seconds;
+
+    r->speed = r->speed > 0 ? 0.9 * r->speed + 0.1 * speed : speed;
+    r->state.step = p->step;
+    r->state.trained_tokens += p->tokens;
+    r->state.train_loss = res->loss_sum / n;
+    r->state.train_accuracy = (double)res->correct / n;
+    r->total_targets += p->targets;
+    struct event e = {.type = EVENT_STEP,
+                      .step = {.step = p->step,
+                               .total_steps = r->session.total_steps,
+                               .epoch = (double)p->step / (double)r->session.steps_per_epoch,
+                               .loss = r->state.train_loss,
+                               .accuracy = r->state.train_accuracy,
+                               .grad_norm = res->grad_norm,
+                               .clipped = res->clipped,
+                               .learning_rate = p->learning_rate,
+                               .tokens = p->tokens,
+                               .target_tokens = p->targets,
+                               .total_target_tokens = r->total_targets,
+                               .seconds = seconds,
+                               .planned_seconds = r->planned_seconds,
+                               .tokens_per_second = speed,
+                               .seconds_remaining = (double)(r->session.total_steps - p->step) *
+                                                    (double)p->tokens / r->speed,
+                               .gpu = tier_memory(r, TIER_GPU, c->device_now, c->device_peak),
+                               .host = tier_memory(r, TIER_HOST, c->host_now, c->host_peak),
+                               .h2d_bytes = (int64_t)c->h2d_bytes,
+                               .d2h_bytes = (int64_t)c->d2h_bytes}};
+    return event_write(&r->events, &e, err);
+}
+
+static int check_numbers(struct run *r, const struct pending *p, const struct step_result *res,
+                         struct err *err)
+{
+    if (res->finite && isfinite(res->loss_sum)) {
+        r->bad_steps = 0;
+        return 0;
+    }
+    char text[160];
+    snprintf(text, sizeof text,
+             "step %lld: the loss or a gradient is not finite; no update was made",
+             (long long)p->step);
+    if (++r->bad_steps < MAX_BAD_STEPS)
+        return run_warn(r, "not_finite", text, err);
+    int rc =
+        err_set(err, ERR_NUMERIC,
+                "the loss or gradients were not finite in %d steps in a row, the last one %lld; a "
+                "lower optimization.learning_rate or a longer warm-up usually helps",
+                MAX_BAD_STEPS, (long long)p->step);
+    return err_set_reason(err, rc, "nan_loss");
+}
+
+static int collect_step(struct loop *l, int slot, struct err *err)
+{
+    struct pending *p = &l->slots[slot];
+    struct step_result res;
+    int rc = 0;
+
+    if (!p->active)
+        return 0;
+    TRY(executor_collect(l->r->executor, slot, &res, err));
+    double now = clock_monotonic();
+    p->active = false;
+    TRY(report_step(l, p, &res, now - l->last_collect, err));
+    l->last_collect = now;
+    TRY(check_numbers(l->r, p, &res, err));
+out:
+    return rc;
+}
+
+/* ---- between steps
+ * ------------------------------------------------------------------------------- */
+
+int run_checkpoint(struct run *r, const char *request, struct err *err)
+{
+    double start = clock_monotonic();
+    int64_t bytes = 0;
+    char path[64];
+    int rc = 0;
+
+    TRY(run_phase(r, PHASE_CHECKPOINTING, err));
+    TRY(checkpoint_save(r->options->jobdir, r->plan, r->executor, &r->state,
+                        (uint64_t)r->session.spec.seed, &bytes, err));
+    TRY(checkpoint_prune(r->options->jobdir, r->session.spec.optimization.keep_checkpoints,
+                         r->state.best_step, err));
+    r->last_saved = r->state.step;
+    snprintf(path, sizeof path, "checkpoints/step-%lld", (long long)r->state.step);
+    struct event e = {.type = EVENT_CHECKPOINT,
+                      .checkpoint = {.step = r->state.step,
+                                     .path = path,
+                                     .bytes = bytes,
+                                     .seconds = clock_monotonic() - start,
+                                     .train_loss = r->state.train_loss,
+                                     .train_accuracy = r->state.train_accuracy,
+                                     .valid_loss = r->state.valid_loss,
+                                     .valid_accuracy = r->state.valid_accuracy,
+                                     .request = request}};
+    TRY(event_write(&r->events, &e, err));
+out:
+    return rc;
+}
+
+/* A checkpoint that cannot be written for lack of space must not cost the run: warn, go on with
+ * what there is. */
+static int scheduled_checkpoint(struct run *r, const char *request, struct err *err)
+{
+    struct err cause = {0};
+    int rc = run_checkpoint(r, request, &cause);
+    if (rc == ERR_NOSPACE)
+        return run_warn(r, "checkpoint_failed", cause.msg, err);
+    if (rc)
+        *err = cause;
+    return rc;
+}
+
+static bool every(int64_t step, int64_t interval, int64_t steps_per_epoch)
+{
+    return step % (interval > 0 ? interval : steps_per_epoch) == 0;
+}
+
+static int obey(struct run *r, struct err *err)
+{
+    struct control c;
+    bool found;
+    int rc = 0;
+
+    for (;;) {
+        TRY(control_reader_next(&r->control, &c, &found, err));
+        if (!found)
+            break;
+        if (c.type == CONTROL_CHECKPOINT) {
+            TRY(scheduled_checkpoint(r, c.id, err));
+            continue;
+        }
+        r->end = c.type == CONTROL_CANCEL ? RUN_CANCELLED : RUN_PAUSED;
+        snprintf(r->request, sizeof r->request, "%s", c.id);
+        return 0;
+    }
+    if (*r->options->terminate)
+        r->end = RUN_PREEMPTED;
+out:
+    return rc;
+}
+
+static int end_of_step(struct run *r, struct err *err)
+{
+    const struct spec_optimization *o = &r->session.spec.optimization;
+    int64_t step = r->state.step, epoch = r->session.steps_per_epoch;
+    bool last = step == r->session.total_steps;
+    int rc = 0;
+
+    if (last || every(step, o->eval_interval, epoch)) {
+        TRY(run_evaluate(r, err));
+        if (o->early_stopping.patience > 0 && r->state.without_gain >= o->early_stopping.patience)
+            r->end = RUN_EARLY_STOP;
+    }
+    if (!last && r->end == RUN_GOES_ON && every(step, o->checkpoint_interval, epoch))
+        TRY(scheduled_checkpoint(r, NULL, err));
+out:
+    return rc;
+}
+
+/* Nothing in flight behind this: boundaries that look at the model need it at rest. */
+static int drain(struct loop *l, struct err *err)
+{
+    int rc = 0;
+    for (int64_t k = 1; k <= STEP_SLOTS; k++)
+        TRY(collect_step(l, (int)((l->r->state.step + k) % STEP_SLOTS), err));
+out:
+    return rc;
+}
+
+static bool is_boundary(const struct run *r, int64_t step)
+{
+    const struct spec_optimization *o = &r->session.spec.optimization;
+    int64_t epoch = r->session.steps_per_epoch;
+    return step == r->session.total_steps || every(step, o->eval_interval, epoch) ||
+           every(step, o->checkpoint_interval, epoch);
+}
+
+int run_steps(struct run *r, struct err *err)
+{
+    struct loop l = {.r = r, .last_collect = clock_monotonic()};
+    int rc = 0;
+
+    TRY(run_phase(r, PHASE_TRAINING, err));
+    for (int64_t step = r->state.step + 1; step <= r->session.total_steps; step++) {
+        TRY(obey(r, err));
+        if (r->end != RUN_GOES_ON)
+            break;
+        TRY(queue_step(&l, step, err));
+        if (r->device->kind == DEVICE_CPU || is_boundary(r, step)) {
+            TRY(drain(&l, err));
+        } else {
+            TRY(collect_step(&l, (int)((step + 1) % STEP_SLOTS), err)); /* the one before */
+        }
+        if (is_boundary(r, step)) {
+            TRY(end_of_step(r, err));
+            if (r->end != RUN_GOES_ON)
+                break;
+            if (step < r->session.total_steps)
+                TRY(run_phase(r, PHASE_TRAINING, err));
+            l.last_collect = clock_monotonic();
+        }
+    }
+    TRY(drain(&l, err));
+out:
+    return rc;
+}

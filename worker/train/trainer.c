@@ -1,0 +1,304 @@
+#include "worker/train/trainer.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "api/job_dir.h"
+#include "core/alloc.h"
+#include "core/clock.h"
+#include "core/fs.h"
+#include "core/log.h"
+#include "kernels/op_table.h"
+#include "worker/model/weights.h"
+#include "worker/train/export.h"
+#include "worker/train/run.h"
+
+/* ---- device
+ * -------------------------------------------------------------------------------------- */
+
+int trainer_open_device(const struct job_spec *spec, struct device **out, struct err *err)
+{
+    bool gpu = spec->resources.device != DEVICE_ONLY_CPU && device_count(DEVICE_CUDA) > 0;
+    if (spec->resources.device == DEVICE_ONLY_GPU && !gpu)
+        return err_set(err, ERR_UNSUPPORTED,
+                       "the job asks for a GPU and this machine has none that works; set "
+                       "resources.device to \"auto\" or \"cpu\"");
+    struct device_options o = {.memory_limit = (size_t)spec->placement.gpu_memory_limit};
+    return device_open(gpu ? DEVICE_CUDA : DEVICE_CPU, 0, &o, out, err);
+}
+
+int trainer_pick_ops(struct device *d, const struct job_spec *spec, const struct op_table **out,
+                     struct err *err)
+{
+    enum dtype compute = spec->precision.compute == COMPUTE_BF16   ? DT_BF16
+                         : spec->precision.compute == COMPUTE_FP16 ? DT_F16
+                                                                   : DT_F32;
+    const struct op_table *ops = device_ops(d, compute);
+    if (!ops)
+        return err_set(err, ERR_UNSUPPORTED,
+                       "%s does not compute in %s; set precision.compute to \"fp32\"", d->name,
+                       dtype_name(compute));
+    *out = ops;
+    return 0;
+}
+
+/* ---- events
+ * -------------------------------------------------------------------------------------- */
+
+int run_phase(struct run *r, enum event_phase phase, struct err *err)
+{
+    struct event e = {.type = EVENT_PHASE, .phase = phase};
+    return event_write(&r->events, &e, err);
+}
+
+int run_warn(struct run *r, const char *code, const char *message, struct err *err)
+{
+    struct event e = {.type = EVENT_WARNING, .warning = {.code = code, .message = message}};
+    log_warn("train", "%s: %s", code, message);
+    return event_write(&r->events, &e, err);
+}
+
+static void on_phase(void *ud, enum event_phase phase)
+{
+    run_phase(ud, phase, NULL);
+}
+
+static int on_progress(void *ud, const char *file, int64_t done, int64_t total, int64_t all_done,
+                       int64_t all_total)
+{
+    struct run *r = ud;
+    if (r->download_told == 0)
+        run_phase(r, PHASE_DOWNLOADING, NULL);
+    r->download_told = clock_monotonic();
+    struct event e = {.type = EVENT_DOWNLOAD,
+                      .download = {.file = file,
+                                   .bytes_done = done,
+                                   .bytes_total = total,
+                                   .total_bytes_done = all_done,
+                                   .total_bytes_total = all_total}};
+    event_write(&r->events, &e, NULL);
+    return *r->options->terminate ? ERR_CANCELLED : 0;
+}
+
+/* ---- preparing
+ * ----------------------------------------------------------------------------------- */
+
+static int prepare_plan(struct run *r, struct err *err)
+{
+    struct plan_report report = {0};
+    struct device_profile profile;
+    struct plan_simulation sim;
+    int rc = 0;
+
+    TRY(run_phase(r, PHASE_COMPILING, err));
+    TRY(trainer_open_device(&r->session.spec, &r->device, err));
+    TRY(trainer_pick_ops(r->device, &r->session.spec, &r->ops, err));
+    const char *kind = r->device->kind == DEVICE_CUDA ? "cuda" : "cpu";
+    char *path = device_profile_path(kind);
+    bool known = device_profile_load(path, &profile, NULL) == 0 &&
+                 strcmp(profile.device, r->device->name) == 0;
+    free(path);
+    TRY(session_plan(&r->session, r->ops, known ? &profile : NULL, r->device->memory_limit,
+                     &r->plan, err));
+    TRY(plan_simulate(r->plan, LIST_TRAIN, &sim, err));
+    r->planned_seconds = sim.seconds;
+    TRY(session_report(&r->session, r->plan, kind, r->device->name, &report, err));
+    json_t *j = plan_report_to_json(&report);
+    struct event e = {.type = EVENT_PLAN, .plan = j};
+    rc = event_write(&r->events, &e, err);
+    json_decref(j);
+out:
+    plan_report_fini(&report);
+    return rc;
+}
+
+static int prepare_executor(struct run *r, struct err *err)
+{
+    const struct spec_optimization *o = &r->session.spec.optimization;
+    char *crumb = job_dir_crumb(r->options->jobdir, r->options->attempt, r->options->rank);
+    int rc = 0;
+
+    TRY(crumb_open(crumb, &r->crumb, err));
+    TRY(comm_self_create(r->device, &r->comm, err));
+    struct executor_config config = {.plan = r->plan,
+                                     .device = r->device,
+                                     .data_comm = r->comm,
+                                     .crumb = r->crumb,
+                                     .seed = (uint64_t)r->session.spec.seed,
+                                     .beta1 = o->beta1,
+                                     .beta2 = o->beta2,
+                                     .epsilon = o->epsilon,
+                                     .weight_decay = o->weight_decay,
+                                     .max_grad_norm = o->max_grad_norm};
+    TRY(executor_create(&config, &r->executor, err));
+out:
+    free(crumb);
+    return rc;
+}
+
+static int load_weights(struct run *r, struct err *err)
+{
+    struct weights_reader *weights = NULL;
+    int64_t step = -1;
+    int rc = 0;
+
+    TRY(run_phase(r, PHASE_LOADING, err));
+    TRY(job_dir_last_checkpoint(r->options->jobdir, &step, err));
+    if (step >= 0) {
+        TRY(checkpoint_load(r->options->jobdir, step, r->plan, r->executor,
+                            (uint64_t)r->session.spec.seed, &r->state, err));
+        log_info("train", "resumed step=%lld", (long long)step);
+    } else {
+        TRY(weights_open(r->session.model_dir, &r->session.model, &weights, err));
+        TRY(checkpoint_load_weights(weights, r->plan, r->executor, err));
+        r->state = (struct run_state){.train_loss = NAN,
+                                      .train_accuracy = NAN,
+                                      .valid_loss = NAN,
+                                      .valid_accuracy = NAN,
+                                      .best_loss = NAN};
+    }
+    r->base_step = r->state.step;
+    r->last_saved = step;
+    r->last_eval = -1;
+out:
+    weights_close(weights);
+    return rc;
+}
+
+/* ---- the end
+ * ------------------------------------------------------------------------------------- */
+
+static int finish_stopped(struct run *r, struct err *err)
+{
+    static const enum stop_reason reasons[] = {[RUN_CANCELLED] = STOP_CANCELLED,
+                                               [RUN_PAUSED] = STOP_PAUSED,
+                                               [RUN_PREEMPTED] = STOP_PREEMPTED};
+    int rc = 0;
+
+    if (r->end != RUN_CANCELLED && r->state.step > r->last_saved)
+        TRY(run_checkpoint(r, r->request[0] ? r->request : NULL, err));
+    struct event e = {.type = EVENT_STOPPED,
+                      .stopped = {.reason = reasons[r->end],
+                                  .request = r->request[0] ? r->request : NULL,
+                                  .step = r->state.step,
+                                  .checkpoint_step = r->last_saved}};
+    TRY(event_write(&r->events, &e, err));
+out:
+    return rc;
+}
+
+static int finish_trained(struct run *r, struct err *err)
+{
+    struct run_state *st = &r->state;
+    int64_t exported = st->step;
+    int rc = 0;
+
+    TRY(run_sample(r, err));
+    if (r->last_saved != st->step)
+        TRY(run_checkpoint(r, NULL, err));
+    if (r->end == RUN_EARLY_STOP) {
+        char *best = job_dir_checkpoint(r->options->jobdir, st->best_step);
+        if (fs_exists(best))
+            exported = st->best_step;
+        free(best);
+    }
+    TRY(run_phase(r, PHASE_EXPORTING, err));
+    TRY(export_model(r->options->jobdir, exported, r->session.model_dir, &r->session.model,
+                     &r->session.spec, err));
+    struct event e = {.type = EVENT_FINISHED,
+                      .finished = {.steps = st->step,
+                                   .trained_tokens = st->trained_tokens,
+                                   .output = "output",
+                                   .train_loss = st->train_loss,
+                                   .valid_loss = st->valid_loss}};
+    TRY(event_write(&r->events, &e, err));
+out:
+    return rc;
+}
+
+/* ---- the attempt
+ * --------------------------------------------------------------------------------- */
+
+static int train(struct run *r, const struct job_spec *spec, struct err *err)
+{
+    struct session_options options = {
+        .want_weights = true, .progress = on_progress, .on_phase = on_phase, .ud = r};
+    int rc = 0;
+
+    TRY(session_prepare(spec, &options, &r->session, err));
+    TRY(prepare_plan(r, err));
+    TRY(prepare_executor(r, err));
+    TRY(load_weights(r, err));
+    if (r->state.step == 0) { /* where it starts from, for comparison */
+        TRY(run_evaluate(r, err));
+        TRY(run_sample(r, err));
+    }
+    TRY(run_steps(r, err));
+    if (r->end == RUN_GOES_ON || r->end == RUN_EARLY_STOP)
+        TRY(finish_trained(r, err));
+    else
+        TRY(finish_stopped(r, err));
+out:
+    return rc;
+}
+
+static void release(struct run *r)
+{
+    executor_destroy(r->executor);
+    comm_destroy(r->comm);
+    crumb_close(r->crumb);
+    plan_destroy(r->plan);
+    if (r->device)
+        device_close(r->device);
+    session_fini(&r->session);
+    control_reader_fini(&r->control);
+    event_writer_fini(&r->events);
+}
+
+/* Stopped before training began, or an error: either way the attempt's last event. */
+static int write_end(struct run *r, int rc, struct err *cause, struct err *err)
+{
+    struct event e = {.type = EVENT_STOPPED,
+                      .stopped = {.reason = STOP_PREEMPTED,
+                                  .step = r->state.step,
+                                  .checkpoint_step = r->last_saved}};
+    if (rc != ERR_CANCELLED)
+        e = (struct event){
+            .type = EVENT_FAILED,
+            .failed = {.code = rc,
+                       .reason = cause->reason[0] ? cause->reason : err_code_name(rc),
+                       .message = cause->msg,
+                       .param = cause->param[0] ? cause->param : NULL}};
+    return event_write(&r->events, &e, err);
+}
+
+int trainer_run(const struct trainer_options *options, struct err *err)
+{
+    struct run r = {.options = options, .last_saved = -1, .events.file.fd = -1};
+    char *spec_path = job_dir_spec(options->jobdir);
+    char *events = job_dir_events(options->jobdir, options->attempt);
+    struct job_spec spec = {0};
+    struct err cause = {0};
+    int rc = 0;
+
+    TRY(event_writer_init(&r.events, events, options->attempt, err));
+    rc = job_spec_load(spec_path, &spec, &cause);
+    if (rc == 0)
+        rc = control_reader_init(&r.control, options->jobdir, options->attempt, &cause);
+    if (rc == 0)
+        rc = train(&r, &spec, &cause);
+    if (rc) {
+        log_error("train", "%s", cause.msg);
+        write_end(&r, rc, &cause, NULL);
+        *err = cause;
+    }
+    event_writer_sync(&r.events, NULL);
+out:
+    release(&r);
+    job_spec_fini(&spec);
+    free(events);
+    free(spec_path);
+    return rc == ERR_CANCELLED ? 0 : rc;
+}

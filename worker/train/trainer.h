@@ -1,0 +1,33 @@
+/*
+ * The trainer: one attempt of a job on one rank, from spec.json to output/. It resumes from the
+ * newest checkpoint, reports by events, obeys control.jsonl at step boundaries, and on SIGTERM
+ * checkpoints and stops.
+ */
+#ifndef CASTOR_WORKER_TRAIN_TRAINER_H
+#define CASTOR_WORKER_TRAIN_TRAINER_H
+
+#include <signal.h>
+#include <stdint.h>
+
+#include "api/job_spec.h"
+#include "core/err.h"
+
+struct trainer_options {
+    const char *jobdir;
+    int64_t attempt, rank;
+    const volatile sig_atomic_t *terminate; /* set by the signal handler */
+};
+
+/* Writes a final event (finished, stopped or failed) whatever happens; the error is also returned.
+ */
+int trainer_run(const struct trainer_options *options, struct err *err);
+
+/* The device a spec asks for: the GPU when there is one, else the CPU. */
+struct device;
+int trainer_open_device(const struct job_spec *spec, struct device **out, struct err *err);
+/* Its op table for spec.precision.compute. */
+struct op_table;
+int trainer_pick_ops(struct device *d, const struct job_spec *spec, const struct op_table **out,
+                     struct err *err);
+
+#endif

@@ -1,0 +1,27 @@
+/* The ways to call castor-worker, one function each; see worker/main.c. All return the process's
+ * exit status unless they say otherwise. */
+#ifndef CASTOR_WORKER_WORKER_H
+#define CASTOR_WORKER_WORKER_H
+
+#include <signal.h>
+#include <stdint.h>
+
+#include "core/err.h"
+
+/* Print a plan report (api/plan_report.h) for a job directory on stdout. */
+int worker_plan(const char *jobdir);
+
+/* Print {"ok":bool,"examples":n,"faults":[{"line":n,"message":"..."}]} for a data file; at most
+ * CHECK_MAX_FAULTS. */
+enum { CHECK_MAX_FAULTS = 100 };
+int worker_check(const char *path);
+
+/* Measure the devices of this machine, keep the profiles (worker/plan/profile.h) and print them. */
+int worker_probe(void);
+
+/* Start the ranks of one attempt on this host, watch them, end all when one dies, write exit.json.
+ * Returns 0 when every rank exited with 0. SIGTERM (*terminate) is passed on to the ranks. */
+int supervise(const char *jobdir, int64_t attempt, const volatile sig_atomic_t *terminate,
+              struct err *err);
+
+#endif
