@@ -1,0 +1,410 @@
+/* Blocks without an oracle: finite differences, and what must not change the numbers. */
+#include <criterion/criterion.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/alloc.h"
+#include "rig.h"
+
+static struct decoder_config llama_like(void)
+{
+    struct decoder_config c = rig_small_config();
+
+    c.norm = NORM_RMS;
+    c.norm_bias = c.qkv_bias = c.out_bias = c.mlp_bias = false;
+    c.position = POSITION_ROPE;
+    c.rope = (struct rope_config){.style = ROPE_HALF, .dim = 4, .base = 10000};
+    c.kv_heads = 2;
+    c.act = ACT_SILU;
+    c.gated = true;
+    c.tied = false;
+    c.head_bias = true;
+    c.final_softcap = 5;
+    c.logit_scale = 0.5;
+    c.embed_scale = 2;
+    c.window = xcalloc(2, sizeof(*c.window));
+    c.window[1] = 3;
+    return c;
+}
+
+/* The other rope, on part of each head. */
+static struct decoder_config partial_rope(void)
+{
+    struct decoder_config c = llama_like();
+
+    c.rope.style = ROPE_INTERLEAVED;
+    c.rope.dim = 2;
+    return c;
+}
+
+static struct decoder_config post_norm(void)
+{
+    struct decoder_config c = rig_small_config();
+
+    c.norm_place = NORM_PLACE_POST;
+    c.final_norm = false;
+    c.embed_dim = 8;
+    c.act = ACT_GELU_TANH; /* smooth: differences see no corner */
+    return c;
+}
+
+static struct decoder_config pre_norm(void)
+{
+    struct decoder_config c = rig_small_config();
+
+    c.act = ACT_GELU_ERF;
+    return c;
+}
+
+static void open_rig(struct rig *r, struct decoder_config config, enum dtype compute, bool dropout)
+{
+    rig_open(r, &config, compute, 4, 6);
+    rig_random_weights(r, 0.5);
+    rig_random_batch(r);
+    if (dropout) {
+        r->embed_dropout = 0.2;
+        r->hidden_dropout = 0.3;
+        r->attn_dropout = 0.25;
+    }
+}
+
+/* Two packed samples in each row: the second starts at key 2 with position 0. */
+static void pack_rows(struct rig *r)
+{
+    r->first_key = xcalloc((size_t)(r->B * r->T), sizeof(int32_t));
+    for (int64_t i = 0; i < r->B * r->T; i++) {
+        int64_t t = i % r->T;
+
+        r->first_key[i] = t < 2 ? 0 : 2;
+        r->positions[i] = (int32_t)(t < 2 ? t : t - 2);
+    }
+}
+
+static double *all_grads(const struct rig *r)
+{
+    double *g = xcalloc((size_t)r->m.n_params, sizeof(double));
+    int64_t at = 0;
+
+    for (int64_t t = 0; t < r->m.n_tensors; t++) {
+        for (int64_t i = 0; i < tensor_elements(&r->m.tensors[t]); i++)
+            g[at++] = rig_grad(r, t, i);
+    }
+    return g;
+}
+
+/* d(sum of losses) of some elements of every tensor, by central differences in double. */
+static void check_gradients(struct decoder_config config)
+{
+    const double h = 1e-5;
+    struct rig r;
+    double worst = 0;
+
+    open_rig(&r, config, DT_F64, true);
+    pack_rows(&r);
+    rig_train(&r, 2, ACCUM_ASSIGN);
+    for (int64_t t = 0; t < r.m.n_tensors; t++) {
+        int64_t n = tensor_elements(&r.m.tensors[t]), stride = n > 24 ? n / 24 : 1;
+
+        for (int64_t i = 0; i < n; i += stride) {
+            double was = rig_weight(&r, t, i), up, down, error;
+
+            rig_set_weight(&r, t, i, was + h);
+            up = rig_evaluate(&r, 4);
+            rig_set_weight(&r, t, i, was - h);
+            down = rig_evaluate(&r, 4);
+            rig_set_weight(&r, t, i, was);
+            error = fabs((up - down) / (2 * h) - rig_grad(&r, t, i));
+            cr_assert_leq(error, 1e-7, "%s[%d]: gradient %g is off by %g",
+                          tensor_role_name(r.m.tensors[t].role), (int)i, rig_grad(&r, t, i), error);
+            worst = fmax(worst, error);
+        }
+    }
+    fprintf(stderr, "gradients: %.2g %% of the tolerance used\n", 100 * worst / 1e-7);
+    rig_close(&r);
+}
+
+Test(block, gradients_pre_norm)
+{
+    check_gradients(pre_norm());
+}
+
+Test(block, gradients_post_norm)
+{
+    check_gradients(post_norm());
+}
+
+Test(block, gradients_gated_grouped)
+{
+    check_gradients(llama_like());
+}
+
+Test(block, gradients_partial_rope)
+{
+    check_gradients(partial_rope());
+}
+
+/* ReLU has corners, but on random data none lies within h of 0. */
+Test(block, gradients_relu)
+{
+    check_gradients(rig_small_config());
+}
+
+static void expect_near(const double *a, const double *b, int64_t n, double factor)
+{
+    double largest = 0;
+
+    for (int64_t i = 0; i < n; i++)
+        largest = fmax(largest, fabs(b[i]));
+    cr_assert_gt(largest, 0);
+    for (int64_t i = 0; i < n; i++)
+        cr_assert_leq(fabs(a[i] - factor * b[i]), 1e-12 * largest, "%g is not %g x %g", a[i],
+                      factor, b[i]);
+}
+
+static void check_accumulation(struct decoder_config config)
+{
+    struct rig r;
+    double *once, *twice, *again;
+
+    open_rig(&r, config, DT_F64, true);
+    rig_train(&r, 4, ACCUM_ASSIGN); /* over gradients full of NaN */
+    once = all_grads(&r);
+    rig_train(&r, 4, ACCUM_ADD);
+    twice = all_grads(&r);
+    expect_near(twice, once, r.m.n_params, 2);
+    rig_train(&r, 4, ACCUM_ASSIGN);
+    again = all_grads(&r);
+    cr_assert_arr_eq(again, once, (size_t)r.m.n_params * sizeof(double));
+    free(once);
+    free(twice);
+    free(again);
+    rig_close(&r);
+}
+
+Test(block, backward_adds_or_assigns)
+{
+    check_accumulation(pre_norm());
+    check_accumulation(post_norm());
+    check_accumulation(llama_like());
+}
+
+/* Masks are keyed by the sequence's place in the step, so cuts do not show. */
+static void check_cuts(struct decoder_config (*config)(void))
+{
+    struct rig whole, cut;
+    double *a, *b;
+
+    open_rig(&whole, config(), DT_F64, true);
+    open_rig(&cut, config(), DT_F64, true);
+    rig_train(&whole, 4, ACCUM_ASSIGN);
+    rig_train(&cut, 1, ACCUM_ASSIGN);
+    cr_assert_arr_eq(whole.row_loss, cut.row_loss, (size_t)(whole.B * whole.T) * sizeof(double));
+    a = all_grads(&whole);
+    b = all_grads(&cut);
+    expect_near(b, a, whole.m.n_params, 1);
+    free(a);
+    free(b);
+    rig_close(&whole);
+    rig_close(&cut);
+}
+
+Test(block, micro_batches_do_not_change_masks)
+{
+    check_cuts(pre_norm);
+    check_cuts(post_norm);
+    check_cuts(llama_like);
+}
+
+Test(block, dropout_depends_on_seed_and_step)
+{
+    struct rig r;
+    double first, other_step, other_seed;
+
+    open_rig(&r, pre_norm(), DT_F64, true);
+    first = rig_evaluate(&r, 4);
+    r.step++;
+    other_step = rig_evaluate(&r, 4);
+    r.step--;
+    r.seed++;
+    other_seed = rig_evaluate(&r, 4);
+    r.seed--;
+    cr_assert_neq(first, other_step);
+    cr_assert_neq(first, other_seed);
+    cr_assert_eq(first, rig_evaluate(&r, 4));
+    rig_close(&r);
+}
+
+/* Recomputed activations, frozen neighbours and another head slice. Bits, not tolerances. */
+Test(block, recomputation_gives_the_same_bits)
+{
+    struct decoder_config (*const configs[])(void) = {rig_small_config, post_norm, llama_like};
+
+    for (int i = 0; i < 3; i++) {
+        struct rig kept, again;
+        double *a, *b;
+
+        open_rig(&kept, configs[i](), DT_F32, true);
+        open_rig(&again, configs[i](), DT_F32, true);
+        again.recompute = true;
+        rig_train(&kept, 2, ACCUM_ASSIGN);
+        rig_train(&again, 2, ACCUM_ASSIGN);
+        a = all_grads(&kept);
+        b = all_grads(&again);
+        cr_assert_arr_eq(a, b, (size_t)kept.m.n_params * sizeof(double));
+        free(a);
+        free(b);
+        rig_close(&kept);
+        rig_close(&again);
+    }
+}
+
+Test(block, head_slices_agree)
+{
+    struct rig r;
+    double *a, *b;
+
+    open_rig(&r, post_norm(), DT_F64, false);
+    r.head_rows = 1000;
+    rig_train(&r, 4, ACCUM_ASSIGN);
+    a = all_grads(&r);
+    r.head_rows = 7;
+    rig_train(&r, 4, ACCUM_ASSIGN);
+    b = all_grads(&r);
+    expect_near(b, a, r.m.n_params, 1);
+    free(a);
+    free(b);
+    rig_close(&r);
+}
+
+Test(block, frozen_tensors_are_left_alone)
+{
+    struct rig r, frozen;
+
+    open_rig(&r, pre_norm(), DT_F64, true);
+    open_rig(&frozen, pre_norm(), DT_F64, true);
+    frozen.freeze_all_but_norms = true;
+    rig_train(&r, 2, ACCUM_ASSIGN);
+    rig_train(&frozen, 2, ACCUM_ASSIGN);
+    for (int64_t t = 0; t < r.m.n_tensors; t++) {
+        enum tensor_role role = r.m.tensors[t].role;
+        bool norm = role == TENSOR_NORM1_W || role == TENSOR_NORM1_B || role == TENSOR_NORM2_W ||
+                    role == TENSOR_NORM2_B || role == TENSOR_FINAL_NORM_W ||
+                    role == TENSOR_FINAL_NORM_B;
+
+        if (norm)
+            cr_assert_eq(rig_grad(&r, t, 1), rig_grad(&frozen, t, 1));
+        else if (role != TENSOR_EMBED && role != TENSOR_POSITIONS) /* the rig zeroes those */
+            cr_assert(isnan(rig_grad(&frozen, t, 1)), "%s was written", tensor_role_name(role));
+    }
+    rig_close(&r);
+    rig_close(&frozen);
+}
+
+Test(block, packed_samples_do_not_see_each_other)
+{
+    struct rig packed, alone;
+
+    open_rig(&packed, pre_norm(), DT_F64, false);
+    open_rig(&alone, pre_norm(), DT_F64, false);
+    pack_rows(&packed);
+    /* the second sample of each row, moved to the front */
+    for (int64_t b = 0; b < alone.B; b++) {
+        for (int64_t t = 0; t < alone.T; t++) {
+            int64_t from = b * alone.T + (t + 2) % alone.T;
+
+            alone.tokens[b * alone.T + t] = packed.tokens[from];
+            alone.targets[b * alone.T + t] = packed.targets[from];
+        }
+    }
+    rig_evaluate(&packed, 4);
+    rig_evaluate(&alone, 4);
+    for (int64_t b = 0; b < alone.B; b++) {
+        for (int64_t t = 0; t + 2 < alone.T; t++)
+            cr_assert_float_eq(packed.row_loss[b * alone.T + t + 2],
+                               alone.row_loss[b * alone.T + t], 1e-12);
+    }
+    rig_close(&packed);
+    rig_close(&alone);
+}
+
+Test(block, some_rows_of_logits)
+{
+    struct rig r;
+    double *all, *some;
+    int64_t V;
+
+    open_rig(&r, rig_small_config(), DT_F64, false);
+    V = r.m.config.vocab;
+    all = xcalloc((size_t)(r.B * r.T * V), sizeof(double));
+    some = xcalloc((size_t)(9 * V), sizeof(double));
+    rig_logits(&r, 0, r.B * r.T, all);
+    rig_logits(&r, 11, 9, some);
+    cr_assert_arr_eq(some, all + 11 * V, (size_t)(9 * V) * sizeof(double));
+    free(all);
+    free(some);
+    rig_close(&r);
+}
+
+Test(block, sizes_follow_the_flags)
+{
+    struct rig r;
+    struct block_shape shape = {.B = 3, .T = 5, .head_rows = 4, .train = true};
+    struct block_bytes train, infer;
+    size_t N = 15, stream = (15 * 16 * 8 + 255) / 256 * 256;
+
+    open_rig(&r, rig_small_config(), DT_F64, false);
+    train = block_sizes(&r.m, 1, &shape, r.ops);
+    shape.train = false;
+    infer = block_sizes(&r.m, 1, &shape, r.ops);
+    /* mid, q k v, o, log-sums, ReLU's output: nothing else is kept */
+    cr_assert_eq(train.saved, stream + (N * 48 * 8 + 255) / 256 * 256 + stream +
+                                  (N * 4 * 8 + 255) / 256 * 256 + (N * 24 * 8 + 255) / 256 * 256);
+    cr_assert_eq(infer.saved, 0);
+    cr_assert_gt(infer.forward_scratch, train.forward_scratch);
+    cr_assert_eq(block_sizes(&r.m, 0, &shape, r.ops).saved, 0);
+    cr_assert_eq(block_sizes(&r.m, 3, &shape, r.ops).saved, 0);
+    rig_close(&r);
+}
+
+Test(block, flops_count_the_products)
+{
+    struct rig r;
+    struct block_shape shape = {.B = 1, .T = 1, .head_rows = 1, .train = true};
+
+    open_rig(&r, rig_small_config(), DT_F64, false);
+    /* one token: every weight of a matrix once, and one key */
+    cr_assert_float_eq(block_flops(&r.m, 1, &shape, false),
+                       2 * (16 * 48 + 16 * 16 + 2 * 16 * 24) + 4 * 16, 0.5);
+    cr_assert_float_eq(block_flops(&r.m, 3, &shape, false), 2 * 16 * 29, 0.5);
+    cr_assert_float_eq(block_flops(&r.m, 3, &shape, true), 6 * 16 * 29, 0.5);
+    cr_assert_eq(block_flops(&r.m, 0, &shape, true), 0);
+    rig_close(&r);
+}
+
+Test(block, rope_tables)
+{
+    struct decoder_config c = {.rope = {.dim = 4, .base = 100, .factor = 8}};
+    float cosine[6], sine[6];
+
+    model_rope_tables(&c, 3, cosine, sine); /* frequencies 1 and 1 / 10 */
+    cr_assert_float_eq(cosine[4], cosf(2), 1e-7);
+    cr_assert_float_eq(sine[5], sinf(0.2f), 1e-7);
+    c.rope.scaling = ROPE_SCALING_LINEAR;
+    model_rope_tables(&c, 3, cosine, sine);
+    cr_assert_float_eq(sine[4], sinf(0.25f), 1e-7);
+
+    /* wavelengths 6.28 and 62.8 of 64 positions: one is kept, one lies between 64 / 4 and 64 / 1 */
+    c.rope.scaling = ROPE_SCALING_LLAMA3;
+    c.rope.low_freq_factor = 1;
+    c.rope.high_freq_factor = 4;
+    c.rope.original_max_positions = 64;
+    model_rope_tables(&c, 3, cosine, sine);
+    cr_assert_float_eq(sine[4], sinf(2), 1e-7);
+    double smooth = (64 / (20 * 3.14159265358979) - 1) / 3;
+    cr_assert_float_eq(sine[5], sin(2 * (smooth * 0.1 + (1 - smooth) * 0.1 / 8)), 1e-7);
+    c.rope.original_max_positions = 32;
+    model_rope_tables(&c, 3, cosine, sine);
+    cr_assert_float_eq(sine[5], sinf(0.2f / 8), 1e-7);
+}
