@@ -94,6 +94,8 @@ static uint32_t small_encode(const struct small_format *f, double x)
         return sign | nan;
     if (isinf(x))
         return sign | overflow;
+    if (x == 0)
+        return sign;
     int e;
     double a = fabs(x);
     frexp(a, &e); /* a = fraction in [0.5, 1) * 2^e */

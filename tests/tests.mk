@@ -15,3 +15,14 @@ $(foreach d,$(UNIT_DIRS),$(eval $(call unit_rules,$(d))))
 unit: $(UNIT_BINS)  ## unit tests only
 	@for t in $^; do echo "== $$t"; $$t || exit 1; done
 .PHONY: unit
+
+# Op tests: one program a concern in tests/ops/, on every op table that this machine has.
+OPS_BINS := $(patsubst tests/ops/test_%.c,$(B)/tests/ops/test_%,$(wildcard tests/ops/test_*.c))
+$(OPS_BINS): $(B)/tests/ops/%: $(B)/obj/tests/ops/%.c.o $(B)/obj/tests/ops/harness.c.o $(call uses_libs,$(USES_kernels))
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS) -o $@ $^ $(call uses_sys,$(USES_kernels))
+
+ops-tests: $(OPS_BINS)  ## ops: gradients in double, and every op table against the double one
+	@for t in $^; do echo "== $$t"; $$t || exit 1; done
+.PHONY: ops-tests
+TEST_SUITES += ops-tests

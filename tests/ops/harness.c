@@ -1,0 +1,685 @@
+#include "tests/ops/harness.h"
+
+#include <assert.h>
+#include <float.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/alloc.h"
+#include "core/rng.h"
+
+enum { SENTINEL = DEVICE_ALIGN, MAX_TARGETS = 16, NO_SLOT = -1 };
+static const unsigned char SENTINEL_BYTE = 0xA5, POISON_BYTE = 0xFF; /* 0xFF...: NaN in all types */
+
+static struct target targets[MAX_TARGETS];
+static struct device *devices[MAX_TARGETS];
+static struct stream *streams[MAX_TARGETS];
+static int target_count, device_total;
+static long passed, failed, unsupported;
+static double worst[MAX_TARGETS][OP_COUNT];
+static double worst_gradient[OP_COUNT];
+static uint64_t random_index;
+
+double random_unit(void)
+{
+    static const struct rng_stream STREAM = {.seed = 20261122, .use = RNG_USE_INIT};
+    return 2.0 * (double)rng_to_unit(rng_draw(STREAM, random_index++)) - 1.0;
+}
+
+int64_t random_below(int64_t n)
+{
+    return (int64_t)((random_unit() + 1) / 2 * (double)n);
+}
+
+bool expect(bool ok, const char *fmt, ...)
+{
+    if (ok) {
+        passed++;
+        return true;
+    }
+    va_list ap;
+    va_start(ap, fmt);
+    printf("FAILED: ");
+    vprintf(fmt, ap);
+    printf("\n");
+    va_end(ap);
+    failed++;
+    return false;
+}
+
+/* --- targets --- */
+
+static void open_device(enum device_kind kind, int index, bool reference_ops,
+                        const enum dtype *types, int n)
+{
+    struct err err = {0};
+    struct device_options options = {.reference_ops = reference_ops};
+    struct device *d = NULL;
+    struct stream *s = NULL;
+
+    if (device_open(kind, index, &options, &d, &err) != 0 ||
+        device_stream_create(d, 0, &s, &err) != 0) {
+        fprintf(stderr, "%s\n", err.msg);
+        exit(2);
+    }
+    devices[device_total] = d;
+    streams[device_total++] = s;
+    for (int i = 0; i < n; i++) {
+        const struct op_table *table = device_ops(d, types[i]);
+        if (table)
+            targets[target_count++] = (struct target){d, s, table};
+    }
+}
+
+void harness_open(void)
+{
+    static const enum dtype REFERENCE[] = {DT_F64, DT_F32}, CPU[] = {DT_F32},
+                            CUDA[] = {DT_F32, DT_BF16, DT_F16};
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    open_device(DEVICE_CPU, 0, true, REFERENCE, 2);
+    open_device(DEVICE_CPU, 0, false, CPU, 1);
+    if (device_count(DEVICE_CUDA) > 0)
+        open_device(DEVICE_CUDA, 0, false, CUDA, 3);
+    assert(targets[0].table->compute == DT_F64);
+}
+
+int targets_count(void)
+{
+    return target_count;
+}
+
+const struct target *targets_get(int i)
+{
+    return &targets[i];
+}
+
+int harness_close(void)
+{
+    for (int op = 0; op < OP_COUNT; op++) {
+        for (int i = 1; i < target_count; i++)
+            if (worst[i][op] > 0)
+                printf("%-18s %-12s worst error %7.3f%% of the tolerance\n", op_name((enum op)op),
+                       targets[i].table->name, 100 * worst[i][op]);
+        if (worst_gradient[op] > 0)
+            printf("%-18s %-12s worst error %7.3f%% of the tolerance\n", op_name((enum op)op),
+                   "gradient", 100 * worst_gradient[op]);
+    }
+    for (int i = 0; i < device_total; i++) {
+        device_stream_destroy(devices[i], streams[i]);
+        device_close(devices[i]);
+    }
+    if (unsupported > 0)
+        printf("%ld runs left out: a table does not support the shape\n", unsupported);
+    printf("%ld passed, %ld failed\n", passed, failed);
+    return failed > 0;
+}
+
+/* --- cases --- */
+
+void case_init(struct op_case *c, enum op op, const void *args, size_t args_bytes, const char *fmt,
+               ...)
+{
+    int used = snprintf(c->title, sizeof c->title, "%s ", op_name(op));
+    va_list ap;
+
+    assert(args_bytes <= sizeof c->args);
+    va_start(ap, fmt);
+    vsnprintf(c->title + used, sizeof c->title - (size_t)used, fmt, ap);
+    va_end(ap);
+    c->op = op;
+    c->tol = 32;
+    c->n = 0;
+    memset(&c->args, 0, sizeof c->args);
+    memcpy(&c->args, args, args_bytes);
+}
+
+void case_fini(struct op_case *c)
+{
+    for (int i = 0; i < c->n; i++)
+        free(c->b[i].init);
+    c->n = 0;
+}
+
+double *case_bind(struct op_case *c, const char *name, size_t slot, int elem, enum role role,
+                  int64_t rows, int64_t cols, int64_t ld)
+{
+    assert(c->n < CASE_BINDS);
+    struct bind *b = &c->b[c->n++];
+    *b = (struct bind){name, slot, elem, role, rows, cols, ld ? ld : cols, -1, NULL};
+    assert(b->ld >= cols);
+    b->init = xcalloc((size_t)(rows * cols), sizeof *b->init);
+    for (int64_t i = 0; i < rows * cols; i++)
+        b->init[i] = random_unit();
+    return b->init;
+}
+
+int case_index(const struct op_case *c, const char *name)
+{
+    for (int i = 0; i < c->n; i++)
+        if (strcmp(c->b[i].name, name) == 0)
+            return i;
+    fprintf(stderr, "%s has no tensor %s\n", c->title, name);
+    exit(2);
+}
+
+void case_alias(struct op_case *c, const char *name, size_t slot, const char *input)
+{
+    int i = case_index(c, input);
+    const struct bind *in = &c->b[i];
+    case_bind(c, name, slot, in->elem, ROLE_ASSIGN, in->rows, in->cols, in->ld);
+    c->b[c->n - 1].alias = i;
+}
+
+double *case_data(struct op_case *c, const char *name)
+{
+    return c->b[case_index(c, name)].init;
+}
+
+/* --- running --- */
+
+static enum dtype bind_dtype(const struct bind *b, const struct op_table *t)
+{
+    switch (b->elem) {
+    case EL_REAL:
+        return t->compute;
+    case EL_GRAD:
+        return t->grad;
+    case EL_STAT:
+        return t->stat;
+    case EL_MASTER:
+        return t->master;
+    default:
+        return (enum dtype)b->elem;
+    }
+}
+
+static void store_value(enum dtype t, unsigned char *at, double x)
+{
+    if (t == DT_I32) {
+        int32_t i = (int32_t)x;
+        memcpy(at, &i, sizeof i);
+    } else {
+        dtype_convert(t, at, DT_F64, &x, 1);
+    }
+}
+
+static double load_value(enum dtype t, const unsigned char *at)
+{
+    double x = 0;
+    int32_t i;
+
+    if (t == DT_I32) {
+        memcpy(&i, at, sizeof i);
+        return (double)i;
+    }
+    dtype_convert(DT_F64, &x, t, at, 1);
+    return x;
+}
+
+static size_t bind_bytes(const struct bind *b, enum dtype t)
+{
+    return (size_t)((b->rows - 1) * b->ld + b->cols) * dtype_size(t);
+}
+
+static unsigned char *at_element(const struct bind *b, enum dtype t, unsigned char *image,
+                                 int64_t row, int64_t col)
+{
+    return image + SENTINEL + (size_t)(row * b->ld + col) * dtype_size(t);
+}
+
+/* The memory of a tensor with its sentinels, as it is before the run. */
+static unsigned char *make_image(const struct bind *b, const struct op_table *table,
+                                 const struct op_table *like, size_t *size)
+{
+    enum dtype t = bind_dtype(b, table), rounded = bind_dtype(b, like);
+    size_t bytes = bind_bytes(b, t);
+    unsigned char *image = xmalloc(bytes + 2 * SENTINEL), scratch[8];
+
+    memset(image, SENTINEL_BYTE, bytes + 2 * SENTINEL);
+    memset(image + SENTINEL, POISON_BYTE, bytes);
+    for (int64_t r = 0; r < b->rows && b->role != ROLE_ASSIGN; r++)
+        for (int64_t c = 0; c < b->cols; c++) {
+            store_value(rounded, scratch, b->init[r * b->cols + c]);
+            store_value(t, at_element(b, t, image, r, c), load_value(rounded, scratch));
+        }
+    *size = bytes + 2 * SENTINEL;
+    return image;
+}
+
+static void must(int rc, const struct err *err)
+{
+    if (rc != 0) {
+        fprintf(stderr, "%s\n", err->msg);
+        exit(2);
+    }
+}
+
+/* Everything outside the values of an output, and all of an input, must be what it was. */
+static bool untouched(const struct bind *b, enum dtype t, const unsigned char *before,
+                      const unsigned char *after, size_t size, bool written)
+{
+    if (!written)
+        return memcmp(before, after, size) == 0;
+    size_t row = (size_t)b->ld * dtype_size(t), used = (size_t)b->cols * dtype_size(t);
+    for (size_t i = 0; i < size; i++) {
+        bool inside = i >= SENTINEL && i < size - SENTINEL && (i - SENTINEL) % row < used;
+        if (!inside && before[i] != after[i])
+            return false;
+    }
+    return true;
+}
+
+static int call_op(const struct op_table *t, struct stream *s, enum op op, const void *args)
+{
+    switch (op) {
+    case OP_EMBED_FWD:
+        return t->embed_fwd(s, args);
+    case OP_EMBED_BWD:
+        return t->embed_bwd(s, args);
+    case OP_NORM_FWD:
+        return t->norm_fwd(s, args);
+    case OP_NORM_BWD:
+        return t->norm_bwd(s, args);
+    case OP_LINEAR_FWD:
+        return t->linear_fwd(s, args);
+    case OP_LINEAR_BWD_DATA:
+        return t->linear_bwd_data(s, args);
+    case OP_LINEAR_BWD_WEIGHT:
+        return t->linear_bwd_weight(s, args);
+    case OP_ACT_FWD:
+        return t->act_fwd(s, args);
+    case OP_ACT_BWD:
+        return t->act_bwd(s, args);
+    case OP_ROPE:
+        return t->rope(s, args);
+    case OP_ATTN_FWD:
+        return t->attn_fwd(s, args);
+    case OP_ATTN_BWD:
+        return t->attn_bwd(s, args);
+    case OP_DROPOUT_FWD:
+        return t->dropout_fwd(s, args);
+    case OP_DROPOUT_BWD:
+        return t->dropout_bwd(s, args);
+    case OP_LOSS:
+        return t->loss(s, args);
+    case OP_ADD:
+        return t->add(s, args);
+    case OP_SUMSQ:
+        return t->sumsq(s, args);
+    case OP_CLIP:
+        return t->clip(s, args);
+    case OP_ADAMW:
+        return t->adamw(s, args);
+    case OP_CAST:
+        return t->cast(s, args);
+    case OP_COUNT:
+        break;
+    }
+    abort();
+}
+
+static int workspace_slot(enum op op)
+{
+    switch (op) {
+    case OP_EMBED_BWD:
+        return (int)offsetof(struct embed_args, workspace);
+    case OP_NORM_FWD:
+    case OP_NORM_BWD:
+        return (int)offsetof(struct norm_args, workspace);
+    case OP_LINEAR_FWD:
+    case OP_LINEAR_BWD_DATA:
+    case OP_LINEAR_BWD_WEIGHT:
+        return (int)offsetof(struct linear_args, workspace);
+    case OP_ATTN_FWD:
+    case OP_ATTN_BWD:
+        return (int)offsetof(struct attn_args, workspace);
+    default:
+        return NO_SLOT;
+    }
+}
+
+struct memory { /* of one run */
+    unsigned char *image[CASE_BINDS + 1], *device[CASE_BINDS + 1];
+    size_t size[CASE_BINDS + 1];
+};
+
+static void memory_add(struct memory *m, int i, const struct target *t)
+{
+    struct err err = {0};
+    void *p = NULL;
+    must(device_alloc(t->device, m->size[i], "a test tensor", &p, &err), &err);
+    m->device[i] = p;
+    must(device_copy(t->device, t->stream, COPY_H2D, p, m->image[i], m->size[i], &err), &err);
+    must(device_stream_sync(t->device, t->stream, &err), &err);
+}
+
+static void set_slot(union op_args *args, size_t slot, void *p)
+{
+    memcpy((char *)args + slot, &p, sizeof p);
+}
+
+static void place_tensors(const struct op_case *c, const struct target *t,
+                          const struct op_table *like, union op_args *args, struct memory *m)
+{
+    for (int i = 0; i < c->n; i++) {
+        const struct bind *b = &c->b[i];
+        if (b->alias >= 0) {
+            set_slot(args, b->slot, m->device[b->alias] + SENTINEL);
+            continue;
+        }
+        m->image[i] = make_image(b, t->table, like, &m->size[i]);
+        memory_add(m, i, t);
+        set_slot(args, b->slot, m->device[i] + SENTINEL);
+    }
+    size_t bytes = t->table->workspace(c->op, args);
+    int slot = workspace_slot(c->op);
+    assert(bytes == 0 || slot != NO_SLOT);
+    m->size[c->n] = bytes + 2 * SENTINEL;
+    m->image[c->n] = xmalloc(m->size[c->n]);
+    memset(m->image[c->n], SENTINEL_BYTE, m->size[c->n]);
+    memset(m->image[c->n] + SENTINEL, POISON_BYTE, bytes);
+    memory_add(m, c->n, t);
+    if (slot != NO_SLOT)
+        set_slot(args, (size_t)slot, bytes > 0 ? m->device[c->n] + SENTINEL : NULL);
+}
+
+static bool is_written(const struct op_case *c, int i)
+{
+    for (int k = 0; k < c->n; k++)
+        if (c->b[k].alias == i)
+            return true;
+    return c->b[i].role != ROLE_IN;
+}
+
+static void read_tensor(const struct op_case *c, const struct target *t, struct memory *m, int i,
+                        struct result *r)
+{
+    struct err err = {0};
+    const struct bind *b = &c->b[i];
+    int from = b->alias >= 0 ? b->alias : i;
+    enum dtype dt = bind_dtype(b, t->table);
+    unsigned char *after = xmalloc(m->size[from]);
+
+    must(device_copy(t->device, t->stream, COPY_D2H, after, m->device[from], m->size[from], &err),
+         &err);
+    must(device_stream_sync(t->device, t->stream, &err), &err);
+    r->v[i] = xcalloc((size_t)(b->rows * b->cols), sizeof(double));
+    for (int64_t row = 0; row < b->rows; row++)
+        for (int64_t col = 0; col < b->cols; col++)
+            r->v[i][row * b->cols + col] = load_value(dt, at_element(b, dt, after, row, col));
+    if (from == i)
+        expect(untouched(b, dt, m->image[i], after, m->size[i], is_written(c, i)),
+               "%s on %s: %s was written where it must not be", c->title, t->table->name, b->name);
+    free(after);
+}
+
+void case_run(const struct op_case *c, const struct target *t, const struct op_table *like,
+              int times, struct result *r)
+{
+    struct err err = {0};
+    struct memory m = {0};
+    union op_args args = c->args;
+
+    memset(r, 0, sizeof *r);
+    place_tensors(c, t, like, &args, &m);
+    for (int i = 0; i < times && r->rc == 0; i++)
+        r->rc = call_op(t->table, t->stream, c->op, &args);
+    must(device_stream_sync(t->device, t->stream, &err), &err);
+    for (int i = 0; i < c->n && r->rc == 0; i++)
+        read_tensor(c, t, &m, i, r);
+    unsigned char *after = xmalloc(m.size[c->n]);
+    must(device_copy(t->device, t->stream, COPY_D2H, after, m.device[c->n], m.size[c->n], &err),
+         &err);
+    must(device_stream_sync(t->device, t->stream, &err), &err);
+    size_t end = m.size[c->n] - SENTINEL;
+    expect(memcmp(after, m.image[c->n], SENTINEL) == 0 &&
+               memcmp(after + end, m.image[c->n] + end, SENTINEL) == 0,
+           "%s on %s: wrote outside its workspace", c->title, t->table->name);
+    free(after);
+    for (int i = 0; i <= c->n; i++) {
+        device_free(t->device, m.device[i], m.size[i]);
+        free(m.image[i]);
+    }
+}
+
+void result_fini(struct result *r)
+{
+    for (int i = 0; i < CASE_BINDS; i++)
+        free(r->v[i]);
+    memset(r, 0, sizeof *r);
+}
+
+/* --- comparing --- */
+
+static double rms(const double *x, int64_t n)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++)
+        sum += x[i] * x[i];
+    return sqrt(sum / (double)n);
+}
+
+/* The largest |a - b| / allowance; infinity where there is a NaN. */
+static double error_used(const double *a, const double *b, int64_t n, double relative)
+{
+    double scale = rms(b, n), used = 0;
+    if (!isfinite(scale))
+        scale = 0;
+    for (int64_t i = 0; i < n; i++) {
+        double diff = a[i] == b[i] ? 0 : fabs(a[i] - b[i]);
+        double u = diff == 0 ? 0 : diff / (relative * (fabs(b[i]) + scale));
+        if (isnan(u))
+            return INFINITY;
+        used = fmax(used, u);
+    }
+    return used;
+}
+
+static double dtype_eps(enum dtype t)
+{
+    return t == DT_F64    ? DBL_EPSILON
+           : t == DT_F32  ? (double)FLT_EPSILON
+           : t == DT_F16  ? 0x1p-10
+           : t == DT_BF16 ? 0x1p-7
+                          : 0;
+}
+
+static bool is_output(const struct bind *b)
+{
+    return b->role != ROLE_IN;
+}
+
+static void compare_one(const struct op_case *c, int ti, const struct result *got,
+                        const struct result *want)
+{
+    const struct op_table *table = targets[ti].table;
+
+    for (int i = 0; i < c->n; i++) {
+        const struct bind *b = &c->b[i];
+        if (!is_output(b))
+            continue;
+        enum dtype own = bind_dtype(b, table);
+        double eps = fmax(dtype_eps(table->compute), dtype_eps(own));
+        if (own == DT_I32)
+            eps = 0;
+        double used = error_used(got->v[i], want->v[i], b->rows * b->cols, c->tol * eps);
+        worst[ti][c->op] = fmax(worst[ti][c->op], used);
+        expect(used <= 1, "%s on %s: %s is off by %.3g times the tolerance", c->title, table->name,
+               b->name, used);
+    }
+}
+
+static void compare_twice(const struct op_case *c, int ti, const struct result *once)
+{
+    const struct target *t = &targets[ti];
+    struct result twice;
+
+    case_run(c, t, t->table, 2, &twice);
+    for (int i = 0; i < c->n; i++) {
+        const struct bind *b = &c->b[i];
+        int64_t n = b->rows * b->cols;
+        if (b->role == ROLE_ASSIGN)
+            expect(memcmp(once->v[i], twice.v[i], (size_t)n * sizeof(double)) == 0,
+                   "%s on %s: %s differs after a second call", c->title, t->table->name, b->name);
+        if (b->role != ROLE_ADD)
+            continue;
+        double *one = xcalloc((size_t)n, sizeof *one), *two = xcalloc((size_t)n, sizeof *two);
+        for (int64_t k = 0; k < n; k++) {
+            one[k] = 2 * (once->v[i][k] - b->init[k]);
+            two[k] = twice.v[i][k] - b->init[k];
+        }
+        double eps = dtype_eps(bind_dtype(b, t->table));
+        double used = error_used(two, one, n, c->tol * fmax(eps, 0x1p-23));
+        expect(used <= 1, "%s on %s: %s does not accumulate (%.3g times the tolerance)", c->title,
+               t->table->name, b->name, used);
+        free(one);
+        free(two);
+    }
+    result_fini(&twice);
+}
+
+/* A second call means the same only where no input was overwritten by the first. */
+static bool repeatable(const struct op_case *c)
+{
+    for (int i = 0; i < c->n; i++)
+        if (c->b[i].alias >= 0 || c->b[i].role == ROLE_INOUT)
+            return false;
+    return true;
+}
+
+void check_tables(const struct op_case *c)
+{
+    for (int ti = 0; ti < target_count; ti++) {
+        const struct target *t = &targets[ti];
+        struct result got, want;
+        case_run(c, t, t->table, 1, &got);
+        if (got.rc == ERR_UNSUPPORTED && t->device->kind == DEVICE_CUDA) {
+            unsupported++;
+            result_fini(&got);
+            continue;
+        }
+        if (!expect(got.rc == 0, "%s on %s: error %d", c->title, t->table->name, got.rc))
+            continue;
+        case_run(c, &targets[0], t->table, 1, &want);
+        compare_one(c, ti, &got, &want);
+        if (repeatable(c))
+            compare_twice(c, ti, &got);
+        result_fini(&got);
+        result_fini(&want);
+    }
+}
+
+void check_exact(const struct op_case *c)
+{
+    struct result want, got;
+
+    case_run(c, &targets[0], targets[0].table, 1, &want);
+    for (int ti = 1; ti < target_count; ti++) {
+        case_run(c, &targets[ti], targets[0].table, 1, &got);
+        if (got.rc == 0)
+            for (int i = 0; i < c->n; i++) {
+                const struct bind *b = &c->b[i];
+                bool same =
+                    memcmp(got.v[i], want.v[i], (size_t)(b->rows * b->cols) * sizeof(double)) == 0;
+                expect(same, "%s on %s: %s is not exact", c->title, targets[ti].table->name,
+                       b->name);
+            }
+        else
+            expect(got.rc == ERR_UNSUPPORTED, "%s on %s: error %d", c->title,
+                   targets[ti].table->name, got.rc);
+        result_fini(&got);
+    }
+    result_fini(&want);
+}
+
+void check_same(const struct op_case *c, const char *what, const double *a, const double *b,
+                int64_t n)
+{
+    double used = error_used(a, b, n, c->tol * DBL_EPSILON);
+    expect(used <= 1, "%s: %s is off by %.3g times the tolerance", c->title, what, used);
+}
+
+/* --- gradients --- */
+
+static double weighted_loss(const struct op_case *forward, double *const weights[])
+{
+    struct result r;
+    double sum = 0;
+
+    case_run(forward, &targets[0], targets[0].table, 1, &r);
+    for (int i = 0; i < forward->n; i++)
+        for (int64_t k = 0; weights[i] && k < forward->b[i].rows * forward->b[i].cols; k++)
+            sum += weights[i][k] * r.v[i][k];
+    result_fini(&r);
+    return sum;
+}
+
+/* Fourth-order central difference of the weighted loss at element x. */
+static double slope_at(const struct op_case *forward, double *const weights[], double *x)
+{
+    static const double STEP = 1e-3;
+    double keep = *x, f[4];
+
+    for (int i = 0; i < 4; i++) {
+        *x = keep + STEP * (i < 2 ? i - 2 : i - 1); /* -2, -1, 1, 2 */
+        f[i] = weighted_loss(forward, weights);
+    }
+    *x = keep;
+    return (8 * (f[2] - f[1]) - (f[3] - f[0])) / (12 * STEP);
+}
+
+static void compare_gradient(struct op_case *forward, struct op_case *backward,
+                             const struct flow *f, double *const weights[], const double *analytic)
+{
+    struct bind *in = &forward->b[case_index(forward, f->forward)];
+    const struct bind *out = &backward->b[case_index(backward, f->backward)];
+    int64_t n = in->rows * in->cols;
+    double *numeric = xcalloc((size_t)n, sizeof *numeric);
+    double *got = xcalloc((size_t)n, sizeof *got);
+
+    assert(n == out->rows * out->cols);
+    for (int64_t k = 0; k < n; k++) {
+        numeric[k] = slope_at(forward, weights, &in->init[k]);
+        got[k] = analytic[k] - (out->role == ROLE_ADD ? out->init[k] : 0);
+    }
+    double used = error_used(got, numeric, n, 1e-7);
+    worst_gradient[backward->op] = fmax(worst_gradient[backward->op], used);
+    expect(used <= 1, "%s: gradient of %s is off by %.3g times the tolerance", backward->title,
+           f->forward, used);
+    free(numeric);
+    free(got);
+}
+
+void check_gradients(struct op_case *forward, struct op_case *backward, const struct flow *flow,
+                     int n)
+{
+    double *weights[CASE_BINDS] = {0};
+    struct result saved, grads;
+
+    case_run(forward, &targets[0], targets[0].table, 1, &saved);
+    for (int i = 0; i < n; i++) {
+        int from = case_index(forward, flow[i].forward);
+        int64_t count = forward->b[from].rows * forward->b[from].cols;
+        double *to = flow[i].backward ? case_data(backward, flow[i].backward) : NULL;
+        if (flow[i].kind == FLOW_SAVE)
+            memcpy(to, is_output(&forward->b[from]) ? saved.v[from] : forward->b[from].init,
+                   (size_t)count * sizeof *to);
+        if (flow[i].kind != FLOW_SEED && flow[i].kind != FLOW_ONES)
+            continue;
+        weights[from] = xcalloc((size_t)count, sizeof(double));
+        for (int64_t k = 0; k < count; k++)
+            weights[from][k] = flow[i].kind == FLOW_ONES ? flow[i].value : to[k];
+    }
+    case_run(backward, &targets[0], targets[0].table, 1, &grads);
+    for (int i = 0; i < n; i++)
+        if (flow[i].kind == FLOW_GRAD)
+            compare_gradient(forward, backward, &flow[i], weights,
+                             grads.v[case_index(backward, flow[i].backward)]);
+    for (int i = 0; i < CASE_BINDS; i++)
+        free(weights[i]);
+    result_fini(&saved);
+    result_fini(&grads);
+}

@@ -1,0 +1,164 @@
+/* Causal attention with every option: grouped queries, window, packed rows, softcap, position
+ * biases, dropout, strides, and more keys than queries. */
+#include <math.h>
+#include <stdio.h>
+
+#include "tests/ops/harness.h"
+
+struct variant {
+    const char *name;
+    int64_t B, T, S, H, KV, D;
+    float softcap;
+    int64_t window;
+    bool packed, alibi, strided;
+    float dropout;
+};
+
+static const struct variant SMALL[] = {
+    {"plain", 2, 4, 4, 2, 2, 3},
+    {"gqa", 1, 4, 4, 4, 2, 3},
+    {"softcap", 1, 4, 4, 2, 1, 3, .softcap = 1.5f},
+    {"window", 1, 6, 6, 2, 2, 2, .window = 3},
+    {"packed", 2, 6, 6, 2, 2, 2, .packed = true},
+    {"alibi", 1, 5, 5, 3, 3, 2, .alibi = true},
+    {"dropout", 2, 5, 5, 2, 1, 2, .dropout = 0.4f},
+    {"all", 2, 6, 6, 4, 2, 2, 2.0f, 4, true, true, true, 0.3f},
+};
+
+static const struct variant TABLES[] = {
+    {"one", 1, 1, 1, 1, 1, 1},
+    {"odd", 2, 19, 19, 3, 3, 5},
+    {"opt", 2, 67, 67, 4, 4, 48},
+    {"gqa 64", 2, 130, 130, 6, 2, 64},
+    {"mqa 128", 1, 65, 65, 4, 1, 128},
+    {"d 80 strided", 2, 33, 33, 2, 2, 80, .strided = true},
+    {"d 96", 1, 70, 70, 2, 1, 96, .window = 20},
+    {"d 256", 1, 40, 40, 2, 1, 256, .softcap = 5.0f},
+    {"window", 1, 150, 150, 2, 2, 32, .window = 37},
+    {"packed", 3, 140, 140, 2, 1, 64, .packed = true},
+    {"alibi", 2, 77, 77, 5, 5, 16, .alibi = true},
+    {"dropout", 2, 66, 66, 2, 2, 32, .dropout = 0.25f},
+    {"all", 2, 129, 129, 4, 2, 64, 3.0f, 50, true, true, true, 0.1f},
+};
+
+/* Forward only: T < S, as in generation. */
+static const struct variant CACHED[] = {
+    {"cached one", 2, 1, 37, 4, 2, 64},
+    {"cached", 2, 5, 70, 3, 3, 48, .window = 30, .softcap = 4.0f},
+    {"cached alibi", 1, 9, 65, 4, 2, 32, .alibi = true, .strided = true},
+};
+
+static struct attn_args variant_args(const struct variant *v)
+{
+    struct attn_args a = {.B = v->B, .T = v->T, .S = v->S, .H = v->H, .KV = v->KV, .D = v->D};
+
+    a.scale = 1 / sqrtf((float)v->D);
+    if (v->D < 8)
+        a.scale = 1.7f; /* scores far enough apart for options to matter */
+    a.softcap = v->softcap;
+    a.window = v->window;
+    if (v->dropout > 0) {
+        a.dropout.p = v->dropout;
+        a.dropout.stream = (struct rng_stream){.seed = 77, .step = 3, .site = 5, .use = 1};
+        a.dropout.first = 5 * v->H * v->T * v->S;
+    }
+    if (v->strided) {
+        a.ldq = a.ldk = a.ldv = (v->H + 2 * v->KV) * v->D;
+        a.ldo = v->H * v->D + 4;
+    }
+    return a;
+}
+
+static void bind_options(struct op_case *c, const struct variant *v)
+{
+    if (v->packed) {
+        double *first = BIND(c, attn_args, first_key, DT_I32, ROLE_IN, v->B, v->T, 0);
+        for (int64_t b = 0; b < v->B; b++) /* documents of some T / 3 tokens, cut differently */
+            for (int64_t i = 0, start = 0; i < v->T; i++) {
+                if ((i + 2 * b) % (v->T / 3 + 1) == 0)
+                    start = i;
+                first[b * v->T + i] = (double)start;
+            }
+    }
+    if (v->alibi) {
+        double *slopes = BIND(c, attn_args, alibi_slopes, DT_F32, ROLE_IN, 1, v->H, 0);
+        for (int64_t h = 0; h < v->H; h++)
+            slopes[h] = pow(2, -(double)(h + 1));
+    }
+}
+
+static void bind_tokens(struct op_case *c, const char *name, size_t slot, enum role role,
+                        int64_t tokens, int64_t width, int64_t ld)
+{
+    case_bind(c, name, slot, EL_REAL, role, tokens, width, ld);
+}
+
+#define TOKENS(c, field, role, tokens, width, ld)                                                  \
+    bind_tokens(c, #field, offsetof(struct attn_args, field), role, tokens, width, ld)
+
+static void forward_case(struct op_case *c, const struct variant *v)
+{
+    struct attn_args a = variant_args(v);
+    int64_t q = v->H * v->D, kv = v->KV * v->D;
+
+    case_init(c, OP_ATTN_FWD, &a, sizeof a, "%s", v->name);
+    TOKENS(c, q, ROLE_IN, v->B * v->T, q, a.ldq);
+    TOKENS(c, k, ROLE_IN, v->B * v->S, kv, a.ldk);
+    TOKENS(c, v, ROLE_IN, v->B * v->S, kv, a.ldv);
+    bind_options(c, v);
+    TOKENS(c, o, ROLE_ASSIGN, v->B * v->T, q, a.ldo);
+    BIND(c, attn_args, lse, EL_STAT, ROLE_ASSIGN, v->B * v->H, v->T, 0);
+}
+
+static void backward_case(struct op_case *c, const struct variant *v)
+{
+    struct attn_args a = variant_args(v);
+    int64_t q = v->H * v->D, kv = v->KV * v->D, n = v->B * v->T;
+
+    case_init(c, OP_ATTN_BWD, &a, sizeof a, "%s", v->name);
+    TOKENS(c, q, ROLE_IN, n, q, a.ldq);
+    TOKENS(c, k, ROLE_IN, n, kv, a.ldk);
+    TOKENS(c, v, ROLE_IN, n, kv, a.ldv);
+    bind_options(c, v);
+    TOKENS(c, o, ROLE_IN, n, q, a.ldo);
+    BIND(c, attn_args, lse, EL_STAT, ROLE_IN, v->B * v->H, v->T, 0);
+    TOKENS(c, dout, ROLE_IN, n, q, a.ldo);
+    TOKENS(c, dq, ROLE_ASSIGN, n, q, a.ldq);
+    TOKENS(c, dk, ROLE_ASSIGN, n, kv, a.ldk);
+    TOKENS(c, dv, ROLE_ASSIGN, n, kv, a.ldv);
+}
+
+static const struct flow FLOW[] = {
+    {FLOW_SAVE, "q", "q", 0},  {FLOW_SAVE, "k", "k", 0},     {FLOW_SAVE, "v", "v", 0},
+    {FLOW_SAVE, "o", "o", 0},  {FLOW_SAVE, "lse", "lse", 0}, {FLOW_SEED, "o", "dout", 0},
+    {FLOW_GRAD, "q", "dq", 0}, {FLOW_GRAD, "k", "dk", 0},    {FLOW_GRAD, "v", "dv", 0},
+};
+enum { FLOW_SAVES = 6, FLOW_ALL = 9 };
+
+static void one_variant(const struct variant *v, bool gradients)
+{
+    struct op_case f, b;
+
+    forward_case(&f, v);
+    check_tables(&f);
+    if (v->T == v->S) {
+        backward_case(&b, v);
+        /* With the saves alone this only fills in what backward needs from forward. */
+        check_gradients(&f, &b, FLOW, gradients ? FLOW_ALL : FLOW_SAVES);
+        check_tables(&b);
+        case_fini(&b);
+    }
+    case_fini(&f);
+}
+
+int main(void)
+{
+    harness_open();
+    for (size_t i = 0; i < sizeof SMALL / sizeof SMALL[0]; i++)
+        one_variant(&SMALL[i], true);
+    for (size_t i = 0; i < sizeof TABLES / sizeof TABLES[0]; i++)
+        one_variant(&TABLES[i], false);
+    for (size_t i = 0; i < sizeof CACHED / sizeof CACHED[0]; i++)
+        one_variant(&CACHED[i], false);
+    return harness_close();
+}

@@ -1,0 +1,299 @@
+/* Gradient norm, clipping, AdamW and casts. */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "kernels/adamw_math.h"
+#include "tests/ops/harness.h"
+
+static void sumsq(int64_t n)
+{
+    struct sumsq_args a = {.n = n};
+    int64_t blocks = (n + SUMSQ_BLOCK - 1) / SUMSQ_BLOCK;
+    struct op_case c;
+
+    case_init(&c, OP_SUMSQ, &a, sizeof a, "n=%ld", (long)n);
+    BIND(&c, sumsq_args, x, EL_GRAD, ROLE_IN, 1, n, 0);
+    BIND(&c, sumsq_args, partial, DT_F64, ROLE_ASSIGN, 1, blocks, 0);
+    check_tables(&c);
+    case_fini(&c);
+}
+
+/* --- clip: its result is a struct, read as bytes --- */
+
+static struct clip_result run_clip(const struct target *t, const double *partial, int64_t n,
+                                   float max_norm, float inv_scale)
+{
+    struct clip_args a = {.n = n, .max_norm = max_norm, .inv_scale = inv_scale};
+    struct clip_result result;
+    unsigned char bytes[sizeof result];
+    struct op_case c;
+    struct result r;
+
+    case_init(&c, OP_CLIP, &a, sizeof a, "n=%ld max=%g scale=%g", (long)n, (double)max_norm,
+              (double)inv_scale);
+    memcpy(BIND(&c, clip_args, partial, DT_F64, ROLE_IN, 1, n, 0), partial,
+           (size_t)n * sizeof *partial);
+    BIND(&c, clip_args, result, DT_I32, ROLE_ASSIGN, 1, sizeof result / 4, 0);
+    case_run(&c, t, t->table, 1, &r);
+    for (size_t i = 0; i < sizeof result / 4; i++) {
+        int32_t word = (int32_t)r.v[case_index(&c, "result")][i];
+        memcpy(bytes + 4 * i, &word, sizeof word);
+    }
+    memcpy(&result, bytes, sizeof result);
+    result_fini(&r);
+    case_fini(&c);
+    return result;
+}
+
+static void expect_clip(const double *partial, int64_t n, float max_norm, float inv_scale,
+                        double norm, double coef, int clipped, int finite)
+{
+    for (int i = 0; i < targets_count(); i++) {
+        struct clip_result r = run_clip(targets_get(i), partial, n, max_norm, inv_scale);
+        bool ok = (isfinite(norm) ? fabs(r.norm - norm) <= 1e-12 * norm : !isfinite(r.norm)) &&
+                  fabs((double)r.coef - coef) <= 1e-7 * coef && r.clipped == clipped &&
+                  r.finite == finite;
+        expect(ok, "clip on %s: norm %g coef %g clipped %d finite %d, expected %g %g %d %d",
+               targets_get(i)->table->name, r.norm, (double)r.coef, r.clipped, r.finite, norm, coef,
+               clipped, finite);
+    }
+}
+
+static void clip(void)
+{
+    static const double P[] = {4, 9, 12}; /* norm 5 */
+    static const double WITH_NAN[] = {1, NAN, 2}, WITH_INF[] = {1, INFINITY, 2};
+
+    expect_clip(P, 3, 10, 1, 5, 1, 0, 1);
+    expect_clip(P, 3, 0, 1, 5, 1, 0, 1);
+    expect_clip(P, 3, 1, 1, 5, 1 / (5 + 1e-6), 1, 1);
+    expect_clip(P, 3, 1, 0.125f, 0.625, 0.125, 0, 1);
+    expect_clip(P, 3, 0.5f, 0.125f, 0.625, 0.125 * 0.5 / (0.625 + 1e-6), 1, 1);
+    expect_clip(WITH_NAN, 3, 1, 1, NAN, 0, 0, 0);
+    expect_clip(WITH_INF, 3, 1, 1, INFINITY, 0, 0, 0);
+}
+
+/* --- AdamW --- */
+
+struct adamw_setup {
+    int64_t n, n_decay;
+    float lr, beta1, beta2, eps, weight_decay;
+    int step;
+    float coef;
+    bool finite, param;
+};
+
+/* A struct bound as words keeps its bits: the harness carries 32-bit integers exactly. */
+static void set_words(double *to, const void *from, size_t bytes)
+{
+    for (size_t i = 0; i < bytes / 4; i++) {
+        int32_t word;
+        memcpy(&word, (const char *)from + 4 * i, sizeof word);
+        to[i] = (double)word;
+    }
+}
+
+static struct adamw_step step_of(const struct adamw_setup *s)
+{
+    struct adamw_step step = {.lr = s->lr,
+                              .bias1 = (float)(1 - pow((double)s->beta1, s->step)),
+                              .bias2 = (float)(1 - pow((double)s->beta2, s->step))};
+    return step;
+}
+
+static void adamw_case(struct op_case *c, const struct adamw_setup *s)
+{
+    struct adamw_args a = {.n = s->n,
+                           .n_decay = s->n_decay,
+                           .beta1 = s->beta1,
+                           .beta2 = s->beta2,
+                           .eps = s->eps,
+                           .weight_decay = s->weight_decay};
+    struct adamw_step step = step_of(s);
+    struct clip_result clip_result = {.norm = 1, .coef = s->coef, .finite = s->finite};
+
+    case_init(c, OP_ADAMW, &a, sizeof a, "n=%ld decay=%ld step=%d coef=%g%s%s", (long)s->n,
+              (long)s->n_decay, s->step, (double)s->coef, s->finite ? "" : " not finite",
+              s->param ? " param" : "");
+    set_words(BIND(c, adamw_args, step, DT_I32, ROLE_IN, 1, sizeof step / 4, 0), &step,
+              sizeof step);
+    set_words(BIND(c, adamw_args, clip, DT_I32, ROLE_IN, 1, sizeof clip_result / 4, 0),
+              &clip_result, sizeof clip_result);
+    BIND(c, adamw_args, grad, EL_GRAD, ROLE_IN, 1, s->n, 0);
+    BIND(c, adamw_args, master, EL_MASTER, ROLE_INOUT, 1, s->n, 0);
+    double *m = BIND(c, adamw_args, m, EL_MASTER, ROLE_INOUT, 1, s->n, 0);
+    double *v = BIND(c, adamw_args, v, EL_MASTER, ROLE_INOUT, 1, s->n, 0);
+    if (s->param)
+        BIND(c, adamw_args, param, EL_REAL, s->finite ? ROLE_ASSIGN : ROLE_INOUT, 1, s->n, 0);
+    for (int64_t i = 0; i < s->n; i++) {
+        m[i] *= 0.1;
+        v[i] = 0.01 * v[i] * v[i];
+    }
+}
+
+static const struct adamw_setup BASE = {.n = 5003,
+                                        .n_decay = 2001,
+                                        .lr = 3e-4f,
+                                        .beta1 = 0.9f,
+                                        .beta2 = 0.95f,
+                                        .eps = 1e-8f,
+                                        .weight_decay = 0.1f,
+                                        .step = 7,
+                                        .coef = 0.37f,
+                                        .finite = true,
+                                        .param = true};
+
+/* Three steps of PyTorch's AdamW written out, for two elements of which the first decays. */
+static void adamw_by_hand(void)
+{
+    static const double GRADS[3][2] = {{0.5, -0.25}, {-0.1, 0.3}, {0.2, 0.2}};
+    double master[2] = {1, -2}, m[2] = {0}, v[2] = {0}, want_w[2] = {1, -2}, want_m[2] = {0},
+           want_v[2] = {0};
+    struct adamw_setup s = BASE;
+    const struct target *t = targets_get(0);
+
+    s.n = 2;
+    s.n_decay = 1;
+    s.lr = 0.125f;
+    s.beta1 = 0.5f;
+    s.beta2 = 0.75f;
+    s.weight_decay = 0.25f;
+    s.eps = 0x1p-20f;
+    s.coef = 0.5f;
+    s.param = false;
+    for (s.step = 1; s.step <= 3; s.step++) {
+        struct op_case c;
+        struct result r;
+        adamw_case(&c, &s);
+        memcpy(case_data(&c, "grad"), GRADS[s.step - 1], sizeof master);
+        memcpy(case_data(&c, "master"), master, sizeof master);
+        memcpy(case_data(&c, "m"), m, sizeof m);
+        memcpy(case_data(&c, "v"), v, sizeof v);
+        case_run(&c, t, t->table, 1, &r);
+        memcpy(master, r.v[case_index(&c, "master")], sizeof master);
+        memcpy(m, r.v[case_index(&c, "m")], sizeof m);
+        memcpy(v, r.v[case_index(&c, "v")], sizeof v);
+        for (int i = 0; i < 2; i++) {
+            double g = 0.5 * GRADS[s.step - 1][i];
+            want_w[i] *= i == 0 ? 1 - 0.125 * 0.25 : 1;
+            want_m[i] = 0.5 * want_m[i] + 0.5 * g;
+            want_v[i] = 0.75 * want_v[i] + 0.25 * g * g;
+            double mhat = want_m[i] / (1 - pow(0.5, s.step));
+            double vhat = want_v[i] / (1 - pow(0.75, s.step));
+            want_w[i] -= 0.125 * mhat / (sqrt(vhat) + 0x1p-20);
+            expect(fabs(master[i] - want_w[i]) < 1e-7, "adamw step %d: weight %d is %.9g, not %.9g",
+                   s.step, i, master[i], want_w[i]);
+        }
+        result_fini(&r);
+        case_fini(&c);
+    }
+}
+
+/* The bits of kernels/adamw_math.h on every table of floats. */
+static void adamw_bits(const struct adamw_setup *s)
+{
+    struct adamw_step step = step_of(s);
+    struct op_case c;
+    struct result r;
+
+    adamw_case(&c, s);
+    case_data(&c, "m")[0] = 0x1p-126; /* becomes subnormal: flushed */
+    case_data(&c, "v")[0] = 0x1p-126;
+    case_data(&c, "grad")[0] = 0;
+    case_data(&c, "grad")[1] = 0x1p-80;
+    for (int ti = 1; ti < targets_count(); ti++) {
+        const struct target *t = targets_get(ti);
+        case_run(&c, t, t->table, 1, &r);
+        for (int64_t i = 0; i < s->n; i++) {
+            struct adamw_consts k = {s->beta1,
+                                     1 - s->beta1,
+                                     s->beta2,
+                                     1 - s->beta2,
+                                     s->eps,
+                                     i < s->n_decay ? fmaf(-s->lr, s->weight_decay, 1) : 1,
+                                     s->lr / step.bias1,
+                                     1 / sqrtf(step.bias2),
+                                     s->coef};
+            float w = (float)case_data(&c, "master")[i], m = (float)case_data(&c, "m")[i],
+                  v = (float)case_data(&c, "v")[i], g = (float)case_data(&c, "grad")[i];
+            adamw_element(&k, g, &w, &m, &v);
+            double want[3] = {(double)w, (double)m, (double)v};
+            double got[3] = {r.v[case_index(&c, "master")][i], r.v[case_index(&c, "m")][i],
+                             r.v[case_index(&c, "v")][i]};
+            if (!expect(memcmp(want, got, sizeof want) == 0,
+                        "%s on %s: element %ld is %a %a %a, not %a %a %a", c.title, t->table->name,
+                        (long)i, got[0], got[1], got[2], want[0], want[1], want[2]))
+                break;
+        }
+        result_fini(&r);
+    }
+    case_fini(&c);
+}
+
+static void adamw(void)
+{
+    struct adamw_setup s = BASE;
+    struct op_case c;
+
+    adamw_by_hand();
+    adamw_bits(&BASE);
+    adamw_case(&c, &BASE);
+    check_tables(&c);
+    case_fini(&c);
+    s.n_decay = 0;
+    s.step = 1000;
+    adamw_bits(&s);
+    s.n = s.n_decay = 37;
+    s.param = false;
+    s.coef = 1;
+    adamw_bits(&s);
+    s.param = true;
+    s.finite = false; /* nothing may change */
+    adamw_case(&c, &s);
+    check_tables(&c);
+    struct result r;
+    case_run(&c, targets_get(0), targets_get(0)->table, 1, &r);
+    for (const char *const *name = (const char *const[]){"master", "m", "v", "param", NULL}; *name;
+         name++)
+        expect(memcmp(r.v[case_index(&c, *name)], case_data(&c, *name), 37 * sizeof(double)) == 0,
+               "%s: %s changed", c.title, *name);
+    result_fini(&r);
+    case_fini(&c);
+}
+
+/* --- casts --- */
+
+static void casts(void)
+{
+    static const enum dtype TYPES[] = {DT_F32, DT_F16, DT_BF16};
+    struct op_case c;
+
+    for (int from = 0; from < 3; from++)
+        for (int to = 0; to < 3; to++) {
+            struct cast_args a = {.n = 1003, .from = TYPES[from], .to = TYPES[to]};
+            case_init(&c, OP_CAST, &a, sizeof a, "%s to %s", dtype_name(a.from), dtype_name(a.to));
+            double *src = BIND(&c, cast_args, src, (int)a.from, ROLE_IN, 1, a.n, 0);
+            for (int64_t i = 0; i < a.n; i++) /* from far below to far above float16's range */
+                src[i] = ldexp(src[i], (int)(i % 64) - 40);
+            src[0] = 1 + 0x1p-8; /* half way in bfloat16: to even, down */
+            src[1] = 1 + 3 * 0x1p-8;
+            src[2] = -0.0;
+            src[3] = INFINITY;
+            BIND(&c, cast_args, dst, (int)a.to, ROLE_ASSIGN, 1, a.n, 0);
+            check_exact(&c);
+            case_fini(&c);
+        }
+}
+
+int main(void)
+{
+    harness_open();
+    sumsq(1);
+    sumsq(SUMSQ_BLOCK);
+    sumsq(3 * SUMSQ_BLOCK + 17);
+    clip();
+    adamw();
+    casts();
+    return harness_close();
+}

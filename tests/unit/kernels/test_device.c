@@ -1,0 +1,141 @@
+#include <criterion/criterion.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "kernels/device.h"
+#include "kernels/op_table.h"
+
+static struct device *open_cpu(size_t limit, bool reference)
+{
+    struct device_options options = {
+        .memory_limit = limit, .threads = 2, .reference_ops = reference};
+    struct err err = {0};
+    struct device *d = NULL;
+    cr_assert_eq(device_open(DEVICE_CPU, 0, &options, &d, &err), 0, "%s", err.msg);
+    return d;
+}
+
+Test(device, counts_and_limits_memory)
+{
+    struct device *d = open_cpu(1000, false);
+    struct err err = {0};
+    void *a = NULL, *b = NULL, *untouched = &err;
+    size_t left;
+
+    cr_assert_eq(device_alloc(d, 600, "a", &a, &err), 0);
+    cr_assert_eq((uintptr_t)a % DEVICE_ALIGN, 0);
+    cr_assert_eq(device_alloc(d, 400, "b", &b, &err), 0);
+    cr_assert_eq(d->counters.device_now, 1000);
+    cr_assert_eq(device_memory_free(d, &left, &err), 0);
+    cr_assert_eq(left, 0);
+    cr_assert_eq(device_alloc(d, 1, "one byte", &untouched, &err), ERR_DEVICE_OOM);
+    cr_assert_eq(untouched, &err);
+    cr_assert(strstr(err.msg, "one byte needs 1 bytes"), "%s", err.msg);
+    cr_assert(strstr(err.msg, "1000 bytes"), "%s", err.msg);
+    device_free(d, a, 600);
+    cr_assert_eq(device_memory_free(d, &left, &err), 0);
+    cr_assert_eq(left, 600);
+    cr_assert_eq(d->counters.device_now, 400);
+    cr_assert_eq(d->counters.device_peak, 1000);
+    device_free(d, b, 400);
+    device_close(d);
+}
+
+Test(device, an_overflowing_size_is_out_of_memory)
+{
+    struct device *d = open_cpu(0, false);
+    struct err err = {0};
+    void *p = NULL;
+    cr_assert_eq(device_alloc(d, SIZE_MAX, "everything", &p, &err), ERR_DEVICE_OOM);
+    cr_assert_null(p);
+    err_clear(&err);
+    cr_assert_eq(device_host_alloc(d, SIZE_MAX, "everything", &p, &err), ERR_NOMEM);
+    cr_assert_eq(d->counters.host_now, 0);
+    device_close(d);
+}
+
+Test(device, counts_link_traffic)
+{
+    struct device *d = open_cpu(0, false);
+    struct stream *s = NULL;
+    struct err err = {0};
+    void *dev = NULL, *host = NULL;
+    char back[8] = {0};
+
+    cr_assert_eq(device_stream_create(d, 0, &s, &err), 0);
+    cr_assert_eq(device_alloc(d, 8, "x", &dev, &err), 0);
+    cr_assert_eq(device_host_alloc(d, 8, "y", &host, &err), 0);
+    cr_assert_eq(d->counters.host_now, 8);
+    memcpy(host, "castor!", 8);
+    cr_assert_eq(device_copy(d, s, COPY_H2D, dev, host, 8, &err), 0);
+    cr_assert_eq(device_copy(d, s, COPY_D2H, back, dev, 8, &err), 0);
+    cr_assert_str_eq(back, "castor!");
+    cr_assert_eq(device_copy(d, s, COPY_D2H, back, dev, 3, &err), 0);
+    cr_assert_eq(device_copy(d, s, COPY_H2H, back, host, 8, &err), 0);
+    cr_assert_eq(d->counters.h2d_bytes, 8);
+    cr_assert_eq(d->counters.d2h_bytes, 11);
+    cr_assert_eq(device_zero(d, s, dev, 4, &err), 0);
+    cr_assert_eq(((char *)dev)[3], 0);
+    cr_assert_eq(((char *)dev)[4], 'o');
+    device_host_free(d, host, 8);
+    device_free(d, dev, 8);
+    device_stream_destroy(d, s);
+    device_close(d);
+}
+
+Test(device, marks_measure_time)
+{
+    struct device *d = open_cpu(0, false);
+    struct event_mark *from = NULL, *to = NULL;
+    struct stream *s = NULL;
+    double seconds = -1;
+
+    cr_assert_eq(device_stream_create(d, 0, &s, NULL), 0);
+    cr_assert_eq(device_mark_create(d, &from, NULL), 0);
+    cr_assert_eq(device_mark_create(d, &to, NULL), 0);
+    cr_assert_eq(device_mark_record(d, from, s, NULL), 0);
+    cr_assert_eq(device_mark_record(d, to, s, NULL), 0);
+    cr_assert_eq(device_mark_stream_wait(d, to, s, NULL), 0);
+    cr_assert_eq(device_mark_sync(d, to, NULL), 0);
+    cr_assert_eq(device_mark_elapsed(d, from, to, &seconds, NULL), 0);
+    cr_assert(seconds >= 0 && seconds < 1);
+    device_mark_destroy(d, from);
+    device_mark_destroy(d, to);
+    device_stream_destroy(d, s);
+    device_close(d);
+}
+
+Test(device, offers_tables_by_type)
+{
+    struct device *d = open_cpu(0, false), *r = open_cpu(0, true);
+
+    cr_assert_str_eq(device_ops(d, DT_F64)->name, "cpu-ref-f64");
+    cr_assert_str_eq(device_ops(d, DT_F32)->name, "cpu-f32");
+    cr_assert_str_eq(device_ops(r, DT_F32)->name, "cpu-ref-f32");
+    cr_assert_null(device_ops(d, DT_BF16));
+    device_close(d);
+    device_close(r);
+}
+
+Test(device, refuses_what_is_not_there)
+{
+    struct device *d = NULL;
+    struct device_options options = {.threads = -1};
+    struct err err = {0};
+
+    cr_assert_eq(device_count(DEVICE_CPU), 1);
+    cr_assert_eq(device_open(DEVICE_CPU, 1, NULL, &d, &err), ERR_NOT_FOUND);
+    err_clear(&err);
+    cr_assert_eq(device_open(DEVICE_CPU, 0, &options, &d, &err), ERR_INVALID);
+    err_clear(&err);
+    cr_assert_eq(device_open(DEVICE_CUDA, device_count(DEVICE_CUDA), NULL, &d, &err),
+                 ERR_NOT_FOUND);
+    cr_assert_null(d);
+}
+
+Test(op_table, every_op_has_a_name)
+{
+    for (int op = 0; op < OP_COUNT; op++)
+        cr_assert(op_name((enum op)op) && op_name((enum op)op)[0]);
+    cr_assert_str_eq(op_name(OP_LINEAR_BWD_WEIGHT), "linear_bwd_weight");
+}
