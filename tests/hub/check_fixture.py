@@ -61,19 +61,20 @@ class Checks:
         self.caches += 1
         return str(self.work / f"cache-{self.caches}")
 
-    def ours(self, cache, reference, want="weights", offline=False):
-        env = {**os.environ, "HF_HUB_CACHE": cache, "HF_HUB_OFFLINE": "1" if offline else "0"}
-        result = subprocess.run([self.program, reference, want], env=env, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
+    def run(self, command, cache, offline):
+        offline = "1" if offline else "0"
+        env = {**os.environ, "HF_HUB_CACHE": cache, "HF_HUB_OFFLINE": offline}
+        result = subprocess.run(command, env=env, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr[-2000:]
         return Path(result.stdout.strip())
+
+    def ours(self, cache, reference, want="weights", offline=False):
+        return self.run([self.program, reference, want], cache, offline)
 
     def theirs_offline(self, cache, code):
         """In a process of its own: huggingface_hub reads the environment when it is imported."""
-        env = {**os.environ, "HF_HUB_CACHE": cache, "HF_HUB_OFFLINE": "1"}
         text = f"from huggingface_hub import *\nprint({code})"
-        result = subprocess.run([sys.executable, "-c", text], env=env, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr[-2000:]
-        return Path(result.stdout.strip())
+        return self.run([sys.executable, "-c", text], cache, offline=True)
 
     def same(self, folder, repo, names):
         for name in names:
@@ -174,10 +175,11 @@ class Checks:
         assert repo.refs.keys() == {"main", "refs/pr/1"}, repo.refs
 
     def check_theirs_is_read_by_ours(self):
-        for repo, revision in [("org/tiny", "main"), ("org/sharded", "main"), ("org/tiny", "refs/pr/1")]:
+        for reference in ["org/tiny@main", "org/sharded@main", "org/tiny@refs/pr/1"]:
+            repo, revision = reference.split("@")
             cache = self.new_cache()
             folder = hh.snapshot_download(repo, revision=revision, cache_dir=cache)
-            found = self.ours(cache, f"{repo}@{revision}", offline=True)
+            found = self.ours(cache, reference, offline=True)
             assert str(found) == folder, (found, folder)
 
     def check_single_files_of_theirs_are_read_by_ours(self):

@@ -38,6 +38,7 @@ GET /_fixture/log lists the requests so far, DELETE empties the list.
 import argparse
 import hashlib
 import json
+import mmap
 import re
 import sys
 import threading
@@ -52,11 +53,19 @@ PAGE = 1000
 SIGNATURE = "Expires=4102444800&Signature=fixture"
 
 
+def content_of(path):
+    """A file's bytes without reading them all: models can be larger than memory."""
+    with open(path, "rb") as file:
+        if not path.stat().st_size:
+            return memoryview(b"")
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
 class File:
     """One file of a commit, with the hashes that the hub would announce."""
 
     def __init__(self, path, disk_path):
-        data = disk_path.read_bytes()
+        data = content_of(disk_path)
         self.path, self.disk_path, self.size = path, disk_path, len(data)
         self.is_lfs = disk_path.suffix in LFS_SUFFIXES or len(data) > LFS_BYTES
         self.sha256 = hashlib.sha256(data).hexdigest()
@@ -66,7 +75,9 @@ class File:
                 f"oid sha256:{self.sha256}\nsize {self.size}\n"
             ).encode()
         self.pointer_size = len(data)
-        self.oid = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+        git_blob = hashlib.sha1(b"blob %d\0" % len(data))
+        git_blob.update(data)
+        self.oid = git_blob.hexdigest()
 
     def etag(self):
         return self.sha256 if self.is_lfs else self.oid
@@ -237,11 +248,11 @@ class Handler(BaseHTTPRequestHandler):
         flip = self.fault("flip")
         if flip:
             at = flip["at"]
-            data = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+            data = b"".join([data[:at], bytes([data[at] ^ 1]), data[at + 1 :]])
         size = self.fault("short", "long")
         if size:
             n = size["bytes"]
-            data = data[: len(data) - n] if size["action"] == "short" else data + b"x" * n
+            data = data[: len(data) - n] if size["action"] == "short" else bytes(data) + b"x" * n
         if not wanted or self.fault("ignore_range"):
             self.answer(200, data, {"Accept-Ranges": "bytes", **headers})
             return
@@ -289,7 +300,7 @@ class StoreHandler(Handler):
             return
         # The store has an ETag of its own, which is not the content's hash.
         etag = hashlib.sha256(file.sha256.encode()).hexdigest()
-        self.send_content(file.disk_path.read_bytes(), {"ETag": f'"{etag}"'})
+        self.send_content(content_of(file.disk_path), {"ETag": f'"{etag}"'})
 
 
 class HubHandler(Handler):
@@ -391,9 +402,10 @@ class HubHandler(Handler):
         if not commit:
             return
         prefix = path + "/" if path else ""
-        entries = [f.entry() for p, f in commit.files.items() if p.startswith(prefix)]
         folders = {p.rsplit("/", 1)[0] for p in commit.files if "/" in p}
-        entries = [{"type": "directory", "oid": "0" * 40, "size": 0, "path": p} for p in sorted(folders)] + entries
+        folder = {"type": "directory", "oid": "0" * 40, "size": 0}
+        entries = [{**folder, "path": p} for p in sorted(folders)]
+        entries += [f.entry() for p, f in commit.files.items() if p.startswith(prefix)]
         fault = self.fault("tree") or {}
         entries += fault.get("add", [])
         filler = {"type": "file", "oid": "0" * 40, "size": 1}
@@ -444,7 +456,8 @@ class HubHandler(Handler):
             self.redirect(302, location, headers)
         else:
             headers["ETag"] = f'"{file.oid}"'
-            location = f"/api/resolve-cache/models/{quote(repo)}/{commit.sha}/{quote(path, safe='')}"
+            cached = f"/api/resolve-cache/models/{quote(repo)}/{commit.sha}/"
+            location = cached + quote(path, safe="")
             self.redirect(307, f"{location}?%2F{quote(repo)}=&etag=%22{file.oid}%22", headers)
 
     def resolve_cache(self, repo, rev, path, query):
@@ -452,7 +465,7 @@ class HubHandler(Handler):
         file = commit and commit.files.get(path)
         if file:
             headers = {"X-Repo-Commit": commit.sha, "ETag": f'"{file.oid}"'}
-            self.send_content(file.disk_path.read_bytes(), headers)
+            self.send_content(content_of(file.disk_path), headers)
         elif commit:
             self.refuse(404, "EntryNotFound", "Entry not found")
 

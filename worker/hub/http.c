@@ -295,7 +295,6 @@ static int send_once(struct http *h, const struct http_request *q, struct http_r
     curl_easy_setopt(h->curl, CURLOPT_URL, r->url);
     curl_easy_setopt(h->curl, CURLOPT_PROTOCOLS_STR, "http,https");
     curl_easy_setopt(h->curl, CURLOPT_FOLLOWLOCATION, 0L);
-    curl_easy_setopt(h->curl, CURLOPT_NOSIGNAL, 1L);
     curl_easy_setopt(h->curl, CURLOPT_NETRC, (long)CURL_NETRC_IGNORED);
     curl_easy_setopt(h->curl, CURLOPT_USERAGENT, USER_AGENT);
     curl_easy_setopt(h->curl, CURLOPT_HTTPHEADER, headers);

@@ -42,6 +42,7 @@ struct hub_config {
     double wait_scale;    /* stretches the waits between tries (1, 2, 4, 8 s); 0 = 1 */
 };
 
+/* The strings are copied. ERR_INVALID for an endpoint or a token that cannot be one. */
 int hub_create(const struct hub_config *config, struct hub **out, struct err *err);
 void hub_destroy(struct hub *hub);
 

@@ -1,6 +1,7 @@
 /* Downloads that end in the middle: killed processes, two at once, full disks. */
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -151,10 +152,12 @@ Test(resume, two_processes_download_once)
     cr_expect_eq(fixture_count(&fx, "store", "GET", NULL), 1);
 }
 
-/* A file system of 256 kB under the cache; false where mounting is not allowed. */
+/* A small file system under the cache, for this process and its children only; false where mounting
+ * is not allowed. */
 static bool mount_small_disk(const char *options)
 {
-    if (fs_mkdir_p(fx.cache, false, NULL) == 0 &&
+    if (fs_mkdir_p(fx.cache, false, NULL) == 0 && unshare(CLONE_NEWNS) == 0 &&
+        mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0 &&
         mount("tmpfs", fx.cache, "tmpfs", 0, options) == 0)
         return true;
     cr_log_warn("skipped: cannot mount a small tmpfs (%s); run as root", strerror(errno));
