@@ -61,7 +61,6 @@ static int parse_shape(const char *path, const char *name, const json_t *entry,
     const json_t *shape = json_object_get(entry, "shape");
     size_t rank = json_array_size(shape);
     size_t bytes = dtype_size(t->dtype);
-    bool empty = false;
 
     if (!json_is_array(shape) || rank > SAFETENSORS_MAX_RANK)
         return err_set(err, ERR_CORRUPT, "%s: tensor %.100s has no shape of at most %d dimensions",
@@ -71,13 +70,11 @@ static int parse_shape(const char *path, const char *name, const json_t *entry,
         if (!parse_count(json_array_get(shape, i), &t->shape[i]))
             return err_set(err, ERR_CORRUPT,
                            "%s: tensor %.100s has a dimension that is not a count", path, name);
-        if (t->shape[i] == 0)
-            empty = true;
-        else if (__builtin_mul_overflow(bytes, (size_t)t->shape[i], &bytes))
+        if (__builtin_mul_overflow(bytes, (size_t)t->shape[i], &bytes))
             return err_set(err, ERR_CORRUPT, "%s: the shape of tensor %.100s overflows any memory",
                            path, name);
     }
-    t->bytes = empty ? 0 : bytes;
+    t->bytes = bytes;
     return 0;
 }
 

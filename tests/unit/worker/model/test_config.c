@@ -1,0 +1,201 @@
+#include <criterion/criterion.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/json.h"
+#include "worker/model/config.h"
+#include "worker/model/model.h"
+
+#define OPT_125M                                                                                   \
+    "\"model_type\":\"opt\",\"num_hidden_layers\":12,\"hidden_size\":768,"                         \
+    "\"num_attention_heads\":12,\"ffn_dim\":3072,\"vocab_size\":50272,"                            \
+    "\"max_position_embeddings\":2048"
+
+static int parse(const char *text, struct decoder_config *c, struct err *err)
+{
+    json_t *j = NULL;
+    int rc;
+
+    cr_assert_eq(json_parse_limited(text, strlen(text), 1 << 20, 16, &j, err), 0, "%s: %s", text,
+                 err->msg);
+    rc = decoder_config_parse(j, c, err);
+    json_decref(j);
+    return rc;
+}
+
+Test(config, opt_defaults)
+{
+    struct decoder_config c;
+    struct err err = {0};
+
+    cr_assert_eq(parse("{" OPT_125M "}", &c, &err), 0, "%s", err.msg);
+    cr_assert_str_eq(c.family, "opt");
+    cr_assert_eq(c.layers, 12);
+    cr_assert_eq(c.head_dim, 64);
+    cr_assert_eq(c.kv_heads, 12);
+    cr_assert_eq(c.embed_dim, 768);
+    cr_assert_eq(c.position_offset, 2);
+    cr_assert_eq(c.norm_place, NORM_PLACE_PRE);
+    cr_assert(c.final_norm && c.norm_affine && c.norm_bias && c.tied && !c.gated);
+    cr_assert(c.qkv_bias && c.out_bias && c.mlp_bias && !c.head_bias);
+    cr_assert_eq(c.act, ACT_RELU);
+    cr_assert_float_eq(c.attn_scale, 0.125, 1e-15);
+    cr_assert_float_eq(c.hidden_dropout, 0.1, 1e-15);
+    cr_assert_eq(c.attn_dropout, 0);
+    cr_assert_eq(c.dtype, DT_F32);
+    cr_assert_eq(c.bos_id, -1);
+    decoder_config_fini(&c);
+}
+
+Test(config, opt_flags)
+{
+    struct decoder_config c;
+    struct err err = {0};
+
+    cr_assert_eq(parse("{" OPT_125M ",\"do_layer_norm_before\":false,\"word_embed_proj_dim\":512,"
+                       "\"dropout\":0.0,\"attention_dropout\":0.25,\"enable_bias\":false,"
+                       "\"layer_norm_elementwise_affine\":false,\"tie_word_embeddings\":false,"
+                       "\"activation_function\":\"gelu\",\"bos_token_id\":2,\"eos_token_id\":2,"
+                       "\"pad_token_id\":1,\"torch_dtype\":\"float16\",\"layerdrop\":0.0,"
+                       "\"prefix\":\"</s>\",\"use_cache\":true}",
+                       &c, &err),
+                 0, "%s", err.msg);
+    cr_assert_eq(c.norm_place, NORM_PLACE_POST);
+    cr_assert(!c.final_norm && !c.norm_affine && !c.norm_bias && !c.tied);
+    cr_assert(!c.qkv_bias && !c.out_bias && !c.mlp_bias);
+    cr_assert_eq(c.embed_dim, 512);
+    cr_assert_eq(c.act, ACT_GELU_ERF);
+    cr_assert_eq(c.attn_dropout, 0.25);
+    cr_assert_eq(c.hidden_dropout, 0);
+    cr_assert_eq(c.eos_id, 2);
+    cr_assert_eq(c.pad_id, 1);
+    cr_assert_eq(c.dtype, DT_F16);
+    decoder_config_fini(&c);
+
+    cr_assert_eq(parse("{" OPT_125M ",\"dtype\":\"torch.bfloat16\",\"torch_dtype\":\"float16\","
+                       "\"_remove_final_layer_norm\":true,\"eos_token_id\":null}",
+                       &c, &err),
+                 0, "%s", err.msg);
+    cr_assert_eq(c.dtype, DT_BF16);
+    cr_assert(!c.final_norm);
+    cr_assert_eq(c.eos_id, -1);
+    decoder_config_fini(&c);
+}
+
+/* A later member would be a duplicate, so each bad value replaces the good one. */
+static const struct {
+    const char *text;
+    enum err_code code;
+} bad[] = {
+    {"[]", ERR_INVALID},
+    {"{}", ERR_INVALID},
+    {"{\"model_type\":7}", ERR_INVALID},
+    {"{\"model_type\":\"llama\"}", ERR_UNSUPPORTED},
+    {"{\"model_type\":\"opt\"}", ERR_INVALID},
+    {"{" OPT_125M ",\"layerdrop\":0.1}", ERR_UNSUPPORTED},
+    {"{" OPT_125M ",\"quantization_config\":{\"bits\":4}}", ERR_UNSUPPORTED},
+    {"{" OPT_125M ",\"activation_function\":\"tanh\"}", ERR_UNSUPPORTED},
+    {"{" OPT_125M ",\"activation_function\":3}", ERR_INVALID},
+    {"{" OPT_125M ",\"dtype\":\"int8\"}", ERR_UNSUPPORTED},
+    {"{" OPT_125M ",\"dropout\":1.0}", ERR_INVALID},
+    {"{" OPT_125M ",\"dropout\":-0.1}", ERR_INVALID},
+    {"{" OPT_125M ",\"attention_dropout\":1.5}", ERR_INVALID},
+    {"{" OPT_125M ",\"word_embed_proj_dim\":0}", ERR_INVALID},
+    {"{" OPT_125M ",\"word_embed_proj_dim\":1e9}", ERR_INVALID},
+    {"{" OPT_125M ",\"pad_token_id\":50272}", ERR_INVALID},
+    {"{" OPT_125M ",\"eos_token_id\":[1,2]}", ERR_INVALID},
+    {"{" OPT_125M ",\"bos_token_id\":-2}", ERR_INVALID},
+    {"{" OPT_125M ",\"tie_word_embeddings\":1}", ERR_INVALID},
+};
+
+Test(config, bad_members)
+{
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        struct decoder_config c = {.layers = -77};
+        struct err err = {0};
+
+        cr_assert_eq(parse(bad[i].text, &c, &err), (int)bad[i].code, "%s gave %d: %s", bad[i].text,
+                     err.code, err.msg);
+        cr_assert_eq(c.layers, -77, "%s: the result was touched", bad[i].text);
+        cr_assert_gt(strlen(err.msg), 0);
+    }
+}
+
+Test(config, bad_sizes)
+{
+    const char *const keys[] = {"num_hidden_layers", "hidden_size", "num_attention_heads",
+                                "ffn_dim",           "vocab_size",  "max_position_embeddings"};
+    const char *const values[] = {
+        "0", "-1", "1.5", "\"12\"", "null", "9223372036854775807", "1e300", "4294967296", "[]"};
+
+    for (size_t k = 0; k < 6; k++) {
+        for (size_t v = 0; v < sizeof(values) / sizeof(values[0]); v++) {
+            struct decoder_config c;
+            struct err err = {0};
+            char text[512];
+            int n = snprintf(text, sizeof(text), "{\"model_type\":\"opt\"");
+
+            for (size_t i = 0; i < 6; i++)
+                n += snprintf(text + n, sizeof(text) - (size_t)n, ",\"%s\":%s", keys[i],
+                              i == k ? values[v] : "64");
+            snprintf(text + n, sizeof(text) - (size_t)n, "}");
+            cr_assert_eq(parse(text, &c, &err), ERR_INVALID, "%s gave %d", text, err.code);
+        }
+    }
+}
+
+Test(config, heads_must_divide)
+{
+    struct decoder_config c;
+    struct err err = {0};
+
+    cr_assert_eq(parse("{\"model_type\":\"opt\",\"num_hidden_layers\":1,\"hidden_size\":10,"
+                       "\"num_attention_heads\":4,\"ffn_dim\":8,\"vocab_size\":8,"
+                       "\"max_position_embeddings\":8}",
+                       &c, &err),
+                 ERR_INVALID);
+    cr_assert_str_eq(err.param, "hidden_size");
+}
+
+/* What the flags can say and the blocks cannot run is refused, whoever sets it. */
+Test(config, flags_not_built_are_refused)
+{
+    struct decoder_config good, c;
+    struct err err = {0};
+
+    cr_assert_eq(parse("{" OPT_125M "}", &good, &err), 0);
+    cr_assert_eq(decoder_config_check(&good, &err), 0);
+    for (int i = 0; i < 8; i++) {
+        c = good;
+        err = (struct err){0};
+        c.position = i >= 5 ? POSITION_ROPE : c.position;
+        c.rope = (struct rope_config){.dim = 64, .base = 1e4};
+        if (i == 0)
+            c.norm_place = NORM_PLACE_SANDWICH;
+        else if (i == 1)
+            c.residual = RESIDUAL_PARALLEL_1NORM;
+        else if (i == 2)
+            c.position = POSITION_ALIBI;
+        else if (i == 3)
+            c.embed_norm = true;
+        else if (i == 4)
+            c.qk_norm = true;
+        else if (i == 5)
+            c.rope.scaling = ROPE_SCALING_YARN;
+        else if (i == 6)
+            c.rope.local_base = 1e4;
+        cr_assert_eq(decoder_config_check(&c, &err), i < 7 ? ERR_UNSUPPORTED : 0, "case %d: %s", i,
+                     err.msg);
+        if (i < 7)
+            cr_assert_str_eq(err.reason, "unsupported_architecture");
+    }
+}
+
+Test(config, missing_folder)
+{
+    struct decoder_config c;
+    struct err err = {0};
+
+    cr_assert_eq(decoder_config_load("/nonexistent", &c, &err), ERR_NOT_FOUND);
+    cr_assert_not_null(strstr(err.msg, "/nonexistent/config.json"));
+}
