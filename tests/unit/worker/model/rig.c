@@ -23,10 +23,10 @@ static void *device_new(struct rig *r, size_t bytes)
     return p;
 }
 
-void rig_open(struct rig *r, struct decoder_config *config, enum dtype compute, int64_t B,
-              int64_t T)
+void rig_open(struct rig *r, struct decoder_config *config, enum dtype compute, bool reference,
+              int64_t B, int64_t T)
 {
-    struct device_options options = {.threads = 1, .reference_ops = true};
+    struct device_options options = {.threads = 1, .reference_ops = reference};
     struct err err = {0};
     size_t n = (size_t)(B * T);
 

@@ -1,5 +1,5 @@
 /*
- * A model on the CPU's reference ops, driven block by block as the executor does, with every buffer
+ * A model on the CPU, driven block by block as the executor does, with every buffer
  * of exactly the size that was asked for, so that AddressSanitizer sees an overrun. Results are
  * doubles whatever the compute type. Failures abort the test.
  */
@@ -34,9 +34,10 @@ struct rig {
     int32_t *row_correct; /* (B, T) */
 };
 
-/* Takes over *config. Weights are zero, gradients NaN. */
-void rig_open(struct rig *r, struct decoder_config *config, enum dtype compute, int64_t B,
-              int64_t T);
+/* Takes over *config. Weights are zero, gradients NaN. reference: the plain ops rather than the
+ * fast ones, where a type has both. */
+void rig_open(struct rig *r, struct decoder_config *config, enum dtype compute, bool reference,
+              int64_t B, int64_t T);
 void rig_close(struct rig *r);
 
 /* Uniform in +-spread, norms around 1, from a fixed seed. */

@@ -60,7 +60,7 @@ static struct decoder_config pre_norm(void)
 
 static void open_rig(struct rig *r, struct decoder_config config, enum dtype compute, bool dropout)
 {
-    rig_open(r, &config, compute, 4, 6);
+    rig_open(r, &config, compute, true, 4, 6);
     rig_random_weights(r, 0.5);
     rig_random_batch(r);
     if (dropout) {

@@ -103,7 +103,7 @@ static void check_grads(struct check *c, struct rig *r, const char *dir)
     weights_close(reader);
 }
 
-static void check_case(const char *name, enum dtype compute, double rtol)
+static void check_case(const char *name, enum dtype compute, bool reference, double rtol)
 {
     struct check c = {.rtol = rtol};
     struct decoder_config config;
@@ -114,7 +114,7 @@ static void check_case(const char *name, enum dtype compute, double rtol)
 
     snprintf(path, sizeof(path), ROOT "%s/model", name);
     cr_assert_eq(decoder_config_load(path, &config, &err), 0, "%s", err.msg);
-    rig_open(&r, &config, compute, 4, 12);
+    rig_open(&r, &config, compute, reference, 4, 12);
     rig_load(&r, path);
     snprintf(path, sizeof(path), ROOT "%s/batch.safetensors", name);
     cr_assert_eq(safetensors_open(path, &batch, &err), 0, "%s", err.msg);
@@ -130,30 +130,135 @@ static void check_case(const char *name, enum dtype compute, double rtol)
 
 Test(golden, pre_norm_double)
 {
-    check_case("pre", DT_F64, 1e-12);
+    check_case("pre", DT_F64, true, 1e-12);
 }
 
 Test(golden, pre_norm_float)
 {
-    check_case("pre", DT_F32, 1e-5);
+    check_case("pre", DT_F32, true, 1e-5);
+    check_case("pre", DT_F32, false, 1e-5); /* the fast ops, where the build has them */
 }
 
 Test(golden, post_norm_narrow_embedding_double)
 {
-    check_case("post", DT_F64, 1e-12);
+    check_case("post", DT_F64, true, 1e-12);
 }
 
 Test(golden, post_norm_narrow_embedding_float)
 {
-    check_case("post", DT_F32, 1e-5);
+    check_case("post", DT_F32, true, 1e-5);
+    check_case("post", DT_F32, false, 1e-5); /* the fast ops, where the build has them */
 }
 
 Test(golden, gelu_without_biases_untied_double)
 {
-    check_case("plain", DT_F64, 1e-12);
+    check_case("plain", DT_F64, true, 1e-12);
 }
 
 Test(golden, gelu_without_biases_untied_float)
 {
-    check_case("plain", DT_F32, 1e-5);
+    check_case("plain", DT_F32, true, 1e-5);
+    check_case("plain", DT_F32, false, 1e-5); /* the fast ops, where the build has them */
+}
+
+/* One update of every tensor, as the executor makes it: norm over all, then AdamW on each. */
+static double adamw_step(struct rig *r, double *const *moments, const double *params,
+                         struct adamw_step step)
+{
+    double *partial = xcalloc((size_t)r->m.n_tensors, sizeof(double));
+    struct clip_result result;
+    struct clip_args clip = {.n = r->m.n_tensors,
+                             .partial = partial,
+                             .max_norm = (float)params[4],
+                             .inv_scale = 1,
+                             .result = &result};
+
+    for (int64_t t = 0; t < r->m.n_tensors; t++) {
+        struct sumsq_args a = {
+            .n = tensor_elements(&r->m.tensors[t]), .x = r->grads[t], .partial = &partial[t]};
+
+        cr_assert_leq(a.n, SUMSQ_BLOCK);
+        cr_assert_eq(r->ops->sumsq(r->stream, &a), 0);
+    }
+    cr_assert_eq(r->ops->clip(r->stream, &clip), 0);
+    for (int64_t t = 0; t < r->m.n_tensors; t++) {
+        int64_t n = tensor_elements(&r->m.tensors[t]);
+        struct adamw_args a = {
+            .n = n,
+            .n_decay = r->m.tensors[t].decay ? n : 0,
+            .beta1 = (float)params[0],
+            .beta2 = (float)params[1],
+            .eps = (float)params[2],
+            .weight_decay = (float)params[3],
+            .step = &step,
+            .clip = &result,
+            .grad = r->grads[t],
+            .master = r->weights[t],
+            .m = moments[t],
+            .v = moments[t] + n,
+        };
+
+        cr_assert_eq(r->ops->adamw(r->stream, &a), 0);
+    }
+    free(partial);
+    return result.norm;
+}
+
+static void near(const char *what, int step, double got, double want, double *worst)
+{
+    const double rtol =
+        1e-5; /* rates and the scale of losses are floats, and steps compound that */
+
+    cr_assert_leq(fabs(got - want), rtol * fabs(want), "%s of step %d is %.12g, not %.12g", what,
+                  step, got, want);
+    *worst = fmax(*worst, fabs(got - want) / (rtol * fabs(want)));
+}
+
+Test(golden, ten_adamw_steps)
+{
+    struct decoder_config config;
+    struct safetensors_file batch;
+    struct err err = {0};
+    struct rig r;
+    int64_t n, targets = 0;
+    double *losses, *norms, *rates, *params, **moments, worst = 0;
+
+    cr_assert_eq(decoder_config_load(ROOT "pre/model", &config, &err), 0, "%s", err.msg);
+    rig_open(&r, &config, DT_F64, true, 4, 12);
+    rig_load(&r, ROOT "pre/model");
+    cr_assert_eq(safetensors_open(ROOT "pre/batch.safetensors", &batch, &err), 0);
+    load_batch(&r, &batch);
+    losses = load(&batch, "adamw.losses", &n);
+    norms = load(&batch, "adamw.norms", &n);
+    rates = load(&batch, "adamw.lr", &n);
+    params = load(&batch, "adamw.params", &n);
+    moments = xcalloc((size_t)r.m.n_tensors, sizeof(*moments));
+    for (int64_t t = 0; t < r.m.n_tensors; t++)
+        moments[t] = xcalloc((size_t)tensor_elements(&r.m.tensors[t]), 2 * sizeof(double));
+    for (int64_t i = 0; i < r.B * r.T; i++)
+        targets += r.targets[i] >= 0;
+    r.grad_scale = 1 / (float)targets;
+
+    for (int step = 0; step < 10; step++) {
+        struct adamw_step s = {.lr = (float)rates[step],
+                               .bias1 = (float)(1 - pow(params[0], step + 1)),
+                               .bias2 = (float)(1 - pow(params[1], step + 1))};
+        double loss = 0;
+
+        rig_train(&r, 2, ACCUM_ASSIGN);
+        for (int64_t i = 0; i < r.B * r.T; i++)
+            loss += r.row_loss[i] / (double)targets;
+        near("loss", step, loss, losses[step], &worst);
+        near("norm", step, adamw_step(&r, moments, params, s), norms[step], &worst);
+    }
+    fprintf(stderr, "golden adamw: %.2g %% of the tolerance used\n", 100 * worst);
+    for (int64_t t = 0; t < r.m.n_tensors; t++)
+        free(moments[t]);
+    free(moments);
+    free(losses);
+    free(norms);
+    free(rates);
+    free(params);
+    safetensors_close(&batch);
+    rig_close(&r);
 }
