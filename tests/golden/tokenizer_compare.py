@@ -1,7 +1,7 @@
 """Compare worker/text with the `tokenizers` library on many strings and several pipelines; run by hand.
 
   gcc ... -o tokenize tests/golden/tokenize_main.c libworker_text.a libcore.a -lonig -lutf8proc -ljansson -lnettle
-  python tokenizer_compare.py ./tokenize [strings a pipeline]
+  python tokenizer_compare.py ./tokenize [strings a pipeline, default 20000]
 
 Trains a BPE of 32,000 tokens on text found on this machine, writes it in the layouts of several model families, and
 compares ids (with and without special tokens), then times both on the same documents, one thread each.
@@ -24,6 +24,11 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 import tokenizer_gen  # noqa: E402
 
 LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+
+
+# The library normalizes by the tables of Unicode 9, utf8proc by those of Unicode 15: letters added since then that have
+# a compatibility decomposition are the one known difference.
+NEW_COMPATIBILITY = [*range(0x10780, 0x107C0), *range(0x1E030, 0x1E06E), *range(0xA7F2, 0xA7F5), *range(0xAB69, 0xAB6C), 0x1F16C, *range(0x1FBF0, 0x1FBFA), 0x32FF]
 
 
 def documents(limit):
@@ -55,7 +60,7 @@ def strings(count, docs, rng):
             chars = []
             while len(chars) < rng.randint(1, 20):
                 c = chr(rng.choice([rng.randint(0, 0x2FFF), rng.randint(0, 0xFFFF), rng.randint(0x10000, 0x1FFFF)]))
-                if unicodedata.category(c) not in ("Cn", "Cs", "Co"):
+                if unicodedata.category(c) not in ("Cn", "Cs", "Co") and ord(c) not in NEW_COMPATIBILITY:
                     chars.append(c)
             yield "".join(chars)
         elif kind < 0.97:
@@ -126,7 +131,8 @@ def write_opt(base, folder):
     """vocab.json + merges.txt as facebook/opt has them, and the tokenizer that they mean."""
     state = json.loads(base.to_str())
     (folder / "vocab.json").write_text(json.dumps(state["model"]["vocab"], ensure_ascii=False), encoding="utf-8")
-    lines = ["#version: 0.2"] + [" ".join(m) for m in state["model"]["merges"]]
+    # Training lets added tokens through as they are, so a merge may hold a bare space, which merges.txt cannot write.
+    lines = ["#version: 0.2"] + [" ".join(m) for m in state["model"]["merges"] if " " not in "".join(m)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     token = {"content": "</s>", "lstrip": False, "rstrip": False, "single_word": False, "normalized": True}
     (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": token, "eos_token": token, "unk_token": token, "add_bos_token": True}))
@@ -176,6 +182,9 @@ def main():
     texts = list(strings(count, docs, rng))
     bad = 0
     with tempfile.TemporaryDirectory() as root:
+        folder = pathlib.Path(root) / "opt"
+        folder.mkdir()
+        bad += compare(program, "opt (vocab + merges)", write_opt(trained, folder), folder, texts)
         for name, tokenizer in pipelines(trained):
             folder = pathlib.Path(root) / name.replace(" ", "-")
             folder.mkdir()
@@ -183,9 +192,6 @@ def main():
             bad += compare(program, name, tokenizer, folder, texts)
             if name in ("gpt2", "nfc", "llama3", "smollm"):
                 speed(program, name, tokenizer, folder, docs)
-        folder = pathlib.Path(root) / "opt"
-        folder.mkdir()
-        bad += compare(program, "opt (vocab + merges)", write_opt(trained, folder), folder, texts)
     sys.exit(1 if bad else 0)
 
 

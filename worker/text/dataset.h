@@ -2,20 +2,25 @@
  * Data sets: a file becomes tokenized examples, examples become rows of fixed length, rows become
  * batches.
  *
- * Formats: JSONL with {"text"}, and plain text (one example a blank-line-separated paragraph run,
- * cut at max_seq_length). An example is: special prefix (bos where the model has one), the text's
- * tokens, the end-of-text token, which is always a target. Never masked because it equals the pad
- * id.
+ * Formats: JSONL with {"text"} (other members are metadata and ignored, but those of another
+ * training format are refused), and plain text (an example is a paragraph: lines without a blank
+ * one between). An example is: special prefix (bos where the tokenizer's template has one), the
+ * text's tokens, the end-of-text token, which is always a target and never masked because it equals
+ * the pad id. It is not doubled where the text or the template ends with it.
+ *
+ * An example longer than a row is cut into several, each a new example; a cut never leaves a last
+ * part of one token, since that one could not be a target.
  *
  * Packing puts examples one behind the other in rows of max_seq_length tokens (first fit in
- * shuffled order); attention and positions start again at each example. Without packing every row
- * holds one example. An example longer than a row is cut into several, each a new example.
+ * shuffled order, worker/text/rows.h); attention and positions start again at each example. Without
+ * packing every row holds one example.
  *
  * Order: epoch e visits rows in a permutation that is a pure function of (seed, e); so the data
  * cursor of a checkpoint is (epoch, row index) and nothing else.
  *
  * Memory: the token ids of the whole set are held in memory (4 bytes a token). A loaded dataset is
- * immutable; batches are filled into caller's buffers, from any thread.
+ * immutable (dataset_split changes it: before anyone else has it); batches are filled into caller's
+ * buffers, from any thread.
  */
 #ifndef CASTOR_WORKER_TEXT_DATASET_H
 #define CASTOR_WORKER_TEXT_DATASET_H
@@ -35,14 +40,17 @@ struct dataset_options {
     enum data_format format; /* DATA_AUTO: by the file's first line */
     int64_t max_seq_length;  /* row length in tokens, > 1           */
     bool packing;
-    int64_t max_examples, min_examples; /* 0 = no bound */
+    int64_t max_examples, min_examples; /* of the file, before cutting; 0 = no bound */
     uint64_t seed;                      /* of packing and order */
     const char *param;                  /* "training_file" | "validation_file", for errors */
     const char *name;                   /* the client's file name, for messages */
 };
 
 struct dataset_stats {
-    int64_t examples, tokens, target_tokens, rows, longest_example;
+    int64_t examples; /* after cutting at max_seq_length */
+    int64_t sources;  /* lines or paragraphs of the file */
+    int64_t tokens, target_tokens, rows;
+    int64_t longest_example; /* in tokens, before cutting */
 };
 
 /* What a bad line looks like; used by `castor-worker --check`, which wants all of them. Return
@@ -51,30 +59,32 @@ typedef int (*dataset_fault_fn)(void *ud, int64_t line, const char *message);
 
 /* Load and tokenize. On the first bad line: ERR_INVALID with reason invalid_training_file or
  * invalid_validation_file, its number and what is wrong; too few examples: reason
- * invalid_n_examples. */
+ * invalid_n_examples. A tokenizer without an end-of-text token is ERR_UNSUPPORTED. */
 int dataset_load(const char *path, const struct tokenizer *tokenizer,
                  const struct dataset_options *options, struct dataset **out, struct err *err);
 void dataset_destroy(struct dataset *d);
 void dataset_get_stats(const struct dataset *d, struct dataset_stats *out);
 
-/* Check a file without a tokenizer: every bad line goes to fn; *examples counts the good ones. */
+/* Check a file without a tokenizer: every bad line goes to fn; *examples counts the good ones.
+ * Returns 0 also where there were bad lines, and where fn stopped it; an error is about the file
+ * as a whole. */
 int dataset_check(const char *path, enum data_format format, dataset_fault_fn fn, void *ud,
                   int64_t *examples, struct err *err);
 
-/* Split the last `fraction` of the examples (at least one) off into a set of its own, before
- * packing. */
+/* Split the last `fraction` of the file's examples (at least one) off into a set of its own, before
+ * packing. At least one stays; `d` is unchanged on failure. */
 int dataset_split(struct dataset *d, double fraction, struct dataset **validation, struct err *err);
 
 /* One batch of B rows of T tokens. All arrays are the caller's, (B, T), row-major. */
 struct batch {
-    int64_t B, T;
+    int64_t B, T;     /* T = max_seq_length */
     int32_t *tokens;  /* input ids; padding rows and tails hold the pad id (0 when there is none) */
-    int32_t *targets; /* the next token, or TARGET_IGNORE                                         */
-    int32_t *positions; /* 0-based within the example */
-    int32_t
-        *first_key;   /* index in the row of the example's first token: attention sees no earlier */
-    int64_t n_tokens; /* that are not padding */
-    int64_t n_targets; /* that are not TARGET_IGNORE */
+    int32_t *targets; /* the next token, or TARGET_IGNORE */
+    int32_t *positions; /* 0-based within the example; 0 in padding */
+    int32_t *first_key; /* index in the row of the example's first token: attention sees no earlier;
+                           padding sees itself only */
+    int64_t n_tokens;   /* that are not padding */
+    int64_t n_targets;  /* that are not TARGET_IGNORE */
 };
 
 /* Fill rows [first_row, first_row + B) of epoch's order; rows past the end are padding

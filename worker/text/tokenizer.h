@@ -1,11 +1,15 @@
 /*
  * Tokenizers: text to token ids and back, equal to Hugging Face `tokenizers` for the same files.
  *
- * tokenizer_load reads a model directory: tokenizer.json (byte-level BPE), with bos, eos and pad
- * from tokenizer_config.json / special_tokens_map.json / config.json. A loaded tokenizer is
- * immutable: any number of threads may encode with it at once. Input must be valid UTF-8
- * (ERR_INVALID otherwise). The files are untrusted: sizes, ids and nesting are bounded, and what is
- * not supported is ERR_UNSUPPORTED with the name of the component.
+ * tokenizer_load reads a model directory: tokenizer.json (byte-level BPE), or vocab.json with
+ * merges.txt (GPT-2, OPT) where that is missing. bos, eos and pad come from tokenizer_config.json,
+ * then special_tokens_map.json, then config.json and generation_config.json. What tokenizer.json
+ * says about truncation and padding is ignored: rows are the data set's business.
+ *
+ * A loaded tokenizer is immutable: any number of threads may encode with it at once. Input must be
+ * valid UTF-8 (ERR_INVALID otherwise); NUL is a character like any other. The files are untrusted:
+ * sizes, ids and nesting are bounded, and what is not supported is ERR_UNSUPPORTED with the name of
+ * the component. Encoding takes O(n log n) in the text's length, whatever the text.
  *
  * Method: byte-pair encoding, Sennrich, Haddow, Birch, "Neural machine translation of rare words
  * with subword units", 2016; byte-level alphabet of GPT-2 (Radford et al., 2019).
@@ -19,6 +23,8 @@
 
 #include "core/buf.h"
 #include "core/err.h"
+
+enum { TOKENIZER_MAX_TEXT = 64 << 20 }; /* bytes that one call encodes */
 
 struct tokenizer;
 
@@ -34,11 +40,12 @@ int tokenizer_load(const char *model_dir, struct tokenizer **out, struct err *er
 void tokenizer_destroy(struct tokenizer *t);
 
 /* Append the ids of `text`. With add_special the post-processor's template is applied (OPT: a
- * leading </s>). */
+ * leading </s>). Special tokens written out in the text become their ids, as in the reference. On
+ * failure `out` is as before. */
 int tokenizer_encode(const struct tokenizer *t, const char *text, size_t bytes, bool add_special,
                      struct token_list *out, struct err *err);
 /* Append the text of ids; invalid UTF-8 becomes U+FFFD. skip_special leaves special tokens out. Ids
- * out of range are an error. */
+ * out of range are an error; an id in range that no token has is passed over. */
 int tokenizer_decode(const struct tokenizer *t, const int32_t *ids, int64_t n, bool skip_special,
                      struct buf *out, struct err *err);
 

@@ -1,0 +1,333 @@
+/* The tokenizer against ids that the reference library made (tests/golden/tokenizer_gen.py), its
+ * two file layouts, and files it must refuse. */
+#include <criterion/criterion.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/clock.h"
+#include "tests/unit/worker/text/scratch_dir.h"
+#include "worker/text/tokenizer.h"
+
+#define GOLDEN "tests/golden/tokenizer"
+
+static struct tokenizer *load(const char *dir)
+{
+    struct tokenizer *t = NULL;
+    struct err err = {0};
+
+    cr_assert_eq(tokenizer_load(dir, &t, &err), 0, "%s", err.msg);
+    return t;
+}
+
+static struct token_list encode(const struct tokenizer *t, const char *text, size_t n, bool special)
+{
+    struct token_list ids = {0};
+    struct err err = {0};
+
+    cr_assert_eq(tokenizer_encode(t, text, n, special, &ids, &err), 0, "%s", err.msg);
+    return ids;
+}
+
+Test(tokenizer, gives_the_ids_and_texts_of_the_reference)
+{
+    struct tokenizer *t = load(GOLDEN);
+    FILE *f = fopen(GOLDEN "/cases.jsonl", "r");
+    char *line = NULL;
+    size_t cap = 0;
+    int cases = 0;
+
+    cr_assert_not_null(f);
+    for (ssize_t n; (n = getline(&line, &cap, f)) > 0; cases++) {
+        json_t *c = json_loadb(line, (size_t)n, JSON_ALLOW_NUL, NULL);
+        const json_t *text = json_array_get(c, 0), *want = json_array_get(c, 1);
+        const json_t *decoded = json_array_get(c, 2);
+        struct token_list ids = encode(t, json_string_value(text), json_string_length(text), true);
+        struct buf back = {0};
+
+        cr_assert_eq(ids.n, (int64_t)json_array_size(want) + 2, "case %d: %s", cases + 1, line);
+        cr_expect_eq(ids.ids[0], 0);
+        cr_expect_eq(ids.ids[ids.n - 1], 1);
+        for (int64_t i = 0; i + 2 < ids.n; i++)
+            cr_expect_eq(ids.ids[i + 1], json_integer_value(json_array_get(want, (size_t)i)),
+                         "case %d, token %d: %s", cases + 1, (int)i, line);
+        cr_assert_eq(tokenizer_decode(t, ids.ids, ids.n, true, &back, NULL), 0);
+        cr_expect(back.len == json_string_length(decoded) &&
+                      memcmp(buf_str(&back), json_string_value(decoded), back.len) == 0,
+                  "case %d decodes as '%s': %s", cases + 1, buf_str(&back), line);
+        buf_fini(&back);
+        token_list_fini(&ids);
+        json_decref(c);
+    }
+    cr_expect_gt(cases, 400);
+    fclose(f);
+    free(line);
+    tokenizer_destroy(t);
+}
+
+Test(tokenizer, knows_its_special_tokens)
+{
+    struct tokenizer *t = load(GOLDEN);
+
+    cr_expect_eq(tokenizer_bos(t), 0);
+    cr_expect_eq(tokenizer_eos(t), 1);
+    cr_expect_eq(tokenizer_pad(t), 2);
+    cr_expect_eq(tokenizer_vocab_size(t), 2004);
+    tokenizer_destroy(t);
+}
+
+Test(tokenizer, refuses_what_is_not_utf8_and_leaves_the_list_alone)
+{
+    static const char *const bad[] = {"a\xFF", "\xC0\x80", "\xED\xA0\x80", "\xF4\x90\x80\x80",
+                                      "ok\xE2\x82"};
+    struct tokenizer *t = load(GOLDEN);
+    struct token_list ids = {0};
+
+    token_list_add(&ids, 7);
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        struct err err = {0};
+        cr_expect_eq(tokenizer_encode(t, bad[i], strlen(bad[i]), true, &ids, &err), ERR_INVALID);
+        cr_expect_not_null(strstr(err.msg, "UTF-8"));
+        cr_expect_eq(ids.n, 1);
+    }
+    token_list_fini(&ids);
+    tokenizer_destroy(t);
+}
+
+Test(tokenizer, decodes_broken_characters_as_replacement_and_refuses_unknown_ids)
+{
+    struct tokenizer *t = load(GOLDEN);
+    struct token_list ids = encode(t, "\xF0\x91\x8D\x88", 4, false); /* no merges for this one */
+    struct buf out = {0};
+    int32_t wrong = 2004;
+
+    cr_assert_eq(ids.n, 4);
+    cr_assert_eq(tokenizer_decode(t, ids.ids, 3, false, &out, NULL), 0);
+    cr_expect_str_eq(buf_str(&out), "\xEF\xBF\xBD"); /* one for the three */
+    buf_clear(&out);
+    cr_expect_eq(tokenizer_decode(t, &wrong, 1, false, &out, NULL), ERR_INVALID);
+    wrong = -1;
+    cr_expect_eq(tokenizer_decode(t, &wrong, 1, false, &out, NULL), ERR_INVALID);
+    cr_expect_eq(out.len, 0);
+    buf_fini(&out);
+    token_list_fini(&ids);
+    tokenizer_destroy(t);
+}
+
+/* A vocabulary of all bytes, written as GPT-2 does, and the merges of "ab", "abab" and so on. */
+static void write_bytes_vocab(struct scratch_dir *d, bool special)
+{
+    struct buf vocab = {0};
+    int id = 0;
+
+    buf_add_str(&vocab, special ? "{\"<s>\": 0, \"<pad>\": 1, \"</s>\": 2" : "{\"a\": 0");
+    for (int c = 33, n = 0; n < 256; c++) {
+        if ((c > 126 && c < 161) || c == 173)
+            continue;
+        if (c > 255 && c < 256)
+            continue;
+        if (c != 'a' || special)
+            buf_printf(&vocab, ", \"%s%c\": %d",
+                       c < 128 ? (c == '"' || c == '\\' ? "\\" : "")
+                       : c < 192 ? "\xC2"
+                       : c < 256 ? "\xC3"
+                       : c < 320 ? "\xC4"
+                                 : "\xC5",
+                       c < 128 ? c : 0x80 | (c & 0x3F), 3 + n);
+        n++;
+        id = 3 + n;
+    }
+    buf_printf(&vocab, ", \"ab\": %d, \"abab\": %d, \"aa\": %d}", id, id + 1, id + 2);
+    scratch_dir_write(d, "vocab.json", vocab.data, vocab.len);
+    scratch_dir_text(d, "merges.txt", "#version: 0.2\na b\nab ab\r\na a\n");
+    buf_fini(&vocab);
+}
+
+Test(tokenizer, reads_vocab_and_merges_with_opts_rule_for_bos)
+{
+    struct scratch_dir d;
+    scratch_dir_init(&d);
+    write_bytes_vocab(&d, true);
+    scratch_dir_text(&d, "special_tokens_map.json",
+                     "{\"bos_token\": {\"content\": \"</s>\", \"normalized\": true}, "
+                     "\"eos_token\": \"</s>\", \"pad_token\": \"<pad>\"}");
+    scratch_dir_text(&d, "tokenizer_config.json", "{\"add_bos_token\": true}");
+    struct tokenizer *t = load(d.path);
+    struct token_list ids = encode(t, "ababa</s>b", 10, true);
+
+    cr_expect_eq(tokenizer_bos(t), 2);
+    cr_expect_eq(tokenizer_eos(t), 2);
+    cr_expect_eq(tokenizer_pad(t), 1);
+    cr_assert_eq(ids.n, 5);
+    cr_expect_eq(ids.ids[0], 2);
+    cr_expect_eq(ids.ids[1], 260); /* abab */
+    cr_expect_eq(ids.ids[2], 3 + 'a' - 33);
+    cr_expect_eq(ids.ids[3], 2);
+    cr_expect_eq(ids.ids[4], 3 + 'b' - 33);
+    token_list_fini(&ids);
+    tokenizer_destroy(t);
+    scratch_dir_fini(&d);
+}
+
+/* Ten megabytes that are one word: the time must not grow with the square of the length. */
+Test(tokenizer, is_not_quadratic_in_a_words_length, .timeout = 60)
+{
+    enum { N = 10 << 20 };
+    static const char *const words[] = {"ab", "a", " ", "\xE6\x97\xA5", ".", "\xC2\xA0"};
+    struct scratch_dir d;
+    scratch_dir_init(&d);
+    write_bytes_vocab(&d, true);
+    struct tokenizer *t = load(d.path);
+    char *text = malloc(N);
+
+    for (size_t w = 0; w < sizeof(words) / sizeof(words[0]); w++) {
+        size_t n = strlen(words[w]), bytes = N / n * n;
+        for (size_t i = 0; i < bytes; i++)
+            text[i] = words[w][i % n];
+        double start = clock_monotonic();
+        struct token_list ids = encode(t, text, bytes, false);
+        cr_expect_gt(ids.n, 0);
+        cr_expect_lt(clock_monotonic() - start, 20.0, "'%s' took %.1f s", words[w],
+                     clock_monotonic() - start);
+        token_list_fini(&ids);
+    }
+    free(text);
+    tokenizer_destroy(t);
+    scratch_dir_fini(&d);
+}
+
+/* Short and long words merge alike: the two ways of finding the next pair must agree. */
+Test(tokenizer, merges_short_and_long_words_alike)
+{
+    struct scratch_dir d;
+    scratch_dir_init(&d);
+    write_bytes_vocab(&d, true);
+    struct tokenizer *t = load(d.path);
+    char text[512];
+
+    for (int n = 1; n <= 200; n++) {
+        for (int i = 0; i < n; i++)
+            text[i] = i * i % 7 % 3 == 0 ? 'b' : 'a';
+        struct token_list ids = encode(t, text, (size_t)n, false), want = {0};
+        /* By definition: all "a b" first, then "ab ab", then "a a", each from the left. */
+        int32_t s[256];
+        int k = n;
+        for (int i = 0; i < n; i++)
+            s[i] = 3 + text[i] - 33;
+        static const int32_t rules[3][3] = {{67, 68, 259}, {259, 259, 260}, {67, 67, 261}};
+        for (int r = 0; r < 3; r++) {
+            int m = 0;
+            for (int i = 0; i < k; i++) {
+                bool hit = i + 1 < k && s[i] == rules[r][0] && s[i + 1] == rules[r][1];
+                s[m++] = hit ? rules[r][2] : s[i];
+                i += hit;
+            }
+            k = m;
+        }
+        cr_assert_eq(ids.n, k, "length %d", n);
+        cr_assert_eq(memcmp(ids.ids, s, (size_t)k * sizeof(*s)), 0, "length %d", n);
+        token_list_fini(&ids);
+        token_list_fini(&want);
+    }
+    tokenizer_destroy(t);
+    scratch_dir_fini(&d);
+}
+
+#define MODEL "\"model\": {\"type\": \"BPE\", \"vocab\": {\"a\": 0, \"b\": 1, \"ab\": 2}, "
+#define BYTES "\"pre_tokenizer\": {\"type\": \"ByteLevel\"}, "
+#define DECODER "\"decoder\": {\"type\": \"ByteLevel\"}, "
+
+Test(tokenizer, refuses_what_it_cannot_do_by_name)
+{
+    static const struct {
+        const char *json, *word;
+        int rc;
+    } cases[] = {
+        {"{" BYTES DECODER "\"model\": {\"type\": \"Unigram\"}}", "Unigram", ERR_UNSUPPORTED},
+        {"{" DECODER MODEL "\"merges\": []}}", "pre-tokenizer", ERR_UNSUPPORTED},
+        {"{\"pre_tokenizer\": {\"type\": \"Metaspace\"}, " DECODER MODEL "\"merges\": []}}",
+         "Metaspace", ERR_UNSUPPORTED},
+        {"{\"normalizer\": {\"type\": \"Prepend\"}, " BYTES DECODER MODEL "\"merges\": []}}",
+         "Prepend", ERR_UNSUPPORTED},
+        {"{\"post_processor\": {\"type\": \"Odd\"}, " BYTES DECODER MODEL "\"merges\": []}}", "Odd",
+         ERR_UNSUPPORTED},
+        {"{" BYTES "\"decoder\": {\"type\": \"Fuse\"}, " MODEL "\"merges\": []}}", "Fuse",
+         ERR_UNSUPPORTED},
+        {"{" BYTES DECODER MODEL "\"merges\": [], \"byte_fallback\": true}}", "byte_fallback",
+         ERR_UNSUPPORTED},
+        {"{" BYTES DECODER MODEL "\"merges\": [\"a c\"]}}", "merge 1", ERR_INVALID},
+        {"{" BYTES DECODER MODEL "\"merges\": [\"a  b\"]}}", "merge 1", ERR_INVALID},
+        {"{" BYTES DECODER MODEL "\"merges\": [[\"a\"]]}}", "merge 1", ERR_INVALID},
+        {"{" BYTES DECODER "\"model\": {\"merges\": [], \"vocab\": {\"a\": 0, \"b\": 0}}}", "'b'",
+         ERR_INVALID},
+        {"{" BYTES DECODER "\"model\": {\"merges\": [], \"vocab\": {\"a\": 4194304}}}", "'a'",
+         ERR_INVALID},
+        {"{" BYTES DECODER "\"model\": {\"merges\": [], \"vocab\": {\"a\": -1}}}", "'a'",
+         ERR_INVALID},
+        {"{\"added_tokens\": [{\"id\": 9, \"content\": \"<x>\"}], " BYTES DECODER MODEL
+         "\"merges\": []}}",
+         "<x>", ERR_UNSUPPORTED},
+        {"{\"post_processor\": {\"type\": \"TemplateProcessing\", \"single\": [{\"SpecialToken\": "
+         "{\"id\": \"<s>\"}}, {\"Sequence\": {\"id\": \"A\"}}], \"special_tokens\": {\"<s>\": "
+         "{\"ids\": [3]}}}, " BYTES DECODER MODEL "\"merges\": []}}",
+         "no token", ERR_INVALID},
+        {"{\"pre_tokenizer\": {\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Split\", "
+         "\"behavior\": \"Isolated\", \"pattern\": {\"Regex\": \"(\"}}, {\"type\": \"ByteLevel\"}]}"
+         ", " DECODER MODEL "\"merges\": []}}",
+         "pattern", ERR_INVALID},
+    };
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct tokenizer *t = NULL;
+        struct scratch_dir d;
+        struct err err = {0};
+        scratch_dir_init(&d);
+        scratch_dir_text(&d, "tokenizer.json", cases[i].json);
+        cr_expect_eq(tokenizer_load(d.path, &t, &err), cases[i].rc, "case %zu: %s", i, err.msg);
+        cr_expect_not_null(strstr(err.msg, cases[i].word), "case %zu: %s", i, err.msg);
+        cr_expect_null(t);
+        scratch_dir_fini(&d);
+    }
+}
+
+/* A pattern that backtracks without end is an error after a while, not a hang. */
+Test(tokenizer, gives_up_on_a_pattern_that_explodes, .timeout = 60)
+{
+    struct scratch_dir d;
+    scratch_dir_init(&d);
+    scratch_dir_text(&d, "tokenizer.json",
+                     "{\"pre_tokenizer\": {\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": "
+                     "\"Split\", \"behavior\": \"Isolated\", \"pattern\": {\"Regex\": "
+                     "\"(x+x+)+(?=y.)\"}}, {\"type\": \"ByteLevel\"}]}, " DECODER MODEL
+                     "\"merges\": [\"a b\"]}}");
+    struct tokenizer *t = load(d.path);
+    struct token_list ids = {0};
+    struct err err = {0};
+    char text[64];
+
+    memset(text, 'x', sizeof(text));
+    text[63] = 'y';
+    cr_expect_eq(tokenizer_encode(t, text, 64, false, &ids, &err), ERR_INVALID);
+    cr_expect_not_null(strstr(err.msg, "gave up"), "%s", err.msg);
+    cr_expect_eq(ids.n, 0);
+    err_clear(&err);
+    cr_expect_eq(tokenizer_encode(t, "ab", 2, false, &ids, &err), 0);
+    cr_assert_eq(ids.n, 1);
+    cr_expect_eq(ids.ids[0], 2);
+    token_list_fini(&ids);
+    tokenizer_destroy(t);
+    scratch_dir_fini(&d);
+}
+
+Test(tokenizer, says_what_files_a_model_lacks)
+{
+    struct scratch_dir d;
+    struct tokenizer *t = NULL;
+    struct err err = {0};
+
+    scratch_dir_init(&d);
+    cr_expect_eq(tokenizer_load(d.path, &t, &err), ERR_UNSUPPORTED);
+    cr_expect_not_null(strstr(err.msg, "merges.txt"));
+    scratch_dir_fini(&d);
+}

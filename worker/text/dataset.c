@@ -1,0 +1,384 @@
+#include "worker/text/dataset.h"
+
+#include <assert.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/alloc.h"
+#include "worker/text/examples.h"
+#include "worker/text/rows.h"
+
+struct dataset {
+    int32_t *tokens; /* of all examples, one behind the other */
+    int64_t *starts; /* [n_examples + 1] into tokens */
+    int64_t *source; /* [n_sources + 1]: the first example of each line or paragraph */
+    int64_t n_examples, n_sources, longest_source;
+    struct rows rows;
+    int64_t row_length;
+    bool packing;
+    uint64_t seed;
+    int32_t pad;
+};
+
+void dataset_destroy(struct dataset *d)
+{
+    if (!d)
+        return;
+    free(d->tokens);
+    free(d->starts);
+    free(d->source);
+    rows_fini(&d->rows);
+    free(d);
+}
+
+/* --- loading ---------------------------------------------------------------------------------- */
+
+/* Growing arrays of a set that is being loaded. */
+struct loading {
+    struct dataset *d;
+    const struct tokenizer *tokenizer;
+    const struct dataset_options *options;
+    struct token_list ids; /* of the current example */
+    int64_t tokens_cap, starts_cap, source_cap;
+    bool full; /* max_examples reached */
+};
+
+/* Make room for n elements; a data set's size comes from outside, so it may not fit. */
+static int grow(void **array, int64_t *cap, int64_t n, size_t bytes_each, struct err *err)
+{
+    int64_t new_cap = *cap;
+    void *p;
+
+    if (n <= *cap)
+        return 0;
+    while (new_cap < n)
+        new_cap = new_cap < 1024 ? 1024 : new_cap + new_cap / 2;
+    p = realloc(*array, (size_t)new_cap * bytes_each);
+    if (!p)
+        return err_set(err, ERR_NOMEM,
+                       "the data set does not fit in host memory: %" PRId64 " MiB for %" PRId64
+                       " tokens or more; use a smaller file or max_examples",
+                       (int64_t)((size_t)new_cap * bytes_each >> 20), n);
+    *array = p;
+    *cap = new_cap;
+    return 0;
+}
+
+static int64_t total_tokens(const struct dataset *d)
+{
+    return d->starts[d->n_examples];
+}
+
+/* Tokens of the next part of an example with `left` tokens. */
+static int64_t cut_length(int64_t left, int64_t row_length)
+{
+    if (left <= row_length)
+        return left;
+    return left == row_length + 1 ? row_length - 1 : row_length;
+}
+
+static int add_example(struct loading *l, struct err *err)
+{
+    struct dataset *d = l->d;
+    const struct token_list *ids = &l->ids;
+    int64_t base = total_tokens(d), parts = ids->n / d->row_length + 2;
+    void *tokens = d->tokens, *starts = d->starts, *source = d->source;
+    int rc = 0;
+
+    rc = grow(&tokens, &l->tokens_cap, base + ids->n, sizeof(*d->tokens), err);
+    d->tokens = tokens;
+    if (rc == 0)
+        rc = grow(&starts, &l->starts_cap, d->n_examples + parts + 1, sizeof(*d->starts), err);
+    d->starts = starts;
+    if (rc == 0)
+        rc = grow(&source, &l->source_cap, d->n_sources + 2, sizeof(*d->source), err);
+    d->source = source;
+    if (rc != 0)
+        return rc;
+    memcpy(d->tokens + base, ids->ids, (size_t)ids->n * sizeof(*d->tokens));
+    for (int64_t done = 0; done < ids->n;) {
+        done += cut_length(ids->n - done, d->row_length);
+        d->starts[++d->n_examples] = base + done;
+    }
+    d->source[++d->n_sources] = d->n_examples;
+    if (ids->n > d->longest_source)
+        d->longest_source = ids->n;
+    return 0;
+}
+
+static int refuse_line(void *ud, int64_t line, const char *message, struct err *err)
+{
+    const struct loading *l = ud;
+    const char *param = l->options->param;
+    int rc;
+
+    rc = err_set(err, ERR_INVALID, "%s, line %" PRId64 ": %s", l->options->name, line, message);
+    rc = err_set_param(err, rc, param);
+    return err_set_reason(err, rc,
+                          strcmp(param, "validation_file") == 0 ? "invalid_validation_file"
+                                                                : "invalid_training_file");
+}
+
+static int load_example(void *ud, int64_t line, const char *text, size_t n, struct err *err)
+{
+    struct loading *l = ud;
+    int32_t eos = tokenizer_eos(l->tokenizer);
+    struct err bad = {0};
+
+    l->ids.n = 0;
+    if (tokenizer_encode(l->tokenizer, text, n, true, &l->ids, &bad) != 0)
+        return refuse_line(l, line, bad.msg, err);
+    /* A lone first token is the prefix, which for some models is the same token as eos. */
+    if (l->ids.n < 2 || l->ids.ids[l->ids.n - 1] != eos)
+        token_list_add(&l->ids, eos);
+    if (l->ids.n < 2)
+        return refuse_line(l, line, "the text has nothing the tokenizer knows", err);
+    int rc = add_example(l, err);
+    l->full = l->d->n_sources == l->options->max_examples;
+    return rc == 0 && l->full ? ERR_CANCELLED : rc; /* ends the reading, see dataset_load */
+}
+
+static int check_count(const struct dataset *d, const struct dataset_options *o, struct err *err)
+{
+    int64_t least = o->min_examples > 1 ? o->min_examples : 1;
+    int rc;
+
+    if (d->n_sources >= least)
+        return 0;
+    rc = err_set(err, ERR_INVALID,
+                 "%s has %" PRId64 " example%s, but at least %" PRId64
+                 " are needed; add examples, or lower dataset.min_examples",
+                 o->name, d->n_sources, d->n_sources == 1 ? "" : "s", least);
+    rc = err_set_param(err, rc, o->param);
+    return err_set_reason(err, rc, "invalid_n_examples");
+}
+
+static int make_rows(struct dataset *d, struct err *err)
+{
+    return rows_init(&d->rows, d->starts, d->n_examples, d->row_length, d->packing, d->seed, err);
+}
+
+int dataset_load(const char *path, const struct tokenizer *tokenizer,
+                 const struct dataset_options *options, struct dataset **out, struct err *err)
+{
+    struct dataset *d = xcalloc(1, sizeof(*d));
+    struct loading l = {
+        .d = d, .tokenizer = tokenizer, .options = options, .starts_cap = 1, .source_cap = 1};
+    int rc = 0;
+
+    assert(options->max_seq_length > 1);
+    d->row_length = options->max_seq_length;
+    d->packing = options->packing;
+    d->seed = options->seed;
+    d->pad = tokenizer_pad(tokenizer) >= 0 ? tokenizer_pad(tokenizer) : 0;
+    d->starts = xcalloc(1, sizeof(*d->starts));
+    d->source = xcalloc(1, sizeof(*d->source));
+    if (tokenizer_eos(tokenizer) < 0) {
+        rc = err_set(err, ERR_UNSUPPORTED,
+                     "the model's tokenizer names no end-of-text token, so examples cannot end; "
+                     "use a model whose tokenizer_config.json has eos_token");
+        goto out;
+    }
+    rc = examples_read(path, options->format, load_example, refuse_line, &l, err);
+    if (rc == ERR_CANCELLED && l.full)
+        rc = 0;
+    TRY(rc);
+    TRY(check_count(d, options, err));
+    TRY(make_rows(d, err));
+    *out = d;
+    d = NULL;
+out:
+    token_list_fini(&l.ids);
+    dataset_destroy(d);
+    return rc;
+}
+
+void dataset_get_stats(const struct dataset *d, struct dataset_stats *out)
+{
+    *out = (struct dataset_stats){
+        .examples = d->n_examples,
+        .sources = d->n_sources,
+        .tokens = total_tokens(d),
+        .target_tokens = total_tokens(d) - d->n_examples, /* all but each example's first */
+        .rows = d->rows.n,
+        .longest_example = d->longest_source,
+    };
+}
+
+/* --- checking --------------------------------------------------------------------------------- */
+
+struct checking {
+    dataset_fault_fn fn;
+    void *ud;
+    int64_t examples;
+    bool stopped;
+};
+
+static int count_example(void *ud, int64_t line, const char *text, size_t n, struct err *err)
+{
+    ((struct checking *)ud)->examples++;
+    return 0;
+}
+
+static int report_fault(void *ud, int64_t line, const char *message, struct err *err)
+{
+    struct checking *c = ud;
+
+    c->stopped = c->fn(c->ud, line, message) != 0;
+    return c->stopped ? ERR_CANCELLED : 0;
+}
+
+int dataset_check(const char *path, enum data_format format, dataset_fault_fn fn, void *ud,
+                  int64_t *examples, struct err *err)
+{
+    struct checking c = {.fn = fn, .ud = ud};
+    int rc = examples_read(path, format, count_example, report_fault, &c, err);
+
+    if (rc != 0 && !c.stopped)
+        return rc;
+    *examples = c.examples;
+    return 0;
+}
+
+/* --- splitting -------------------------------------------------------------------------------- */
+
+/* The longest of the sources [from, to). */
+static int64_t longest_of(const struct dataset *d, int64_t from, int64_t to)
+{
+    int64_t longest = 0;
+
+    for (int64_t i = from; i < to; i++) {
+        int64_t n = d->starts[d->source[i + 1]] - d->starts[d->source[i]];
+        longest = n > longest ? n : longest;
+    }
+    return longest;
+}
+
+/* A new set of the sources [from, to). */
+static int copy_part(const struct dataset *d, int64_t from, int64_t to, struct dataset **out,
+                     struct err *err)
+{
+    int64_t first = d->source[from], last = d->source[to], base = d->starts[first];
+    struct dataset *part = xcalloc(1, sizeof(*part));
+    void *tokens = NULL, *starts = NULL, *source = NULL;
+    int rc = 0;
+
+    *part = (struct dataset){.n_examples = last - first,
+                             .n_sources = to - from,
+                             .longest_source = longest_of(d, from, to),
+                             .row_length = d->row_length,
+                             .packing = d->packing,
+                             .seed = d->seed,
+                             .pad = d->pad};
+    int64_t n_tokens = d->starts[last] - base;
+    TRY(alloc_try(&tokens, (size_t)n_tokens, sizeof(*d->tokens), "the data set", err));
+    part->tokens = tokens;
+    TRY(alloc_try(&starts, (size_t)part->n_examples + 1, sizeof(*d->starts), "the data set", err));
+    part->starts = starts;
+    TRY(alloc_try(&source, (size_t)part->n_sources + 1, sizeof(*d->source), "the data set", err));
+    part->source = source;
+    memcpy(part->tokens, d->tokens + base, (size_t)n_tokens * sizeof(*d->tokens));
+    for (int64_t i = 0; i <= part->n_examples; i++)
+        part->starts[i] = d->starts[first + i] - base;
+    for (int64_t i = 0; i <= part->n_sources; i++)
+        part->source[i] = d->source[from + i] - first;
+    TRY(make_rows(part, err));
+    *out = part;
+    part = NULL;
+out:
+    dataset_destroy(part);
+    return rc;
+}
+
+int dataset_split(struct dataset *d, double fraction, struct dataset **validation, struct err *err)
+{
+    struct dataset *last = NULL;
+    struct rows old_rows = d->rows;
+    int rc = 0;
+
+    assert(fraction > 0 && fraction < 1);
+    if (d->n_sources < 2) {
+        rc = err_set(err, ERR_INVALID,
+                     "one example cannot be split into training and validation; add examples, or "
+                     "set dataset.validation_fraction to 0");
+        return err_set_reason(err, rc, "invalid_n_examples");
+    }
+    int64_t n = (int64_t)((double)d->n_sources * fraction);
+    n = n < 1 ? 1 : n > d->n_sources - 1 ? d->n_sources - 1 : n;
+    int64_t kept = d->n_sources - n, all = d->n_examples;
+    TRY(copy_part(d, kept, d->n_sources, &last, err));
+    d->n_examples = d->source[kept];
+    rc = make_rows(d, err);
+    if (rc != 0) {
+        d->n_examples = all;
+        d->rows = old_rows;
+        goto out;
+    }
+    rows_fini(&old_rows);
+    d->n_sources = kept;
+    d->longest_source = longest_of(d, 0, kept);
+    *validation = last;
+    last = NULL;
+out:
+    dataset_destroy(last);
+    return rc;
+}
+
+/* --- batches ---------------------------------------------------------------------------------- */
+
+/* The row at a place of an epoch's order, or -1 past the end. */
+static int64_t row_at(const struct dataset *d, int64_t epoch, int64_t place)
+{
+    return place < d->rows.n ? rows_permute(place, d->rows.n, d->seed, epoch) : -1;
+}
+
+/* Write row `row` (or, at -1, padding) as row b of the batch. */
+static void fill_row(const struct dataset *d, int64_t row, int64_t b, struct batch *batch)
+{
+    int32_t *tokens = batch->tokens + b * batch->T, *targets = batch->targets + b * batch->T;
+    int32_t *positions = batch->positions + b * batch->T;
+    int32_t *first_key = batch->first_key + b * batch->T;
+    int64_t at = 0;
+
+    for (int64_t m = row < 0 ? 0 : d->rows.first[row]; row >= 0 && m < d->rows.first[row + 1];
+         m++) {
+        int64_t start = d->starts[d->rows.members[m]], end = d->starts[d->rows.members[m] + 1];
+        int32_t first = (int32_t)at;
+        for (int64_t i = start; i < end; i++, at++) {
+            tokens[at] = d->tokens[i];
+            targets[at] = i + 1 < end ? d->tokens[i + 1] : TARGET_IGNORE;
+            positions[at] = (int32_t)(i - start);
+            first_key[at] = first;
+        }
+        batch->n_targets += end - start - 1;
+    }
+    batch->n_tokens += at;
+    for (; at < batch->T; at++) {
+        tokens[at] = d->pad;
+        targets[at] = TARGET_IGNORE;
+        positions[at] = 0;
+        first_key[at] = (int32_t)at;
+    }
+}
+
+void dataset_fill(const struct dataset *d, int64_t epoch, int64_t first_row, struct batch *batch)
+{
+    assert(batch->T == d->row_length && first_row >= 0 && epoch >= 0);
+    batch->n_tokens = batch->n_targets = 0;
+    for (int64_t b = 0; b < batch->B; b++)
+        fill_row(d, row_at(d, epoch, first_row + b), b, batch);
+}
+
+int64_t dataset_count_targets(const struct dataset *d, int64_t epoch, int64_t first_row,
+                              int64_t rows)
+{
+    int64_t targets = 0;
+
+    for (int64_t i = first_row; i < first_row + rows && i < d->rows.n; i++) {
+        int64_t row = row_at(d, epoch, i);
+        for (int64_t m = d->rows.first[row]; m < d->rows.first[row + 1]; m++)
+            targets += d->starts[d->rows.members[m] + 1] - d->starts[d->rows.members[m]] - 1;
+    }
+    return targets;
+}

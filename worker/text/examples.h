@@ -1,0 +1,24 @@
+/*
+ * The examples of a data file, one text after the other, and what is wrong with its lines. Knows
+ * formats, not tokens.
+ *
+ *   JSONL  one object a line with a "text" string; other members are metadata and ignored, unless
+ *          they are those of another training format. Blank lines are passed over.
+ *   plain  an example is a run of lines without a blank one between, joined by newlines.
+ */
+#ifndef CASTOR_WORKER_TEXT_EXAMPLES_H
+#define CASTOR_WORKER_TEXT_EXAMPLES_H
+
+#include "api/job_spec.h"
+#include "core/err.h"
+
+/* One example; `line` is its first. Non-zero stops the reading and is returned. */
+typedef int (*example_fn)(void *ud, int64_t line, const char *text, size_t n, struct err *err);
+/* A bad line; non-zero stops the reading, which then is the result. */
+typedef int (*example_fault_fn)(void *ud, int64_t line, const char *message, struct err *err);
+
+/* DATA_AUTO: JSONL when the first line that is not blank begins with '{' or "[{", else plain. */
+int examples_read(const char *path, enum data_format format, example_fn fn,
+                  example_fault_fn fault_fn, void *ud, struct err *err);
+
+#endif
