@@ -129,7 +129,7 @@ static void write_bytes_vocab(struct scratch_dir *d, bool special)
             continue;
         if (c != 'a' || special)
             buf_printf(&vocab, ", \"%s%c\": %d",
-                       c < 128 ? (c == '"' || c == '\\' ? "\\" : "")
+                       c < 128   ? (c == '"' || c == '\\' ? "\\" : "")
                        : c < 192 ? "\xC2"
                        : c < 256 ? "\xC3"
                        : c < 320 ? "\xC4"
@@ -234,8 +234,8 @@ Test(tokenizer, merges_short_and_long_words_alike)
     scratch_dir_fini(&d);
 }
 
-#define MODEL "\"model\": {\"type\": \"BPE\", \"vocab\": {\"a\": 0, \"b\": 1, \"ab\": 2}, "
-#define BYTES "\"pre_tokenizer\": {\"type\": \"ByteLevel\"}, "
+#define MODEL   "\"model\": {\"type\": \"BPE\", \"vocab\": {\"a\": 0, \"b\": 1, \"ab\": 2}, "
+#define BYTES   "\"pre_tokenizer\": {\"type\": \"ByteLevel\"}, "
 #define DECODER "\"decoder\": {\"type\": \"ByteLevel\"}, "
 
 Test(tokenizer, refuses_what_it_cannot_do_by_name)
