@@ -194,6 +194,7 @@ static int run_block(struct executor *e, enum plan_list list, const struct instr
                           .block = i->block,
                           .shape = p->shapes[list],
                           .ops = e->ops,
+                          .device = e->device,
                           .stream = e->compute,
                           .weights = weights,
                           .grads = grads,
