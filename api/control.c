@@ -1,14 +1,18 @@
 #include "api/control.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "api/job_dir.h"
 #include "api/record.h"
 #include "core/clock.h"
 #include "core/hash.h"
 #include "core/jsonl.h"
+
+enum { CONTROL_MAX_LINE = 4096 };
 
 static const char *const type_words[] = {
     [CONTROL_CANCEL] = "cancel",
@@ -44,25 +48,60 @@ int control_from_json(const json_t *line, struct control *out, struct err *err)
     return rc;
 }
 
-int control_post(const char *jobdir, enum control_type type, struct control *out, struct err *err)
+void control_init(struct control *c, enum control_type type)
 {
-    struct jsonl_writer writer = {.fd = -1};
-    struct control c = {.t = clock_wall(), .type = type};
-    char *path = job_dir_control(jobdir);
-    json_t *line = NULL;
     char random[17];
-    int rc = 0;
 
     hash_random_hex(random, 8);
-    snprintf(c.id, sizeof(c.id), "ctl-%s", random);
-    line = control_to_json(&c);
+    *c = (struct control){.t = clock_wall(), .type = type};
+    snprintf(c->id, sizeof(c->id), "ctl-%s", random);
+}
+
+struct search {
+    const char *id;
+    bool found;
+};
+
+static int compare_id(void *ud, json_t *value, int64_t offset_after, struct err *err)
+{
+    struct search *search = ud;
+    const char *id = json_string_value(json_object_get(value, "id"));
+
+    (void)offset_after, (void)err;
+    search->found |= id && strcmp(id, search->id) == 0;
+    return 0;
+}
+
+int control_append(const char *jobdir, const struct control *c, struct err *err)
+{
+    struct jsonl_writer writer = {.fd = -1};
+    struct search search = {.id = c->id};
+    char *path = job_dir_control(jobdir);
+    json_t *line = NULL;
+    int64_t offset = 0;
+    int rc = 0;
+
+    TRY(jsonl_read_from(path, &offset, CONTROL_MAX_LINE, compare_id, &search, err));
+    if (search.found)
+        goto out;
+    line = control_to_json(c);
     TRY(jsonl_writer_init(&writer, path, err));
     TRY(jsonl_writer_append(&writer, line, err));
-    if (out)
-        *out = c;
 out:
     jsonl_writer_fini(&writer);
     json_decref(line);
     free(path);
+    return rc;
+}
+
+int control_post(const char *jobdir, enum control_type type, struct control *out, struct err *err)
+{
+    struct control c;
+    int rc;
+
+    control_init(&c, type);
+    rc = control_append(jobdir, &c, err);
+    if (rc == 0 && out)
+        *out = c;
     return rc;
 }

@@ -3,6 +3,10 @@
  *
  *   validating_files -> queued -> running -> succeeded | failed | cancelled
  *                                 running -> paused -> queued
+ *                                 running -> queued (preempted, or restarted after a crash)
+ *
+ * The final event of an attempt decides the status; its processes may live a little longer. While
+ * attempt_live is set they may, so the job keeps its device slot and no other attempt starts.
  *
  * Job state is the fold of what happened: job_apply takes the state and one occurrence and returns
  * the next state; it reads no clock, file or database, so replaying the same occurrences gives the
@@ -40,8 +44,16 @@ struct job {
     json_t *plan;                                /* the plan report without its spec, or NULL */
     int64_t created_at, started_at, finished_at; /* Unix seconds, 0 = not yet */
     enum job_status status;
-    int64_t attempt; /* the current or last one, 0 = none */
+    int64_t attempt;   /* the current or last one, 0 = none */
+    bool attempt_live; /* its processes have not been seen to be gone */
+    int64_t slot;      /* device slot of the live attempt, from 0 */
+    int64_t restarts;  /* attempts that died without a final event and were followed by one */
+    double attempt_started_at; /* Unix seconds */
+    double run_seconds;        /* of all earlier attempts together */
     bool cancel_requested, pause_requested;
+    bool timed_out;       /* max_runtime_seconds is over; ends as a failure */
+    double stop_asked_at; /* when cancel or the time limit asked the attempt to end; 0 = not */
+    char control_id[32];  /* the request in control.jsonl that answers the above, "" = none */
     enum event_phase phase;
     bool has_phase;
     char *fine_tuned_model;                         /* "ft:..." on success, else NULL */
@@ -57,7 +69,15 @@ struct job {
     int64_t queue_position; /* 1 = next; 0 when not queued; computed on read */
 };
 
+/* No progress, no spec: NaN and zero. */
+void job_init(struct job *job);
 void job_fini(struct job *job);
+/* A deep copy; *to is overwritten without being freed. */
+void job_copy(struct job *to, const struct job *from);
+
+/* The scalar state as one JSON object (without id, spec and plan), and back. */
+json_t *job_state_to_json(const struct job *job);
+int job_state_from_json(const json_t *state, struct job *job, struct err *err);
 
 /* What can happen to a job. */
 enum job_occurrence {
@@ -69,14 +89,18 @@ enum job_occurrence {
     JOB_OCC_CANCEL,        /* requested by a client                            */
     JOB_OCC_PAUSE,
     JOB_OCC_RESUME,
+    JOB_OCC_TIMEOUT, /* scheduling.max_runtime_seconds is over     */
+    JOB_OCC_COUNT,
 };
 
 struct job_input {
     enum job_occurrence kind;
     double t;
     int64_t attempt; /* STARTED, EVENT, ATTEMPT_ENDED: another attempt's are ignored */
+    int64_t slot;    /* STARTED */
     const struct plan_report *plan; /* VALIDATED */
     const struct event *event;      /* EVENT     */
+    const char *control_id;         /* CANCEL, PAUSE, TIMEOUT: id of the request to post */
     const char *error_code, *error_message,
         *error_param; /* INVALID, ATTEMPT_ENDED (cause of death) */
 };

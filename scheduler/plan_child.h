@@ -1,0 +1,44 @@
+/*
+ * `castor-worker --plan JOBDIR` as a child that is not trusted: it reads files that strangers made,
+ * so its memory, CPU time, file sizes, output and wall time are bounded, and what it prints is
+ * parsed with limits. A child is driven without blocking: plan_child_poll whenever its descriptor
+ * is readable or time has passed, until that says it ended; then plan_child_result.
+ *
+ * One thread at a time a child. Destroying kills what is left of it.
+ */
+#ifndef CASTOR_SCHEDULER_PLAN_CHILD_H
+#define CASTOR_SCHEDULER_PLAN_CHILD_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "api/plan_report.h"
+#include "core/err.h"
+
+enum {
+    PLAN_MAX_OUTPUT = 8 << 20, /* spec.json has at most 4 MiB; the rest is numbers */
+    PLAN_LOG_TAIL = 400,       /* last bytes of stderr that are kept for the error */
+};
+
+struct plan_limits {
+    int64_t seconds; /* wall, and CPU time too  */
+    size_t memory;   /* address space            */
+};
+
+struct plan_child;
+
+int plan_child_start(const char *worker_path, const char *jobdir, const struct plan_limits *limits,
+                     struct plan_child **out, struct err *err);
+int plan_child_fd(const struct plan_child *c); /* to poll for reading; -1 when closed */
+bool plan_child_poll(struct plan_child *c);    /* true: it ended, or was ended */
+/* The report (fits or not), or why there is none: ERR_TIMEOUT with reason "timeout", ERR_PEER with
+ * reason "worker_crashed", ERR_CORRUPT with reason "invalid_plan". */
+int plan_child_result(const struct plan_child *c, struct plan_report *out, struct err *err);
+void plan_child_destroy(struct plan_child *c); /* NULL is fine */
+
+/* Start, wait, result: blocking. */
+int plan_child_run(const char *worker_path, const char *jobdir, const struct plan_limits *limits,
+                   struct plan_report *out, struct err *err);
+
+#endif
