@@ -3,19 +3,22 @@
 #   CUDA=0       leave the CUDA table out even where nvcc is there (objects go to build/cpu)
 #   SAN=address  AddressSanitizer + UBSan (build/asan); SAN=thread ThreadSanitizer (build/tsan)
 #   DEVELOPER=1  warnings are errors
-#   ARCHS=...    CUDA targets: default what this machine's GPU is, sm_90a where there is none
+#   ARCHS=...    CUDA targets, as in ARCHS="80 90a", or all: default what this machine's GPU is, sm_90a where there is none
+#   B=DIR        build there
+#   V=1          show every command
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := all
+.DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
-
-include deploy/probe.mk
-
-B ?= build$(if $(SAN),/$(if $(filter thread,$(SAN)),tsan,asan))$(if $(filter 0,$(HAVE_CUDA)),$(if $(NVCC),/cpu))
 
 ifeq ($(origin CC),default)
 CC := gcc
 endif
+B ?= build$(if $(SAN),/$(if $(filter thread,$(SAN)),tsan,asan))$(if $(filter 0,$(CUDA)),$(if $(NVCC),/cpu))
+
+include deploy/probe.mk
+
 CPPFLAGS := -I. -D_GNU_SOURCE
 CFLAGS := -std=c11 -O3 -g -fno-math-errno -ffp-contract=off -fno-omit-frame-pointer -pthread \
 	-Wall -Wextra -Wno-unused-parameter -Wno-missing-field-initializers \
@@ -27,6 +30,8 @@ LDFLAGS += -fsanitize=address,undefined
 else ifeq ($(SAN),thread)
 CFLAGS += -fsanitize=thread -O1
 LDFLAGS += -fsanitize=thread
+else ifneq ($(SAN),)
+$(error SAN=$(SAN) is not known: address or thread)
 endif
 NVCCFLAGS := -I. -O3 -std=c++17 --fmad=true -Xcompiler -fno-omit-frame-pointer \
 	--expt-relaxed-constexpr $(CUDA_GENCODE)
@@ -43,7 +48,7 @@ LIBS_worker/text := -lonig -lutf8proc
 LIBS_scheduler := -lsqlite3
 LIBS_server := -lmicrohttpd
 
-# Folders that each folder may use (DESIGN's "needs"); tests of a folder link these and no more.
+# Folders that each folder may use: its tests link these and no more, and `make check-deps` reads this table.
 USES_core := core
 USES_api := api core
 USES_kernels := kernels core
@@ -55,62 +60,93 @@ USES_worker/parallel := worker/parallel worker/memory kernels core
 USES_worker/plan := worker/plan worker/parallel worker/memory worker/model kernels api core
 USES_worker/train := worker/train worker/plan worker/parallel worker/memory worker/model worker/text \
 	worker/hub kernels api core
+USES_worker := worker $(USES_worker/train)
 USES_scheduler := scheduler api core
 USES_server := server scheduler api core
 uses_libs = $(foreach f,$(1),$(call lib,$(f)))
 uses_sys = $(foreach f,$(1),$(LIBS_$(f)))
 
 # The programs' own main files are not part of the archives.
-MAINS := server/main.c worker/main.c worker/supervisor.c worker/check.c worker/probe.c
-WORKER_MAIN := $(filter-out server/main.c,$(wildcard $(MAINS)))
+WORKER_MAIN := $(wildcard worker/*.c)
+MAINS := server/main.c $(WORKER_MAIN)
+PROGRAMS := $(if $(wildcard server/main.c),$(B)/castord) $(if $(wildcard worker/main.c),$(B)/castor-worker)
 kernel_dirs := kernels kernels/cpu $(if $(filter 1,$(HAVE_CUDA)),kernels/cuda)
 srcs = $(filter-out $(MAINS),$(wildcard $(addsuffix /*.c,$(if $(filter kernels,$(1)),$(kernel_dirs),$(1)))) \
 	$(if $(filter kernels,$(1)),$(if $(filter 1,$(HAVE_CUDA)),$(wildcard kernels/cuda/*.cu))))
 objs = $(patsubst %,$(B)/obj/%.o,$(1))
 
-all: $(B)/castord $(B)/castor-worker  ## build the programs for what this machine has
-	@echo "built $^ ($(CONFIG_TEXT))"
+all: $(PROGRAMS)  ## build the programs for what this machine has
+	@echo "built: $(or $^,nothing) (CUDA $(CONFIG_CUDA))"
 
-config:  ## say what the build found on this machine
-	@echo "$(CONFIG_TEXT)"
+config:  ## say what the build found on this machine, and what it leaves out
+	@echo 'compiler   $(CC), nvcc $(or $(NVCC),none)'
+	@echo 'libraries  $(or $(CONFIG_LIBS),none)'
+	$(if $(CONFIG_MISSING),@echo 'missing    $(CONFIG_MISSING): deploy/install-deps installs them')
+	@echo 'CUDA       $(CONFIG_CUDA)'
+	@echo 'tests      $(CONFIG_TESTS)'
+	@echo 'sanitizer  $(or $(SAN),none)'
+	@echo 'build in   $(B)'
+	@echo 'programs   $(or $(notdir $(PROGRAMS)),none yet)'
 
-# --- objects: a changed flag or compiler rebuilds, an idle build does nothing -------------------------
-FLAGS_TEXT := $(CC) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) $(NVCC) $(NVCCFLAGS) $(CONFIG_TEXT)
-$(B)/flags: FORCE
-	@mkdir -p $(@D); echo '$(FLAGS_TEXT)' | cmp -s - $@ || echo '$(FLAGS_TEXT)' > $@
-FORCE:
+deps:  ## install what is missing of Debian's packages (root or sudo)
+	@deploy/install-deps
 
+# --- stamps: a changed flag, compiler or list of sources rebuilds, an idle build does nothing ---------
+# A stamp file's content is the variable STAMP_<file>. Make compares; the shell only runs where they differ.
+FLAGS_TEXT := $(CC) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) $(NVCC) $(NVCCFLAGS) CUDA=$(HAVE_CUDA)
+STAMPS := $(B)/flags
+STAMP_$(B)/flags := $(FLAGS_TEXT)
+differs = $(subst x$(strip $(1)),,x$(strip $(2)))$(subst x$(strip $(2)),,x$(strip $(1)))
+write_stamp = mkdir -p $(dir $(1)) && printf '%s\n' '$(strip $(STAMP_$(1)))' > $(1);
+# target, its objects: it is made again when one of them is taken away, too.
+define made_of
+STAMPS += $(1).list
+STAMP_$(1).list := $(2)
+$(1): $(2) $(1).list
+endef
+
+say = $(if $(V),,@echo '  $(1)  $(2)'; )
 $(B)/obj/%.c.o: %.c $(B)/flags
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(CPPFLAGS_$(<D)) $(CFLAGS) $(CFLAGS_$(<)) -MMD -MP -c $< -o $@
+	$(call say,CC  ,$<)$(CC) $(CPPFLAGS) $(CPPFLAGS_$(<D)) $(CFLAGS) $(CFLAGS_$(<)) -MMD -MP -c $< -o $@
 $(B)/obj/%.cu.o: %.cu $(B)/flags
 	@mkdir -p $(@D)
-	$(NVCC) $(NVCCFLAGS) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
+	$(call say,NVCC,$<)$(NVCC) $(NVCCFLAGS) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
 
 CPPFLAGS_kernels := $(if $(filter 1,$(HAVE_CUDA)),-DCASTOR_CUDA=1)
 CPPFLAGS_kernels/cuda := $(CUDA_INCLUDES)
 # Fast ops and their pool use OpenMP; the reference ops do not.
 CFLAGS_kernels/cpu/fast.c := -fopenmp
 
-define folder_rules
-$(call lib,$(1)): $(call objs,$(call srcs,$(1)))
+define archive_rules # folder
+$(call made_of,$(call lib,$(1)),$(call objs,$(call srcs,$(1))))
 	@mkdir -p $$(@D)
-	@rm -f $$@; $(AR) rcs $$@ $$^
+	@rm -f $$@; $(AR) rcs $$@ $$(filter %.o,$$^)
 endef
-$(foreach f,$(FOLDERS),$(eval $(call folder_rules,$(f))))
+$(foreach f,$(FOLDERS),$(eval $(call archive_rules,$(f))))
 
-$(B)/castord: $(call objs,server/main.c) $(call uses_libs,$(USES_server))
-	$(CC) $(LDFLAGS) -o $@ $^ $(call uses_sys,$(USES_server))
-$(B)/castor-worker: $(call objs,$(WORKER_MAIN)) $(call uses_libs,$(USES_worker/train))
-	$(CC) $(LDFLAGS) -o $@ $^ $(call uses_sys,$(USES_worker/train))
+define program_rules # program, its sources, the folder whose USES_ row it links, further libraries
+$(call made_of,$(1),$(call objs,$(2)))
+$(1): $(call uses_libs,$(USES_$(3)))
+	@mkdir -p $$(@D)
+	$$(call say,LINK,$$@)$(CC) $(LDFLAGS) -o $$@ $$(filter %.o,$$^) $$(filter %.a,$$^) $(call uses_sys,$(USES_$(3))) $(4)
+endef
+$(eval $(call program_rules,$(B)/castord,server/main.c,server))
+$(eval $(call program_rules,$(B)/castor-worker,$(WORKER_MAIN),worker/train))
 
 include tests/tests.mk
 
+$(STAMPS) &: FORCE
+	$(if $(CONFIG_MISSING),@echo >&2 'missing: $(CONFIG_MISSING). deploy/install-deps installs it (root or sudo).'; exit 1)
+	@$(foreach s,$(STAMPS),$(if $(call differs,$(file <$(s)),$(STAMP_$(s))),$(call write_stamp,$(s)))):
+FORCE:
+
 help:  ## list the targets
-	@awk -F':.*## ' '/^[a-zA-Z_-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(filter Makefile deploy/% tests/%,$(MAKEFILE_LIST))
+	@echo 'Variables: CUDA=0 SAN=address|thread DEVELOPER=1 ARCHS=... B=DIR V=1 (see the top of Makefile)'
 
 clean:  ## remove everything that was built
 	rm -rf build
 
-.PHONY: all config help clean FORCE
+.PHONY: all config deps help clean FORCE
 -include $(shell find $(B)/obj -name '*.d' 2>/dev/null)

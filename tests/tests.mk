@@ -1,28 +1,88 @@
-# Test targets. A unit test directory tests/unit/<folder> becomes one Criterion program, linked with the archives
-# that folder may use and nothing else.
+# Tests. A unit test directory tests/unit/<folder> becomes one Criterion program, linked with the archives that folder
+# may use and nothing else.
 UNIT_DIRS := $(filter-out tests/unit,$(patsubst %/,%,$(sort $(dir $(wildcard tests/unit/*/*.c tests/unit/*/*/*.c)))))
 unit_folder = $(patsubst tests/unit/%,%,$(1))
 unit_bin = $(B)/tests/unit/$(subst /,_,$(call unit_folder,$(1)))
 UNIT_BINS := $(foreach d,$(UNIT_DIRS),$(call unit_bin,$(d)))
-
-define unit_rules
-$(call unit_bin,$(1)): $(call objs,$(wildcard $(1)/*.c)) $(call uses_libs,$(USES_$(call unit_folder,$(1))))
-	@mkdir -p $$(@D)
-	$(CC) $(LDFLAGS) -o $$@ $$^ $(call uses_sys,$(USES_$(call unit_folder,$(1)))) -lcriterion
-endef
-$(foreach d,$(UNIT_DIRS),$(eval $(call unit_rules,$(d))))
+$(foreach d,$(UNIT_DIRS),$(eval $(call program_rules,$(call unit_bin,$(d)),$(wildcard $(d)/*.c),$(call \
+	unit_folder,$(d)),-lcriterion)))
 
 unit: $(UNIT_BINS)  ## unit tests only
 	@for t in $^; do echo "== $$t"; $$t || exit 1; done
-.PHONY: unit
 
 # Op tests: one program a concern in tests/ops/, on every op table that this machine has.
 OPS_BINS := $(patsubst tests/ops/test_%.c,$(B)/tests/ops/test_%,$(wildcard tests/ops/test_*.c))
-$(OPS_BINS): $(B)/tests/ops/%: $(B)/obj/tests/ops/%.c.o $(B)/obj/tests/ops/harness.c.o $(call uses_libs,$(USES_kernels))
-	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS) -o $@ $^ $(call uses_sys,$(USES_kernels))
+$(foreach p,$(OPS_BINS),$(eval $(call program_rules,$(p),tests/ops/$(notdir $(p)).c \
+	tests/ops/harness.c,kernels)))
 
 ops-tests: $(OPS_BINS)  ## ops: gradients in double, and every op table against the double one
 	@for t in $^; do echo "== $$t"; $$t || exit 1; done
-.PHONY: ops-tests
-TEST_SUITES += ops-tests
+
+# --- the suites of `make test` --------------------------------------------------------------------------
+# Append a name to TEST_SUITES and say
+#   SUITE_<name>          the command, run from the root. Its output counts: Criterion's synthesis, or each line
+#                         "N passed, N failed[, N skipped]". It fails by its exit status, too.
+#   SUITE_NEEDS_<name>    make targets that must be there first
+#   SUITE_SECONDS_<name>  its time limit, 300 where unset
+# SANITIZED_SUITES are those that `make asan` runs: C programs which do all their work in themselves.
+PYTHON := $(B)/python3
+TEST_SUITES :=
+SANITIZED_SUITES :=
+
+define program_suite # name, program, arguments
+TEST_SUITES += $(1)
+SANITIZED_SUITES += $(1)
+SUITE_$(1) := $(2) $(3)
+SUITE_NEEDS_$(1) := $(2)
+endef
+$(foreach d,$(UNIT_DIRS),$(eval $(call program_suite,unit/$(call unit_folder,$(d)),$(call unit_bin,$(d)),--verbose)))
+$(foreach p,$(OPS_BINS),$(eval $(call program_suite,ops/$(patsubst test_%,%,$(notdir $(p))),$(p))))
+
+TEST_SUITES += check-deps check-format check-install
+SUITE_check-deps := tests/check-deps $(foreach f,$(FOLDERS) worker,--uses '$(f)=$(USES_$(f))') $(PROGRAMS)
+SUITE_NEEDS_check-deps := $(PROGRAMS)
+SUITE_check-format := tests/check-format
+SUITE_check-install := tests/check-install
+
+# Programs in Python; a row works as soon as its file is there.
+define python_suite # name, file, environment, arguments, needs
+ifneq ($$(wildcard $(2)),)
+TEST_SUITES += $(1)
+SUITE_$(1) := $(3) $(PYTHON) $(2) $(4)
+SUITE_NEEDS_$(1) := $(PYTHON) $(5)
+endif
+endef
+castor_bin := CASTOR_BIN=$(abspath $(B))/castord
+$(eval $(call python_suite,hub,tests/hub/check_fixture.py,,--build $(B),$(call uses_libs,$(USES_worker/hub))))
+$(eval $(call python_suite,e2e/http,tests/e2e/http_test.py,$(castor_bin),,$(PROGRAMS)))
+$(eval $(call python_suite,e2e/sdk,tests/e2e/sdk_test.py,$(castor_bin),,$(PROGRAMS)))
+
+# With -j of its own where the caller gave none.
+SUBMAKE = $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc))
+run_suites = tests/run --logs $(B)/tests/logs $(2) $(foreach s,$(1), \
+	--suite '$(s)' $(or $(SUITE_SECONDS_$(s)),300) $(call quoted,$(SUITE_$(s))))
+quoted = '$(subst ','\'',$(1))'
+
+test: deps  ## everything that needs no GPU: install what is missing, build, run every suite
+	@$(SUBMAKE) test-built
+test-built: all $(foreach s,$(TEST_SUITES),$(SUITE_NEEDS_$(s)))
+	@$(call run_suites,$(TEST_SUITES))
+
+asan:  ## the suites of C programs under AddressSanitizer, UBSan and LeakSanitizer
+	@$(SUBMAKE) SAN=address CUDA=0 B=$(B)/asan asan-built
+asan-built: $(foreach s,$(SANITIZED_SUITES),$(SUITE_NEEDS_$(s)))
+	@$(call run_suites,$(SANITIZED_SUITES),--sanitized)
+
+check-deps: $(SUITE_NEEDS_check-deps)  ## includes and linked libraries go the allowed way only
+	@$(SUITE_check-deps)
+check-format:  ## clang-format, banned functions, sizes
+	@$(SUITE_check-format)
+check-install:  ## deploy/install-deps, against an apt that is not one
+	@$(SUITE_check-install)
+
+# A Python with the packages of tests/requirements.txt: python3 where it has them, else a virtual environment.
+$(PYTHON): tests/requirements.txt tests/python
+	@mkdir -p $(@D)
+	@tests/python $< build/venv $@
+
+.PHONY: unit ops-tests test test-built asan asan-built check-deps check-format check-install

@@ -78,10 +78,10 @@ static void fill(struct plan_report *r)
     cr_assert(job_spec_from_request(body, &r->spec, NULL, &faults) == 0);
     json_decref(body);
     r->fits = true;
-    strcpy(r->family, "llama");
+    snprintf(r->family, sizeof(r->family), "llama");
     r->parameters = 1000;
     r->steps = 30;
-    strcpy(r->device_kind, "cpu");
+    snprintf(r->device_kind, sizeof(r->device_kind), "cpu");
     for (int t = 0; t < TIER_COUNT; t++)
         for (int p = 0; p < PURPOSE_COUNT; p++)
             r->memory[t].by_purpose[p] = 100 * t + p;

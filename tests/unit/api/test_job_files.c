@@ -18,7 +18,7 @@ static char dir[64];
 
 static void setup(void)
 {
-    strcpy(dir, "/tmp/castor-jobdir-XXXXXX");
+    snprintf(dir, sizeof(dir), "/tmp/castor-jobdir-XXXXXX");
     cr_assert(mkdtemp(dir));
 }
 

@@ -403,7 +403,7 @@ static void fill(struct job_spec *spec)
                       "\"parallelism\":{\"data\":1},\"sample_prompts\":[\"p\"],"
                       "\"optimization\":{\"learning_rate\":0.1}",
                       spec, &faults) == 0);
-    strcpy(spec->id, "ftjob-1");
+    snprintf(spec->id, sizeof(spec->id), "ftjob-1");
     spec->created_at = 1763848337.5;
     spec->resolved = true;
     spec->model.commit = xstrdup("0123456789012345678901234567890123456789");

@@ -1,4 +1,4 @@
-#include "rig.h"
+#include "tests/unit/worker/model/rig.h"
 
 #include <criterion/criterion.h>
 #include <math.h>

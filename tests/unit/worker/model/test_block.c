@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "core/alloc.h"
-#include "rig.h"
+#include "tests/unit/worker/model/rig.h"
 
 static struct decoder_config llama_like(void)
 {
@@ -234,6 +234,26 @@ Test(block, dropout_depends_on_seed_and_step)
     cr_assert_neq(first, other_seed);
     cr_assert_eq(first, rig_evaluate(&r, 4));
     rig_close(&r);
+}
+
+Test(block, no_two_places_share_masks)
+{
+    bool seen[4 * DROPOUT_PLACES] = {false};
+
+    for (int64_t b = 0; b < 4; b++) {
+        struct block_run r = {.block = b, .first_sequence = 3, .seed = 7, .step = 5};
+        struct block_ctx c = {.r = &r};
+
+        for (int place = DROPOUT_EMBED; place <= DROPOUT_MLP_OUT; place++) {
+            struct op_dropout d = block_dropout(&c, (enum dropout_place)place, 0.5, 10);
+
+            cr_assert_lt(d.stream.site, 4 * DROPOUT_PLACES);
+            cr_assert(!seen[d.stream.site], "block %d, place %d", (int)b, place);
+            seen[d.stream.site] = true;
+            cr_assert_eq(d.first, 30);
+            cr_assert_eq(d.stream.use, RNG_USE_DROPOUT);
+        }
+    }
 }
 
 /* Recomputed activations, frozen neighbours and another head slice. Bits, not tolerances. */

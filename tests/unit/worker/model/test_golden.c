@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "core/alloc.h"
-#include "rig.h"
+#include "tests/unit/worker/model/rig.h"
 #include "worker/model/safetensors.h"
 #include "worker/model/weights.h"
 

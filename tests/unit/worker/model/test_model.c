@@ -1,7 +1,7 @@
 #include <criterion/criterion.h>
 #include <string.h>
 
-#include "rig.h"
+#include "tests/unit/worker/model/rig.h"
 
 static struct decoder_config opt(int64_t layers, int64_t hidden, int64_t heads, int64_t embed_dim)
 {

@@ -6,7 +6,7 @@
 
 #include "core/alloc.h"
 #include "core/fs.h"
-#include "rig.h"
+#include "tests/unit/worker/model/rig.h"
 #include "worker/model/safetensors.h"
 #include "worker/model/weights.h"
 
@@ -241,6 +241,11 @@ Test(weights, missing_and_unexpected_are_listed)
     rewrite(without_layer_1, NULL, DT_F32);
     expect_refused(&m, ERR_INVALID, "16 missing");
     expect_refused(&m, ERR_INVALID, "model.decoder.layers.1.self_attn_layer_norm.weight");
+
+    /* a head is surplus only where the table is tied */
+    write_model(&untied, DT_F32, 0);
+    rewrite(NULL, "model.lm_head.weight", DT_F32);
+    expect_refused(&untied, ERR_INVALID, "1 unexpected (model.lm_head.weight)");
     model_fini(&m);
     model_fini(&untied);
 }
