@@ -33,7 +33,7 @@ void config_init(struct server_config *c)
     *c = (struct server_config){
         .worker_path = beside_this_program("castor-worker"),
         .organization = xstrdup("org-castor"),
-        .threads = 8,
+        .threads = 16,
         .cpu_slots = 1,
         .gpu_slots = -1,
         .limits =
@@ -58,6 +58,8 @@ void config_fini(struct server_config *c)
     free(c->worker_path);
     free(c->organization);
     free(c->keys);
+    for (int64_t i = 0; i < c->n_local_model_dirs; i++)
+        free(c->local_model_dirs[i]);
     *c = (struct server_config){0};
 }
 
@@ -164,6 +166,42 @@ out:
     return rc;
 }
 
+static int dirs_parse(struct server_config *c, const json_t *list, struct err *err)
+{
+    json_t *item;
+    size_t i;
+
+    if (!list)
+        return 0;
+    if (!json_is_array(list) || json_array_size(list) > CONFIG_MAX_DIRS)
+        return err_set(err, ERR_INVALID, "local_model_dirs must be an array of at most %d paths",
+                       CONFIG_MAX_DIRS);
+    json_array_foreach((json_t *)list, i, item)
+    {
+        const char *text = json_string_value(item);
+        char *dir = text && text[0] == '/' ? realpath(text, NULL) : NULL;
+        if (!dir)
+            return err_set(err, ERR_INVALID,
+                           "local_model_dirs[%zu] must be the absolute path of a directory", i);
+        c->local_model_dirs[c->n_local_model_dirs++] = dir;
+    }
+    return 0;
+}
+
+char *config_local_model(const struct server_config *c, const char *path)
+{
+    char *real = realpath(path, NULL);
+
+    for (int64_t i = 0; real && i < c->n_local_model_dirs; i++) {
+        const char *dir = c->local_model_dirs[i];
+        size_t n = strlen(dir);
+        if (strncmp(real, dir, n) == 0 && (real[n] == '/' || real[n] == '\0' || n == 1))
+            return real;
+    }
+    free(real);
+    return NULL;
+}
+
 static void replace(char **slot, const char *text)
 {
     if (text) {
@@ -196,6 +234,7 @@ static int config_apply(struct server_config *c, const json_t *root, struct err 
     }
     TRY(limits_parse(&c->limits, json_object_get(root, "limits"), err));
     TRY(keys_parse(c, json_object_get(root, "api_keys"), err));
+    TRY(dirs_parse(c, json_object_get(root, "local_model_dirs"), err));
     replace(&c->worker_path, worker);
     replace(&c->organization, organization);
 out:
@@ -214,6 +253,8 @@ int config_load(struct server_config *c, const char *path, struct err *err)
     next.state_dir = c->state_dir ? xstrdup(c->state_dir) : NULL;
     next.keys = NULL;
     next.n_keys = 0;
+    memset(next.local_model_dirs, 0, sizeof(next.local_model_dirs));
+    next.n_local_model_dirs = 0;
     TRY(json_parse_file(path, CONFIG_MAX_BYTES, JSON_MAX_DEPTH_FILE, &root, err));
     rc = config_apply(&next, root, err);
     if (rc != 0) {

@@ -4,7 +4,8 @@
  *
  *   {"api_keys":[{"name":"alice","sha256":"<64 hex digits>","role":"read"|"submit"|"admin"}],
  *    "organization":"org-castor", "worker":"/usr/lib/castor/castor-worker",
- *    "threads":8, "strict_openai_status":false,
+ *    "threads":16, "strict_openai_status":false,
+ *    "local_model_dirs":["/srv/models"],
  *    "slots":{"cpu":1,"gpu":-1},
  *    "limits":{"file_bytes":536870912,"body_bytes":1048576,"free_bytes":67108864,
  *              "connections":512,"connections_per_address":256,"idle_seconds":60,
@@ -12,7 +13,9 @@
  *              "check_seconds":120,"check_bytes":2147483648}}
  *
  * Keys are kept as SHA-256 only (`printf %s "$KEY" | sha256sum`), so the file holds no secret; a
- * key in plain text is refused. Without keys castord serves loopback addresses only.
+ * key in plain text is refused. A model may be a local path only below one of local_model_dirs
+ * (none by default): a path would let a client read what castord can read. Without keys castord
+ * serves loopback addresses only.
  */
 #ifndef CASTOR_SERVER_CONFIG_H
 #define CASTOR_SERVER_CONFIG_H
@@ -38,7 +41,7 @@ struct api_key {
     enum role role;
 };
 
-enum { CONFIG_MAX_KEYS = 256 };
+enum { CONFIG_MAX_KEYS = 256, CONFIG_MAX_DIRS = 16 };
 
 struct server_limits {
     int64_t file_bytes; /* of an uploaded file                                  */
@@ -60,6 +63,8 @@ struct server_config {
     struct server_limits limits;
     struct api_key *keys;
     int64_t n_keys;
+    char *local_model_dirs[CONFIG_MAX_DIRS]; /* absolute, without links */
+    int64_t n_local_model_dirs;
 };
 
 /* Defaults; state_dir NULL, worker_path "castor-worker" beside the running program. */
@@ -67,6 +72,8 @@ void config_init(struct server_config *c);
 void config_fini(struct server_config *c);
 /* Read a file over what *c holds; *c is unchanged on failure. */
 int config_load(struct server_config *c, const char *path, struct err *err);
+/* The path without links when it lies in or below a local_model_dirs entry; fresh, or NULL. */
+char *config_local_model(const struct server_config *c, const char *path);
 /* $XDG_STATE_HOME/castor, else $HOME/.local/state/castor; NULL when neither is set. */
 char *config_default_state_dir(void);
 

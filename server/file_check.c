@@ -8,7 +8,6 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -16,37 +15,25 @@
 #include "core/clock.h"
 #include "core/json.h"
 #include "core/log.h"
+#include "scheduler/spawn.h"
 
-enum { ANSWER_MAX_BYTES = 64 * 1024, CANNOT_START = 127 };
+enum { ANSWER_MAX_BYTES = 64 * 1024 };
 
-static void limit(int what, rlim_t value)
+static int child_start(const struct file_check *check, const char *path, int out_fd, pid_t *pid,
+                       struct err *err)
 {
-    struct rlimit r = {value, value};
-    setrlimit(what, &r);
-}
+    const char *const argv[] = {check->worker_path, "--check", path, NULL};
+    struct spawn spawn = {
+        .argv = argv,
+        .stdout_fd = out_fd,
+        .stderr_fd = -1,
+        .gate_fd = -1,
+        .max_memory = (size_t)check->bytes,
+        .max_file = 1, /* it has nothing to write; 0 would be no limit */
+        .max_cpu_seconds = check->seconds + 1,
+    };
 
-/* Between fork and exec of a program with threads: system calls only. */
-static void child_run(const struct file_check *check, const char *path, int out_fd)
-{
-    char *const argv[] = {(char *)check->worker_path, "--check", (char *)path, NULL};
-    sigset_t none;
-    int null_fd = open("/dev/null", O_RDWR);
-
-    setpgid(0, 0);
-    dup2(null_fd, STDIN_FILENO);
-    dup2(out_fd, STDOUT_FILENO);
-    dup2(null_fd, STDERR_FILENO);
-    close_range(3, ~0u, 0);
-    if (check->bytes > 0)
-        limit(RLIMIT_AS, (rlim_t)check->bytes);
-    limit(RLIMIT_CPU, (rlim_t)check->seconds + 1);
-    limit(RLIMIT_CORE, 0);
-    limit(RLIMIT_FSIZE, 0);
-    limit(RLIMIT_NOFILE, 64);
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
-    execv(check->worker_path, argv);
-    _exit(CANNOT_START);
+    return spawn_start(&spawn, pid, err);
 }
 
 /* Read the child's answer until it ends or the deadline passes; false = deadline. */
@@ -125,18 +112,16 @@ int file_check_run(const struct file_check *check, const char *path, struct faul
     struct buf answer = {0};
     bool killed = false;
     int pipe_fd[2];
+    pid_t pid = -1;
 
     if (pipe2(pipe_fd, O_CLOEXEC) != 0)
         return err_set_errno(err, errno, "cannot create a pipe to check the file");
-    pid_t pid = fork();
-    if (pid < 0) {
-        close(pipe_fd[0]);
-        close(pipe_fd[1]);
-        return err_set_errno(err, errno, "cannot start a child to check the file");
-    }
-    if (pid == 0)
-        child_run(check, path, pipe_fd[1]);
+    int rc = child_start(check, path, pipe_fd[1], &pid, err);
     close(pipe_fd[1]);
+    if (rc != 0) {
+        close(pipe_fd[0]);
+        return rc;
+    }
     if (!answer_read(pipe_fd[0], deadline, &answer))
         deadline = 0;
     close(pipe_fd[0]);

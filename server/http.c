@@ -364,8 +364,9 @@ int http_create(const struct server_config *config, const struct listen_address 
 
     h->config = config;
     h->dedupe = dedupe_create();
-    /* Half of the threads at most wait for children, the others answer at once. */
-    atomic_init(&h->slow_left, (int)(config->threads / 2));
+    /* A part of the threads never waits for children, so that short requests are answered at once.
+     */
+    atomic_init(&h->slow_left, (int)(config->threads - (config->threads + 3) / 4));
     atomic_init(&h->draining, false);
     TRY(upload_prepare_spool(config->state_dir, &h->spool_dir, err));
     TRY(contexts_create(h, scheduler, err));

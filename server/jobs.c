@@ -68,6 +68,26 @@ out:
     return rc;
 }
 
+/* A model on this machine: only where the administrator allows it, and by its true path. */
+static void check_local_model(const struct ctx *ctx, struct job_spec *spec,
+                              struct fault_list *faults)
+{
+    char *real;
+
+    if (!spec->model.path)
+        return;
+    real = config_local_model(ctx->config, spec->model.path);
+    if (!real) {
+        fault_add(faults, "model", "local_model_not_allowed",
+                  "model: this server does not load models from that path; name one on the hub as "
+                  "\"organization/name\", or add its directory to local_model_dirs in castord's "
+                  "configuration");
+        return;
+    }
+    free(spec->model.path);
+    spec->model.path = real;
+}
+
 /* ?dry_run=true, beside the body's member of that name. */
 static int query_dry_run(const struct request *req, bool *dry_run, struct err *err)
 {
@@ -158,6 +178,7 @@ int jobs_create(struct ctx *ctx, const struct request *req, struct reply *rep, s
     TRY(query_dry_run(req, &dry_run, err));
     TRY(find_data_file(ctx, body, "training_file", &spec.training_file, &faults, err));
     TRY(find_data_file(ctx, body, "validation_file", &spec.validation_file, &faults, err));
+    check_local_model(ctx, &spec, &faults);
     if (faults.n > 0)
         reply_faults(rep, &faults);
     else if (dry_run)

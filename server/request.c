@@ -246,8 +246,9 @@ static bool query_is_known(const char *name, const char *const *known)
     for (; *known; known++) {
         size_t n = strlen(*known);
         bool is_map = n > 2 && strcmp(*known + n - 2, "[]") == 0;
-        if (strcmp(name, *known) == 0 || (is_map && strncmp(name, *known, n - 1) == 0 &&
-                                          strlen(name) > n && name[strlen(name) - 1] == ']'))
+        if (is_map ? strncmp(name, *known, n - 1) == 0 && strlen(name) > n &&
+                         name[strlen(name) - 1] == ']'
+                   : strcmp(name, *known) == 0)
             return true;
     }
     return false;

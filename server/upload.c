@@ -59,8 +59,10 @@ static int file_begin(struct upload *u, const char *filename)
 {
     char name[48] = "upload-";
 
-    if (u->has_file)
+    if (u->has_file && u->bytes > 0)
         return err_set(&u->error, ERR_INVALID, "the part 'file' is there twice; send one file");
+    if (u->has_file)
+        return 0; /* a part may begin with an empty piece, and again with its first bytes */
     hash_random_hex(name + 7, 16);
     u->has_file = true;
     u->filename = clean_filename(filename);
@@ -99,12 +101,19 @@ static void file_add(struct upload *u, const char *bytes, size_t n)
         drop_file(u); /* at once, not when the client has sent the rest */
 }
 
+/* The last field, with nothing in it so far: what looks like its beginning goes on with it. */
+static bool is_begun(const struct upload *u, const char *name)
+{
+    return u->n_fields > 0 && strcmp(u->fields[u->n_fields - 1].name, name) == 0 &&
+           u->fields[u->n_fields - 1].value.len == 0;
+}
+
 static void field_add(struct upload *u, const char *name, const char *bytes, int64_t offset,
                       size_t n)
 {
     struct buf *value;
 
-    if (offset == 0) {
+    if (offset == 0 && !is_begun(u, name)) {
         if (u->n_fields == UPLOAD_MAX_FIELDS || strlen(name) >= sizeof(u->fields[0].name) ||
             upload_field(u, name)) {
             err_set(&u->error, ERR_INVALID,
@@ -138,7 +147,7 @@ void upload_add(struct upload *u, const char *name, const char *filename, const 
         field_add(u, name, bytes, offset, n);
         return;
     }
-    if (offset == 0 && file_begin(u, filename) != 0)
+    if (offset == 0 && (n > 0 || !u->has_file) && file_begin(u, filename) != 0)
         return;
     file_add(u, bytes, n);
 }

@@ -64,6 +64,8 @@ Test(config, faulty_files_change_nothing)
         "{\"slots\":[]}",
         "{\"limits\":{\"file_bytes\":0}}",
         "{\"limits\":{\"files\":1}}",
+        "{\"local_model_dirs\":[\"relative\"]}",
+        "{\"local_model_dirs\":[\"/\",\"/nowhere/at/all\"]}",
         "{\"organization\":\"new\",\"api_keys\":{}}",
         "{\"organization\":\"new\",\"api_keys\":[{\"name\":\"a\"}]}",
         "{\"api_keys\":[{\"name\":\"a\",\"sha256\":\"sk-secret\"}]}",

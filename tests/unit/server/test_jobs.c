@@ -1,8 +1,10 @@
 /* /v1/fine_tuning/jobs and what hangs below it: shapes, every status code, paging, repeats. */
 #include <math.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "core/alloc.h"
+#include "core/fs.h"
 #include "tests/unit/server/harness.h"
 
 static struct harness h;
@@ -140,6 +142,38 @@ Test(jobs, a_file_with_status_error_cannot_be_used)
     struct answer a = ask(&h, "POST", jobs_uri, NULL, good_body);
     assert_error(a, 400, "invalid_file", "training_file");
     answer_fini(&a);
+}
+
+static void expect_model(const char *model, unsigned status)
+{
+    char body[512];
+
+    snprintf(body, sizeof(body), "{\"model\":\"%s\",\"training_file\":\"file-1\"}", model);
+    struct answer a = ask(&h, "POST", jobs_uri, NULL, body);
+    cr_expect_eq(a.status, status, "%s: %s", model, buf_str(&a.rep.body));
+    if (status == 400)
+        cr_expect_str_eq(error_member(&a, "code"), "local_model_not_allowed");
+    answer_fini(&a);
+}
+
+Test(jobs, local_models_need_an_allowed_directory)
+{
+    char model[128], beside[128], link[128];
+
+    snprintf(model, sizeof(model), "%s/models/m", h.dir);
+    snprintf(beside, sizeof(beside), "%s/models-secret", h.dir);
+    snprintf(link, sizeof(link), "%s/models/link", h.dir);
+    cr_assert_eq(fs_mkdir_p(model, false, NULL), 0);
+    cr_assert_eq(fs_mkdir_p(beside, false, NULL), 0);
+    cr_assert_eq(symlink(beside, link), 0);
+    expect_model(model, 400);
+    h.config.local_model_dirs[h.config.n_local_model_dirs++] = xasprintf("%s/models", h.dir);
+    expect_model(model, 200);
+    cr_expect_str_eq(fake.jobs[0].spec.model.path, model);
+    expect_model(beside, 400);
+    expect_model(link, 400);
+    expect_model("/etc/passwd", 400);
+    expect_model("/nowhere", 400);
 }
 
 Test(jobs, dry_run_plans_and_creates_nothing)

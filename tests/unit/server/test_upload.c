@@ -65,6 +65,22 @@ Test(upload, either_order_gives_the_same_file)
     }
 }
 
+/* As libmicrohttpd may hand them out. */
+Test(upload, parts_may_begin_with_an_empty_piece)
+{
+    struct upload u = begin();
+
+    upload_add(&u, "file", "d.jsonl", "", 0, 0);
+    upload_add(&u, "file", "d.jsonl", "{}\n", 0, 3);
+    upload_add(&u, "purpose", NULL, "", 0, 0);
+    upload_add(&u, "purpose", NULL, "batch", 0, 5);
+    struct answer a = ask_upload(&h, "/v1/files", &u);
+    cr_assert_eq(a.status, 200, "%s", buf_str(&a.rep.body));
+    cr_expect_eq(json_integer_value(json_object_get(a.json, "bytes")), 3);
+    answer_fini(&a);
+    cr_expect_eq(harness_spooled(&h), 0);
+}
+
 Test(upload, expiry_is_counted_from_now)
 {
     struct upload u = begin();
