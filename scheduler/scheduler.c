@@ -18,7 +18,7 @@
 
 enum { POST_SECONDS = 30, MAX_WATCHED = 8 };
 static const size_t default_plan_memory = (size_t)8 << 30;
-static const double stale_tick_seconds = 10, touch_seconds = 5;
+static const double stale_tick_seconds = 10, touch_seconds = 5, lock_patience_seconds = 2;
 
 static void wake_up(struct scheduler *s)
 {
@@ -195,10 +195,33 @@ static struct scheduler *allocate(const struct scheduler_config *config)
     return s;
 }
 
+/* A castord that was killed a moment ago may have left a child between fork and exec, which shares
+ * the lock for that moment; so a taken lock is tried for a while. */
+static int take_lock(struct scheduler *s, struct err *err)
+{
+    char *path = fs_join(s->state_dir, "castord.lock");
+    double until = clock_monotonic() + lock_patience_seconds;
+    int rc;
+
+    for (;;) {
+        struct err why = {0};
+        rc = fs_lock_file(path, &s->lock_fd, &why);
+        if (rc == 0)
+            break;
+        if (rc != ERR_CONFLICT || clock_monotonic() >= until) {
+            if (err)
+                *err = why;
+            break;
+        }
+        clock_sleep(0.02);
+    }
+    free(path);
+    return rc;
+}
+
 int scheduler_create(const struct scheduler_config *config, struct scheduler **out, struct err *err)
 {
     struct scheduler *s = NULL;
-    char *lock = NULL;
     int rc = 0;
 
     TRY(fs_mkdir_p(config->state_dir, true, err));
@@ -207,8 +230,7 @@ int scheduler_create(const struct scheduler_config *config, struct scheduler **o
         rc = err_set_errno(err, errno, "cannot find %s", config->state_dir);
         goto out;
     }
-    lock = fs_join(s->state_dir, "castord.lock");
-    TRY(fs_lock_file(lock, &s->lock_fd, err));
+    TRY(take_lock(s, err));
     TRY(make_directories(s->state_dir, err));
     TRY(store_open(s->state_dir, &s->store, err));
     s->context = (struct change_context){
@@ -222,7 +244,6 @@ int scheduler_create(const struct scheduler_config *config, struct scheduler **o
     *out = s;
     s = NULL;
 out:
-    free(lock);
     scheduler_destroy(s);
     return rc;
 }

@@ -5,9 +5,9 @@
  * tails their events into the store - rows and the new byte offset in one transaction, so exactly
  * once across restarts - and notices their end.
  *
- * Start-up: take the lock on the state directory (a second castord gets ERR_CONFLICT), replay what
- * attempts wrote meanwhile, re-adopt attempts that are still alive, and re-do whatever the states
- * require. Killing castord at any point therefore costs no training step and no event.
+ * Start-up: take the lock on the state directory (a second castord gets ERR_CONFLICT, after 2 s),
+ * replay what attempts wrote meanwhile, re-adopt attempts that are still alive, and re-do whatever
+ * the states require. Killing castord at any point therefore costs no training step and no event.
  *
  * Thread-safety: sched_post_* may be called from any thread; they block until the scheduler thread
  * has committed the result (milliseconds), at most 30 s (ERR_TIMEOUT).
