@@ -108,15 +108,15 @@ endef
 say = $(if $(V),,@echo '  $(1)  $(2)'; )
 $(B)/obj/%.c.o: %.c $(B)/flags
 	@mkdir -p $(@D)
-	$(call say,CC  ,$<)$(CC) $(CPPFLAGS) $(CPPFLAGS_$(<D)) $(CFLAGS) $(CFLAGS_$(<)) -MMD -MP -c $< -o $@
+	$(call say,CC  ,$<)$(CC) $(CPPFLAGS) $(CPPFLAGS_$(<D)) $(CFLAGS) $(openmp) -MMD -MP -c $< -o $@
 $(B)/obj/%.cu.o: %.cu $(B)/flags
 	@mkdir -p $(@D)
 	$(call say,NVCC,$<)$(NVCC) $(NVCCFLAGS) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
 
+# The fast ops and their pool use OpenMP; the reference ops do not.
+openmp = $(if $(filter kernels/cpu/fast%,$<),-fopenmp)
 CPPFLAGS_kernels := $(if $(filter 1,$(HAVE_CUDA)),-DCASTOR_CUDA=1)
 CPPFLAGS_kernels/cuda := $(CUDA_INCLUDES)
-# Fast ops and their pool use OpenMP; the reference ops do not.
-CFLAGS_kernels/cpu/fast.c := -fopenmp
 
 define archive_rules # folder
 $(call made_of,$(call lib,$(1)),$(call objs,$(call srcs,$(1))))
