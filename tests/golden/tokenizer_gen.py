@@ -64,7 +64,7 @@ def build(vocab_size=2000):
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
     tokenizer.train_from_iterator(corpus(), trainer)
     tokenizer.add_special_tokens([AddedToken("<|end|>", lstrip=True, rstrip=True)])
-    tokenizer.add_tokens([AddedToken("<word>", single_word=True), AddedToken("<Norm>", normalized=True), AddedToken("  ", normalized=False)])
+    tokenizer.add_tokens([AddedToken("<word>", single_word=True), AddedToken("<Norm>", normalized=True), AddedToken(" " * 5, normalized=False)])
     tokenizer.post_processor = processors.Sequence([
         processors.ByteLevel(trim_offsets=True),
         processors.TemplateProcessing(single="<s> $A </s>", pair="<s> $A $B", special_tokens=[("<s>", 0), ("</s>", 1)])])
