@@ -7,6 +7,7 @@
 
 #include "core/alloc.h"
 #include "tests/unit/worker/model/rig.h"
+#include "worker/model/block_impl.h"
 
 static struct decoder_config llama_like(void)
 {
@@ -347,6 +348,29 @@ Test(block, packed_samples_do_not_see_each_other)
     }
     rig_close(&packed);
     rig_close(&alone);
+}
+
+/* With windows of one token nobody sees the first; without, the fourth does. */
+Test(block, windows_hide_older_tokens)
+{
+    for (int windowed = 0; windowed < 2; windowed++) {
+        struct decoder_config c = pre_norm();
+        struct rig r;
+        double before;
+
+        if (windowed) {
+            c.window = xcalloc(2, sizeof(*c.window));
+            c.window[0] = c.window[1] = 1;
+        }
+        open_rig(&r, c, DT_F64, false);
+        r.targets[3] = 1;
+        rig_evaluate(&r, 4);
+        before = r.row_loss[3];
+        r.tokens[0] = (r.tokens[0] + 1) % 29;
+        rig_evaluate(&r, 4);
+        cr_assert_eq(before == r.row_loss[3], windowed == 1);
+        rig_close(&r);
+    }
 }
 
 Test(block, some_rows_of_logits)

@@ -131,6 +131,8 @@ Test(safetensors, bad_headers)
         {"{" T4("a", "0", "18446744073709551620") "}", 4},
         {"{" T4("a", "9223372036854775803", "9223372036854775807") "}", 4},
         {SHAPED("[2]", "0", "4"), 4}, /* shape and length differ */
+        {SHAPED("[1]", "0", "3"), 4},
+        {SHAPED("[1]", "0", "8"), 4},
         {SHAPED("[-1]", "0", "4"), 4},
         {SHAPED("[1.0]", "0", "4"), 4},
         {SHAPED("[\"1\"]", "0", "4"), 4},
@@ -207,6 +209,7 @@ Test(safetensors, claims_beyond_the_file)
             file[b] = (unsigned char)(claims[i] >> (8 * b));
         write_raw(path_of("claim"), file, sizeof(file));
         cr_assert_eq(safetensors_open(path_of("claim"), &f, &err), ERR_CORRUPT);
+        cr_assert_not_null(strstr(err.msg, "claims a header of "), "read first: %s", err.msg);
     }
 }
 
@@ -220,7 +223,7 @@ Test(safetensors, header_over_the_limit)
     write_raw(path_of("long"), file, sizeof(file));
     cr_assert_eq(truncate(path_of("long"), 100000009), 0);
     cr_assert_eq(safetensors_open(path_of("long"), &f, &err), ERR_CORRUPT);
-    cr_assert_not_null(strstr(err.msg, "100000001"));
+    cr_assert_not_null(strstr(err.msg, "claims a header of 100000001"), "%s", err.msg);
 }
 
 Test(safetensors, not_files)

@@ -117,6 +117,21 @@ Test(weights, every_type_comes_back)
     model_fini(&m);
 }
 
+/* More than one piece of reading and converting. */
+Test(weights, large_tensor)
+{
+    struct decoder_config c = rig_small_config();
+    struct model m;
+
+    c.vocab = 70000;
+    model_init(&m, &c);
+    write_model(&m, DT_BF16, 0); /* converts */
+    expect_same(&m, DT_F32);
+    write_model(&m, DT_F32, 0);
+    expect_same(&m, DT_F64);
+    model_fini(&m);
+}
+
 Test(weights, shards_come_back)
 {
     struct model m;
