@@ -23,9 +23,9 @@ enum {
     CONNECTION_BUFFER = 64 * 1024, /* header block; more than REQUEST_MAX_HEADER_BYTES, so that
                                       what is too long is refused here and not by the library */
     FORM_PIECE = 64 * 1024,
-    DRAIN_BYTES = 1 << 20, /* of a refused body, read and dropped so that the answer arrives */
-    TRICKLE_SECONDS = 60,  /* a body may take that long, and a second for every ... */
-    TRICKLE_BYTES = 1024,  /* ... bytes more                                         */
+    DRAIN_BYTES = 16 << 20, /* of a refused body, read and dropped so that the answer arrives */
+    TRICKLE_SECONDS = 60,   /* a body may take that long, and a second for every ... */
+    TRICKLE_BYTES = 1024,   /* ... bytes more                                         */
     TASKS_PER_THREAD = 4,
     ANSWER_WAITS = 200, /* hundredths of a second at the stop */
 };

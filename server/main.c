@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -47,7 +48,6 @@ static int signals_prepare(struct err *err)
 
     if (pipe2(stop_pipe, O_CLOEXEC | O_NONBLOCK) != 0)
         return err_set_errno(err, errno, "cannot create a pipe");
-    fcntl(stop_pipe[0], F_SETFL, 0); /* the reader waits */
     sigaction(SIGTERM, &stop, NULL);
     sigaction(SIGINT, &stop, NULL);
     sigaction(SIGPIPE, &ignore, NULL);
@@ -57,10 +57,11 @@ static int signals_prepare(struct err *err)
 
 static void wait_for_stop(void)
 {
+    struct pollfd p = {.fd = stop_pipe[0], .events = POLLIN};
     char c = 0;
 
-    while (read(stop_pipe[0], &c, 1) < 0 && errno == EINTR)
-        ;
+    while (read(stop_pipe[0], &c, 1) != 1)
+        poll(&p, 1, -1);
     log_info("main", "signal=%d stopping; running jobs go on", (int)c);
 }
 

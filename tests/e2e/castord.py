@@ -57,6 +57,9 @@ class Castord:
             self.process.send_signal(signal.SIGTERM)
         code = self.process.wait(seconds)
         self.log.close()
+        text = self.log_text()
+        if "Sanitizer" in text or "runtime error:" in text:
+            raise AssertionError("a sanitizer complained:\n" + text[-8000:])
         return code
 
     def close_quietly(self):

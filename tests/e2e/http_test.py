@@ -464,6 +464,8 @@ def restart_keeps_everything():
                     "optimization": {"max_steps": 15}}
             job = one.request("POST", JOBS, body, {"Idempotency-Key": "again"})[2]
             one.wait_status(job["id"], {"running"})
+            while not one.request("GET", JOBS + "/" + job["id"])[2]["progress"]["step"]:
+                time.sleep(0.02)
             os.kill(one.process.pid, signal.SIGKILL)  # the attempt goes on
             one.process.wait()
             os.makedirs(os.path.join(state, "spool"), exist_ok=True)
