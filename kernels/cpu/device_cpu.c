@@ -8,6 +8,7 @@
 
 #include "core/alloc.h"
 #include "core/clock.h"
+#include "kernels/cpu/fast.h"
 
 struct event_mark {
     double time;
@@ -128,10 +129,11 @@ static int cpu_mark_elapsed(struct device *d, struct event_mark *from, struct ev
 
 static const struct op_table *cpu_ops(struct device *d, enum dtype compute)
 {
+    const struct cpu_state *state = d->state;
     if (compute == DT_F64)
         return &cpu_ref_f64;
     if (compute == DT_F32)
-        return &cpu_ref_f32;
+        return state->reference_ops ? &cpu_ref_f32 : &cpu_fast_f32;
     return NULL;
 }
 
@@ -179,6 +181,8 @@ int device_cpu_open(int index, const struct device_options *options, struct devi
     state = xcalloc(1, sizeof *state);
     state->threads = options->threads > 0 ? options->threads : cores > 0 ? (int)cores : 1;
     state->reference_ops = options->reference_ops;
+    if (!state->reference_ops)
+        fast_init();
     d->state = state;
     d->impl = &IMPL;
     d->memory_total = physical_bytes(_SC_PHYS_PAGES);

@@ -16,7 +16,8 @@ struct stream {
 int device_cpu_open(int index, const struct device_options *options, struct device *d,
                     struct err *err);
 
-/* The tables. The reference ops do their arithmetic in double and store float or double. */
-extern const struct op_table cpu_ref_f32, cpu_ref_f64;
+/* The tables. The reference ops do their arithmetic in double and store float or double; the fast
+ * table is kernels/cpu/fast.h. */
+extern const struct op_table cpu_ref_f32, cpu_ref_f64, cpu_fast_f32;
 
 #endif

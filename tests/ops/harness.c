@@ -130,7 +130,9 @@ void case_init(struct op_case *c, enum op op, const void *args, size_t args_byte
     vsnprintf(c->title + used, sizeof c->title - (size_t)used, fmt, ap);
     va_end(ap);
     c->op = op;
-    c->tol = 32;
+    /* dout v^T - dout o in attention's backward cancels where few keys are seen (the first row's is
+     * exactly zero): the error is that of two dot products much larger than the gradients. */
+    c->tol = op == OP_ATTN_BWD ? 128 : 32;
     c->n = 0;
     memset(&c->args, 0, sizeof c->args);
     memcpy(&c->args, args, args_bytes);
@@ -478,12 +480,14 @@ static double error_used(const double *a, const double *b, int64_t n, double rel
     return used;
 }
 
+/* Sums run in float even where values have 16 bits, so these round a few times only: an eighth of
+ * the allowance of the wide types, in units of their own eps. */
 static double dtype_eps(enum dtype t)
 {
     return t == DT_F64    ? DBL_EPSILON
            : t == DT_F32  ? (double)FLT_EPSILON
-           : t == DT_F16  ? 0x1p-10
-           : t == DT_BF16 ? 0x1p-7
+           : t == DT_F16  ? 0x1p-13
+           : t == DT_BF16 ? 0x1p-10
                           : 0;
 }
 

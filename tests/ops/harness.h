@@ -8,8 +8,8 @@
  * stream is not a default stream; the workspace has exactly the size that the table asked for.
  *
  * A tensor's values are compared with |a - b| <= tol * eps * (|b| + rms(b)), eps being that of the
- * table's compute type (or of the tensor's own, where coarser); the worst use of this allowance is
- * printed for each op and table.
+ * table's compute type (or of the tensor's own, where coarser; an eighth of it for 16-bit types);
+ * the worst use of this allowance is printed for each op and table.
  */
 #ifndef CASTOR_TESTS_OPS_HARNESS_H
 #define CASTOR_TESTS_OPS_HARNESS_H
@@ -54,7 +54,7 @@ union op_args {
 struct op_case {
     char title[128];
     enum op op;
-    double tol; /* in units of eps; set to 32 by case_init */
+    double tol; /* in units of eps; case_init sets what suits the op */
     union op_args args;
     struct bind b[CASE_BINDS];
     int n;

@@ -267,7 +267,7 @@ static void far_values(bool gated)
 int main(void)
 {
     static const struct linear_shape SMALL = {4, 5, 3, 0, 0}, PADDED = {3, 4, 5, 2, 3};
-    static const struct linear_shape SHAPES[] = {{1, 1, 1, 0, 0},      {5, 7, 3, 1, 2},
+    static const struct linear_shape SHAPES[] = {{3, 1, 2, 0, 0},      {5, 7, 3, 1, 2},
                                                  {33, 65, 17, 0, 0},   {64, 192, 96, 0, 0},
                                                  {130, 48, 64, 16, 8}, {1, 192, 300, 0, 0}};
     static const int64_t ACT_SHAPES[][2] = {{1, 1}, {7, 13}, {31, 192}, {64, 257}};

@@ -1,0 +1,240 @@
+/* Embedding, rotary positions, dropout, loss: rows or columns in parallel. */
+#include "kernels/cpu/device_cpu.h"
+#include "kernels/cpu/fast.h"
+#include "kernels/cpu/fast_math.h"
+
+/* --- embedding --- */
+
+FAST_CLONES static void embed_row(const float *wte, const float *wpe, float scale, int64_t C,
+                                  float *out)
+{
+    if (wpe)
+        for (int64_t c = 0; c < C; c++)
+            out[c] = wte[c] * scale + wpe[c];
+    else
+        for (int64_t c = 0; c < C; c++)
+            out[c] = wte[c] * scale;
+}
+
+int fast_embed_fwd(struct stream *s, const struct embed_args *a)
+{
+    const float *wte = a->wte, *wpe = a->wpe;
+
+#pragma omp parallel for num_threads(s->threads) schedule(static) if (a->N * a->C > FAST_SERIAL)
+    for (int64_t n = 0; n < a->N; n++)
+        embed_row(wte + a->tokens[n] * a->C,
+                  wpe ? wpe + (a->positions[n] + a->wpe_offset) * a->C : NULL, a->scale, a->C,
+                  (float *)a->out + n * a->C);
+    return 0;
+}
+
+FAST_CLONES static void embed_back_strip(const struct embed_args *a, int64_t c0, int64_t c1)
+{
+    for (int64_t n = 0; n < a->N; n++) {
+        const float *d = (const float *)a->dout + n * a->C;
+        if (a->dwte) {
+            float *to = (float *)a->dwte + a->tokens[n] * a->C;
+            for (int64_t c = c0; c < c1; c++)
+                to[c] += d[c] * a->scale;
+        }
+        if (a->dwpe) {
+            float *to = (float *)a->dwpe + (a->positions[n] + a->wpe_offset) * a->C;
+            for (int64_t c = c0; c < c1; c++)
+                to[c] += d[c];
+        }
+    }
+}
+
+/* Strips of columns, each in ascending order of rows. */
+int fast_embed_bwd(struct stream *s, const struct embed_args *a)
+{
+    int64_t strips = (a->C + FAST_COLUMNS - 1) / FAST_COLUMNS;
+
+#pragma omp parallel for num_threads(s->threads) schedule(static) if (a->N * a->C > FAST_SERIAL)
+    for (int64_t i = 0; i < strips; i++) {
+        int64_t c0 = i * FAST_COLUMNS, c1 = c0 + FAST_COLUMNS;
+        embed_back_strip(a, c0, c1 < a->C ? c1 : a->C);
+    }
+    return 0;
+}
+
+/* --- rotary positions --- */
+
+FAST_CLONES static void rope_row(const struct rope_args *a, int64_t n)
+{
+    int64_t half = a->rope_dim / 2;
+    int64_t ldx = a->ldx ? a->ldx : a->heads * a->head_dim;
+    const float *cosine = a->cos_table + a->positions[n] * half;
+    const float *sine = a->sin_table + a->positions[n] * half;
+    float sign = a->inverse ? -1.0f : 1.0f;
+
+    for (int64_t h = 0; h < a->heads; h++) {
+        float *x = (float *)a->x + n * ldx + h * a->head_dim;
+        if (a->style == ROPE_HALF) {
+            float *y = x + half;
+#pragma omp simd
+            for (int64_t i = 0; i < half; i++) {
+                float u = x[i], v = y[i], sn = sign * sine[i];
+                x[i] = u * cosine[i] - v * sn;
+                y[i] = u * sn + v * cosine[i];
+            }
+        } else {
+#pragma omp simd
+            for (int64_t i = 0; i < half; i++) {
+                float u = x[2 * i], v = x[2 * i + 1], sn = sign * sine[i];
+                x[2 * i] = u * cosine[i] - v * sn;
+                x[2 * i + 1] = u * sn + v * cosine[i];
+            }
+        }
+    }
+}
+
+int fast_rope(struct stream *s, const struct rope_args *a)
+{
+    int64_t work = a->N * a->heads * a->rope_dim;
+
+#pragma omp parallel for num_threads(s->threads) schedule(static) if (work > FAST_SERIAL)
+    for (int64_t n = 0; n < a->N; n++)
+        rope_row(a, n);
+    return 0;
+}
+
+/* --- dropout --- */
+
+FAST_CLONES void fast_dropout_mask(const struct op_dropout *d, int64_t i0, int64_t i1, float *mask)
+{
+    uint32_t threshold = rng_drop_threshold(d->p);
+    float kept = 1.0f / (1.0f - d->p);
+    uint64_t first = (uint64_t)(d->first + i0), end = (uint64_t)(d->first + i1), i = first;
+
+    for (; i < end && i % 4 != 0; i++)
+        mask[i - first] = rng_draw(d->stream, i) >= threshold ? kept : 0.0f;
+    for (; i + 4 <= end; i += 4) {
+        struct rng_block r = rng_draw4(d->stream, i / 4);
+        for (int k = 0; k < 4; k++)
+            mask[i - first + (uint64_t)k] = r.v[k] >= threshold ? kept : 0.0f;
+    }
+    for (; i < end; i++)
+        mask[i - first] = rng_draw(d->stream, i) >= threshold ? kept : 0.0f;
+}
+
+FAST_CLONES static void dropout_span(const float *x, const float *mask, const float *residual,
+                                     int64_t n, float *y)
+{
+    if (residual)
+        for (int64_t i = 0; i < n; i++)
+            y[i] = residual[i] + x[i] * mask[i];
+    else
+        for (int64_t i = 0; i < n; i++)
+            y[i] = x[i] * mask[i];
+}
+
+static void dropout(struct stream *s, const struct op_dropout *d, int64_t n, const float *x,
+                    const float *residual, float *y)
+{
+    enum { SPAN = 1024 };
+
+#pragma omp parallel for num_threads(s->threads) schedule(static) if (n > FAST_SERIAL)
+    for (int64_t i0 = 0; i0 < n; i0 += SPAN) {
+        int64_t count = n - i0 < SPAN ? n - i0 : SPAN;
+        float mask[SPAN];
+        if (d->p > 0)
+            fast_dropout_mask(d, i0, i0 + count, mask);
+        else
+            for (int64_t i = 0; i < count; i++)
+                mask[i] = 1.0f;
+        dropout_span(x + i0, mask, residual ? residual + i0 : NULL, count, y + i0);
+    }
+}
+
+int fast_dropout_fwd(struct stream *s, const struct dropout_args *a)
+{
+    dropout(s, &a->dropout, a->n, a->x, a->residual, a->y);
+    return 0;
+}
+
+int fast_dropout_bwd(struct stream *s, const struct dropout_args *a)
+{
+    dropout(s, &a->dropout, a->n, a->dy, NULL, a->dx);
+    return 0;
+}
+
+/* --- loss --- */
+
+FAST_INLINE float loss_z(float logit, float scale, float cap, float inv_cap)
+{
+    float z = logit * scale;
+    return cap != 0.0f ? cap * fast_tanh(z * inv_cap) : z;
+}
+
+/* The largest logit, and sum of exponentials of z against the largest z. */
+FAST_CLONES static float loss_stats(const float *x, int64_t V, float scale, float cap, float *top,
+                                    float *z_max)
+{
+    float inv_cap = cap != 0.0f ? 1.0f / cap : 0.0f, m = -INFINITY, low = INFINITY, sum = 0;
+#pragma omp simd reduction(max : m) reduction(min : low)
+    for (int64_t v = 0; v < V; v++) {
+        m = x[v] > m ? x[v] : m;
+        low = x[v] < low ? x[v] : low;
+    }
+    float zm = loss_z(scale < 0.0f ? low : m, scale, cap, inv_cap); /* z is monotone in x */
+#pragma omp simd reduction(+ : sum)
+    for (int64_t v = 0; v < V; v++)
+        sum += fast_exp(loss_z(x[v], scale, cap, inv_cap) - zm);
+    *top = m;
+    *z_max = zm;
+    return sum;
+}
+
+/* x = by * exp(z - z_max) * dz / dx. Not from the log of the sum, which large logits round. */
+FAST_CLONES static void loss_gradient(float *x, int64_t V, float scale, float cap, float z_max,
+                                      float by)
+{
+    float inv_cap = cap != 0.0f ? 1.0f / cap : 0.0f;
+    if (cap == 0.0f) {
+        for (int64_t v = 0; v < V; v++)
+            x[v] = fast_exp(x[v] * scale - z_max) * by;
+        return;
+    }
+    for (int64_t v = 0; v < V; v++) {
+        float t = fast_tanh(x[v] * scale * inv_cap);
+        x[v] = fast_exp(cap * t - z_max) * by * (1.0f - t * t);
+    }
+}
+
+static void loss_row(const struct loss_args *a, int64_t n)
+{
+    float *x = (float *)a->logits + n * (a->ldl ? a->ldl : a->V), cap = a->softcap, top, z_max;
+    int32_t target = a->targets[n];
+
+    if (target < 0) {
+        ((float *)a->row_loss)[n] = 0;
+        a->row_correct[n] = 0;
+        if (a->grad_scale)
+            memset(x, 0, (size_t)a->V * sizeof *x);
+        return;
+    }
+    float sum = loss_stats(x, a->V, a->logit_scale, cap, &top, &z_max);
+    float inv_cap = cap != 0.0f ? 1.0f / cap : 0.0f;
+    float z = loss_z(x[target], a->logit_scale, cap, inv_cap);
+    int64_t best = 0;
+    while (best < a->V - 1 && x[best] != top)
+        best++;
+    ((float *)a->row_loss)[n] = (z_max - z) + logf(sum);
+    a->row_correct[n] = best == target;
+    if (!a->grad_scale)
+        return;
+    float by = *a->grad_scale * a->logit_scale, slope = 1.0f;
+    if (cap != 0.0f)
+        slope = 1.0f - (z * inv_cap) * (z * inv_cap);
+    loss_gradient(x, a->V, a->logit_scale, cap, z_max, by / sum);
+    x[target] -= by * slope;
+}
+
+int fast_loss(struct stream *s, const struct loss_args *a)
+{
+#pragma omp parallel for num_threads(s->threads) schedule(static) if (a->N * a->V > FAST_SERIAL)
+    for (int64_t n = 0; n < a->N; n++)
+        loss_row(a, n);
+    return 0;
+}
