@@ -8,7 +8,7 @@ $(foreach d,$(UNIT_DIRS),$(eval $(call program_rules,$(call unit_bin,$(d)),$(wil
 	unit_folder,$(d)),-lcriterion)))
 
 unit: $(UNIT_BINS)  ## unit tests only
-	@for t in $^; do echo "== $$t"; $$t || exit 1; done
+	@$(call run_suites,$(filter unit/%,$(TEST_SUITES)))
 
 # Op tests: one program a concern in tests/ops/, on every op table that this machine has.
 OPS_BINS := $(patsubst tests/ops/test_%.c,$(B)/tests/ops/test_%,$(wildcard tests/ops/test_*.c))
@@ -16,7 +16,7 @@ $(foreach p,$(OPS_BINS),$(eval $(call program_rules,$(p),tests/ops/$(notdir $(p)
 	tests/ops/harness.c,kernels)))
 
 ops-tests: $(OPS_BINS)  ## ops: gradients in double, and every op table against the double one
-	@for t in $^; do echo "== $$t"; $$t || exit 1; done
+	@$(call run_suites,$(filter ops/%,$(TEST_SUITES)))
 
 # --- the suites of `make test` --------------------------------------------------------------------------
 # Append a name to TEST_SUITES and say
@@ -54,8 +54,8 @@ endif
 endef
 castor_bin := CASTOR_BIN=$(abspath $(B))/castord
 $(eval $(call python_suite,hub,tests/hub/check_fixture.py,,--build $(B),$(call uses_libs,$(USES_worker/hub))))
-$(eval $(call python_suite,e2e/http,tests/e2e/http_test.py,$(castor_bin),,$(PROGRAMS)))
-$(eval $(call python_suite,e2e/sdk,tests/e2e/sdk_test.py,$(castor_bin),,$(PROGRAMS)))
+$(eval $(call python_suite,e2e/http,tests/e2e/http_test.py,$(castor_bin),,$(B)/castord))
+$(eval $(call python_suite,e2e/sdk,tests/e2e/sdk_test.py,$(castor_bin),,$(B)/castord))
 
 # With -j of its own where the caller gave none.
 SUBMAKE = $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc))
@@ -73,6 +73,11 @@ asan:  ## the suites of C programs under AddressSanitizer, UBSan and LeakSanitiz
 asan-built: $(foreach s,$(SANITIZED_SUITES),$(SUITE_NEEDS_$(s)))
 	@$(call run_suites,$(SANITIZED_SUITES),--sanitized)
 
+tsan:  ## castord under ThreadSanitizer, many clients at once (Criterion cannot run under it)
+	@$(SUBMAKE) SAN=thread CUDA=0 B=$(B)/tsan tsan-built
+tsan-built: $(B)/castord
+	@tests/run --logs $(B)/tests/logs --suite e2e/stress 300 '$(castor_bin) tests/e2e/http_test.py stress'
+
 check-deps: $(SUITE_NEEDS_check-deps)  ## includes and linked libraries go the allowed way only
 	@$(SUITE_check-deps)
 check-format:  ## clang-format, banned functions, sizes
@@ -85,4 +90,4 @@ $(PYTHON): tests/requirements.txt tests/python
 	@mkdir -p $(@D)
 	@tests/python $< build/venv $@
 
-.PHONY: unit ops-tests test test-built asan asan-built check-deps check-format check-install
+.PHONY: unit ops-tests test test-built asan asan-built tsan tsan-built check-deps check-format check-install
