@@ -138,8 +138,10 @@ struct run_field {
 static const struct run_field run_ints[] = {
     {"step", offsetof(struct run_state, step)},
     {"trained_tokens", offsetof(struct run_state, trained_tokens)},
+    {"target_tokens", offsetof(struct run_state, target_tokens)},
     {"best_step", offsetof(struct run_state, best_step)},
     {"without_gain", offsetof(struct run_state, without_gain)},
+    {"eval_step", offsetof(struct run_state, eval_step)},
 };
 static const struct run_field run_reals[] = {
     {"train_loss", offsetof(struct run_state, train_loss)},
@@ -148,7 +150,7 @@ static const struct run_field run_reals[] = {
     {"valid_accuracy", offsetof(struct run_state, valid_accuracy)},
     {"best_loss", offsetof(struct run_state, best_loss)},
 };
-enum { N_RUN_INTS = 4, N_RUN_REALS = 5 };
+enum { N_RUN_INTS = 6, N_RUN_REALS = 5 };
 
 static int save_json(const char *path, const struct plan *plan, const struct run_state *run,
                      uint64_t seed, struct err *err)
@@ -180,16 +182,20 @@ int checkpoint_save(const char *jobdir, const struct plan *plan, struct executor
     char *state = fs_join(tmp, "state.safetensors");
     char *json = fs_join(tmp, "checkpoint.json");
     char *final = job_dir_checkpoint(jobdir, run->step);
+    char *saved = fs_join(final, "state.safetensors");
     int64_t size = 0;
     int rc = 0;
 
+    if (fs_exists(final)) {
+        TRY(fs_file_size(saved, bytes, err));
+        goto out;
+    }
     TRY(fs_remove_tree(tmp, err));
     TRY(fs_mkdir_p(tmp, false, err));
     TRY(save_state(state, plan, e, err));
     TRY(save_json(json, plan, run, seed, err));
     TRY(fs_file_size(state, &size, err));
     TRY(fs_sync_dir(tmp, err));
-    TRY(fs_remove_tree(final, err)); /* the same step again, after a resume */
     TRY(fs_rename_sync(tmp, final, err));
     *bytes = size;
 out:
@@ -200,6 +206,7 @@ out:
     free(state);
     free(json);
     free(final);
+    free(saved);
     return rc ? err_wrap(err, rc, "checkpoint of step %lld", (long long)run->step) : 0;
 }
 

@@ -19,16 +19,18 @@
 
 /* What a run remembers besides tensors. */
 struct run_state {
-    int64_t step; /* optimizer steps done */
-    int64_t trained_tokens;
-    double train_loss, train_accuracy; /* of the last step; NaN = none          */
-    double valid_loss, valid_accuracy; /* of the last evaluation; NaN = none    */
-    double best_loss;                  /* lowest validation loss; NaN = none    */
+    int64_t step;                          /* optimizer steps done */
+    int64_t trained_tokens, target_tokens; /* so far; the latter had a loss   */
+    double train_loss, train_accuracy;     /* of the last step; NaN = none          */
+    double valid_loss, valid_accuracy;     /* of the last evaluation; NaN = none    */
+    double best_loss;                      /* lowest validation loss; NaN = none    */
     int64_t best_step;
     int64_t without_gain; /* evaluations since best_loss */
+    int64_t eval_step;    /* the last evaluation was made behind this step; -1 = none */
 };
 
-/* *bytes: size on disk. */
+/* *bytes: size on disk. A step that has a checkpoint already keeps it: what is in it follows from
+ * the step. */
 int checkpoint_save(const char *jobdir, const struct plan *plan, struct executor *e,
                     const struct run_state *run, uint64_t seed, int64_t *bytes, struct err *err);
 int checkpoint_load(const char *jobdir, int64_t step, const struct plan *plan, struct executor *e,

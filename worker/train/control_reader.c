@@ -42,9 +42,9 @@ void control_reader_fini(struct control_reader *r)
 }
 
 struct next {
-    struct control_reader *reader;
+    const struct control_reader *reader;
     struct control *out;
-    bool found;
+    bool only_stops, found;
 };
 
 enum { STOP_READING = -1 }; /* no err_code */
@@ -55,7 +55,8 @@ static int take_one(void *ud, json_t *value, int64_t offset_after, struct err *e
     struct control c;
     if (control_from_json(value, &c, NULL) != 0) /* a newer castord's request: not ours to judge */
         return 0;
-    if (json_object_get(n->reader->answered, c.id))
+    if (json_object_get(n->reader->answered, c.id) ||
+        (n->only_stops && c.type == CONTROL_CHECKPOINT))
         return 0;
     *n->out = c;
     n->found = true;
@@ -66,6 +67,16 @@ int control_reader_next(struct control_reader *r, struct control *out, bool *fou
 {
     struct next n = {.reader = r, .out = out};
     int rc = jsonl_read_from(r->path, &r->offset, LINE_MAX_BYTES, take_one, &n, err);
+    *found = n.found;
+    return rc == STOP_READING ? 0 : rc;
+}
+
+int control_reader_peek_stop(const struct control_reader *r, struct control *out, bool *found,
+                             struct err *err)
+{
+    struct next n = {.reader = r, .out = out, .only_stops = true};
+    int64_t offset = r->offset;
+    int rc = jsonl_read_from(r->path, &offset, LINE_MAX_BYTES, take_one, &n, err);
     *found = n.found;
     return rc == STOP_READING ? 0 : rc;
 }

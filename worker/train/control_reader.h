@@ -24,5 +24,9 @@ void control_reader_fini(struct control_reader *r);
 /* The next request, *found = false when there is none. */
 int control_reader_next(struct control_reader *r, struct control *out, bool *found,
                         struct err *err);
+/* The first unread request to stop, which stays unread: for work between step boundaries that can
+ * be broken off. */
+int control_reader_peek_stop(const struct control_reader *r, struct control *out, bool *found,
+                             struct err *err);
 
 #endif

@@ -32,7 +32,9 @@ int run_evaluate(struct run *r, struct err *err)
     double n = targets > 0 ? (double)targets : 1;
     st->valid_loss = sum.loss_sum / n;
     st->valid_accuracy = (double)sum.correct / n;
-    bool best = !(st->valid_loss >= st->best_loss - s->spec.optimization.early_stopping.min_delta);
+    double least = s->spec.optimization.early_stopping.min_delta;
+    bool best = isfinite(st->valid_loss) &&
+                (isnan(st->best_loss) || st->valid_loss < st->best_loss - least);
     if (best) {
         st->best_loss = st->valid_loss;
         st->best_step = st->step;
@@ -40,7 +42,7 @@ int run_evaluate(struct run *r, struct err *err)
     } else {
         st->without_gain++;
     }
-    r->last_eval = st->step;
+    st->eval_step = st->step;
     struct event e = {.type = EVENT_EVAL,
                       .eval = {.step = st->step,
                                .loss = st->valid_loss,

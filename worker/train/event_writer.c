@@ -35,20 +35,19 @@ static int flush_waiting(struct event_writer *w, struct err *err)
 
 int event_write(struct event_writer *w, struct event *event, struct err *err)
 {
+    struct err cause = {0};
+    int rc = w->n_waiting == EVENT_BACKLOG ? flush_waiting(w, &cause) : 0;
+
+    if (w->n_waiting == EVENT_BACKLOG)
+        return err_set(err, rc, "%lld events could not be written: %s", (long long)w->n_waiting,
+                       cause.msg);
     event->seq = ++w->seq;
     event->attempt = w->attempt;
     event->t = clock_wall();
     w->waiting[w->n_waiting++] = event_to_json(event);
-
-    struct err cause = {0};
-    int rc = flush_waiting(w, &cause);
-    if (rc == 0)
-        return 0;
-    log_warn("events", "waiting=%lld %s", (long long)w->n_waiting, cause.msg);
-    if (w->n_waiting < EVENT_BACKLOG)
-        return 0;
-    return err_set(err, rc, "%lld events could not be written: %s", (long long)w->n_waiting,
-                   cause.msg);
+    if (flush_waiting(w, &cause) != 0)
+        log_warn("events", "waiting=%lld %s", (long long)w->n_waiting, cause.msg);
+    return 0;
 }
 
 int event_writer_sync(struct event_writer *w, struct err *err)

@@ -1,8 +1,8 @@
 /*
  * Writing events: numbers them, stamps them and appends them to the attempt's events.jsonl. A full
  * disk must not end a training run half-way through a step: events that cannot be written are kept
- * and tried again before the next one, up to EVENT_BACKLOG of them; then the error is returned. One
- * thread.
+ * and tried again before the next one, up to EVENT_BACKLOG of them; an event beyond that is refused
+ * with the cause. One thread.
  */
 #ifndef CASTOR_WORKER_TRAIN_EVENT_WRITER_H
 #define CASTOR_WORKER_TRAIN_EVENT_WRITER_H

@@ -26,13 +26,10 @@ struct run {
     struct crumb *crumb;
     struct executor *executor;
     struct run_state state;
-    int64_t base_step;     /* the step this attempt began behind */
-    int64_t total_targets; /* target tokens trained on, this attempt */
-    int64_t last_saved;    /* newest checkpoint's step, -1 = none */
-    int64_t last_eval;     /* step of the last evaluation, -1 = none */
-    int64_t bad_steps;     /* non-finite ones in a row */
-    double speed;          /* tokens a second, smoothed */
-    double download_told;  /* clock of the last download event */
+    int64_t last_saved;   /* newest checkpoint's step, -1 = none */
+    int64_t bad_steps;    /* non-finite ones in a row */
+    double speed;         /* tokens a second, smoothed */
+    double download_told; /* clock of the last download event */
     enum run_end end;
     char request[32]; /* id of the control request that ends the run, or "" */
 };
@@ -46,6 +43,8 @@ int run_sample(struct run *r, struct err *err);
 
 /* step_loop.c: the training steps of this attempt; sets r->end. */
 int run_steps(struct run *r, struct err *err);
+/* Note that a request ends the run. */
+void run_obey_stop(struct run *r, const struct control *c);
 /* Checkpoint now; request = id of what asked for it, or NULL. */
 int run_checkpoint(struct run *r, const char *request, struct err *err);
 

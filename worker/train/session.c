@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "api/capability.h"
 #include "core/alloc.h"
 
 enum {
@@ -177,6 +178,24 @@ static int copy_spec(const struct job_spec *from, struct job_spec *to, struct er
     return rc;
 }
 
+/* castord asks this of a request already; a directory may have been written by someone else. */
+static int check_capabilities(const struct job_spec *spec, struct err *err)
+{
+    struct fault_list faults = {0};
+    json_t *j = job_spec_to_json(spec);
+    int rc = 0;
+
+    capability_check(j, NULL, &faults);
+    if (faults.n > 0) {
+        rc = err_set(err, ERR_UNSUPPORTED, "%s", faults.items[0].message);
+        err_set_param(err, rc, faults.items[0].param);
+        err_set_reason(err, rc, faults.items[0].code);
+    }
+    fault_list_fini(&faults);
+    json_decref(j);
+    return rc;
+}
+
 static void begin(const struct session_options *o, enum event_phase phase)
 {
     if (o->on_phase)
@@ -190,6 +209,7 @@ int session_prepare(const struct job_spec *spec, const struct session_options *o
     int rc = 0;
 
     TRY(copy_spec(spec, &s.spec, err));
+    TRY(check_capabilities(spec, err));
     begin(options, PHASE_RESOLVING);
     TRY(fetch_model(&s, options, err));
     begin(options, PHASE_LOADING);

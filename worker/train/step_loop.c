@@ -26,26 +26,39 @@ struct loop {
 /* ---- one step
  * ------------------------------------------------------------------------------------ */
 
+/* Rows [first, end) as far as they fit; what is left over in the last micro-batch of a batch that
+ * the micro-batch does not divide is padding. */
+static void fill_micro(const struct session *s, int64_t epoch, int64_t first, int64_t end,
+                       struct batch *b)
+{
+    int64_t rows = b->B;
+
+    if (rows > end - first)
+        b->B = end - first;
+    dataset_fill(s->train, epoch, first, b);
+    for (int64_t i = b->B * b->T; i < rows * b->T; i++) {
+        b->tokens[i] = 0;
+        b->targets[i] = TARGET_IGNORE;
+        b->positions[i] = 0;
+        b->first_key[i] = (int32_t)(i % b->T);
+    }
+    b->B = rows;
+}
+
 static int queue_step(struct loop *l, int64_t step, struct err *err)
 {
     struct run *r = l->r;
     const struct session *s = &r->session;
     int slot = (int)(step % STEP_SLOTS);
     int64_t epoch = (step - 1) / s->steps_per_epoch;
-    int64_t row = (step - 1) % s->steps_per_epoch * s->spec.hyper.batch_size.value;
-    int64_t end = row + s->spec.hyper.batch_size.value;
+    int64_t batch = s->spec.hyper.batch_size.value;
+    int64_t row = (step - 1) % s->steps_per_epoch * batch;
     struct pending p = {.active = true, .step = step};
 
     for (int64_t m = 0; m < s->micro_batches; m++) {
         struct batch b;
         executor_batch(r->executor, slot, m, &b);
-        int64_t first = row + m * s->micro_batch;
-        dataset_fill(s->train, epoch, first, &b);
-        if (first + s->micro_batch > end) /* the last micro-batch of a batch it does not divide */
-            for (int64_t i = (end - first) * b.T; i < b.B * b.T; i++) {
-                b.n_targets -= b.targets[i] != TARGET_IGNORE;
-                b.targets[i] = TARGET_IGNORE;
-            }
+        fill_micro(s, epoch, row + m * s->micro_batch, row + batch, &b);
         p.tokens += b.n_tokens;
         p.targets += b.n_targets;
     }
@@ -79,7 +92,7 @@ static int report_step(struct loop *l, const struct pending *p, const struct ste
     r->state.trained_tokens += p->tokens;
     r->state.train_loss = res->loss_sum / n;
     r->state.train_accuracy = (double)res->correct / n;
-    r->total_targets += p->targets;
+    r->state.target_tokens += p->targets;
     struct event e = {.type = EVENT_STEP,
                       .step = {.step = p->step,
                                .total_steps = r->session.total_steps,
@@ -91,7 +104,7 @@ static int report_step(struct loop *l, const struct pending *p, const struct ste
                                .learning_rate = p->learning_rate,
                                .tokens = p->tokens,
                                .target_tokens = p->targets,
-                               .total_target_tokens = r->total_targets,
+                               .total_target_tokens = r->state.target_tokens,
                                .seconds = seconds,
                                .planned_seconds = r->planned_seconds,
                                .tokens_per_second = speed,
@@ -193,8 +206,25 @@ static bool every(int64_t step, int64_t interval, int64_t steps_per_epoch)
     return step % (interval > 0 ? interval : steps_per_epoch) == 0;
 }
 
-static int obey(struct run *r, struct err *err)
+/* Nothing in flight behind this: what looks at the model needs it at rest. */
+static int drain(struct loop *l, struct err *err)
 {
+    int rc = 0;
+    for (int64_t k = 1; k <= STEP_SLOTS; k++)
+        TRY(collect_step(l, (int)((l->r->state.step + k) % STEP_SLOTS), err));
+out:
+    return rc;
+}
+
+void run_obey_stop(struct run *r, const struct control *c)
+{
+    r->end = c->type == CONTROL_CANCEL ? RUN_CANCELLED : RUN_PAUSED;
+    snprintf(r->request, sizeof r->request, "%s", c->id);
+}
+
+static int obey(struct loop *l, struct err *err)
+{
+    struct run *r = l->r;
     struct control c;
     bool found;
     int rc = 0;
@@ -203,12 +233,12 @@ static int obey(struct run *r, struct err *err)
         TRY(control_reader_next(&r->control, &c, &found, err));
         if (!found)
             break;
+        TRY(drain(l, err));
         if (c.type == CONTROL_CHECKPOINT) {
             TRY(scheduled_checkpoint(r, c.id, err));
             continue;
         }
-        r->end = c.type == CONTROL_CANCEL ? RUN_CANCELLED : RUN_PAUSED;
-        snprintf(r->request, sizeof r->request, "%s", c.id);
+        run_obey_stop(r, &c);
         return 0;
     }
     if (*r->options->terminate)
@@ -217,30 +247,36 @@ out:
     return rc;
 }
 
-static int end_of_step(struct run *r, struct err *err)
+/* Evaluate where it is due and was not done: also in front of the first step, and where an earlier
+ * attempt was stopped before it could. */
+static int evaluate(struct run *r, struct err *err)
 {
     const struct spec_optimization *o = &r->session.spec.optimization;
-    int64_t step = r->state.step, epoch = r->session.steps_per_epoch;
-    bool last = step == r->session.total_steps;
+    const struct run_state *st = &r->state;
     int rc = 0;
 
-    if (last || every(step, o->eval_interval, epoch)) {
+    if (st->eval_step != st->step &&
+        (st->step == r->session.total_steps ||
+         every(st->step, o->eval_interval, r->session.steps_per_epoch)))
         TRY(run_evaluate(r, err));
-        if (o->early_stopping.patience > 0 && r->state.without_gain >= o->early_stopping.patience)
-            r->end = RUN_EARLY_STOP;
-    }
-    if (!last && r->end == RUN_GOES_ON && every(step, o->checkpoint_interval, epoch))
-        TRY(scheduled_checkpoint(r, NULL, err));
+    if (o->early_stopping.patience > 0 && st->without_gain >= o->early_stopping.patience)
+        r->end = RUN_EARLY_STOP;
 out:
     return rc;
 }
 
-/* Nothing in flight behind this: boundaries that look at the model need it at rest. */
-static int drain(struct loop *l, struct err *err)
+static int end_of_step(struct run *r, struct err *err)
 {
+    const struct spec_optimization *o = &r->session.spec.optimization;
+    int64_t step = r->state.step;
     int rc = 0;
-    for (int64_t k = 1; k <= STEP_SLOTS; k++)
-        TRY(collect_step(l, (int)((l->r->state.step + k) % STEP_SLOTS), err));
+
+    TRY(evaluate(r, err));
+    if (step == r->session.total_steps || r->end != RUN_GOES_ON)
+        return 0; /* the end has a checkpoint of its own */
+    bool export_later = o->early_stopping.patience > 0 && r->state.best_step == step;
+    if (export_later || every(step, o->checkpoint_interval, r->session.steps_per_epoch))
+        TRY(scheduled_checkpoint(r, NULL, err));
 out:
     return rc;
 }
@@ -258,9 +294,13 @@ int run_steps(struct run *r, struct err *err)
     struct loop l = {.r = r, .last_collect = clock_monotonic()};
     int rc = 0;
 
+    TRY(evaluate(r, err));
+    if (r->end != RUN_GOES_ON)
+        return 0;
     TRY(run_phase(r, PHASE_TRAINING, err));
+    l.last_collect = clock_monotonic();
     for (int64_t step = r->state.step + 1; step <= r->session.total_steps; step++) {
-        TRY(obey(r, err));
+        TRY(obey(&l, err));
         if (r->end != RUN_GOES_ON)
             break;
         TRY(queue_step(&l, step, err));

@@ -1,9 +1,12 @@
 #include "worker/train/trainer.h"
 
+#include <dirent.h>
+#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "api/job_dir.h"
 #include "core/alloc.h"
@@ -14,6 +17,8 @@
 #include "worker/model/weights.h"
 #include "worker/train/export.h"
 #include "worker/train/run.h"
+
+enum { LOCK_WAIT_SECONDS = 10 };
 
 /* ---- device
  * -------------------------------------------------------------------------------------- */
@@ -65,6 +70,19 @@ static void on_phase(void *ud, enum event_phase phase)
     run_phase(ud, phase, NULL);
 }
 
+/* A download can be broken off: what it has is kept for the next attempt. */
+static bool look_for_stop(struct run *r)
+{
+    struct control c;
+    bool found = false;
+
+    if (*r->options->terminate)
+        r->end = RUN_PREEMPTED;
+    else if (control_reader_peek_stop(&r->control, &c, &found, NULL) == 0 && found)
+        run_obey_stop(r, &c);
+    return r->end != RUN_GOES_ON;
+}
+
 static int on_progress(void *ud, const char *file, int64_t done, int64_t total, int64_t all_done,
                        int64_t all_total)
 {
@@ -79,7 +97,7 @@ static int on_progress(void *ud, const char *file, int64_t done, int64_t total, 
                                    .total_bytes_done = all_done,
                                    .total_bytes_total = all_total}};
     event_write(&r->events, &e, NULL);
-    return *r->options->terminate ? ERR_CANCELLED : 0;
+    return look_for_stop(r) ? ERR_CANCELLED : 0;
 }
 
 /* ---- preparing
@@ -100,8 +118,8 @@ static int prepare_plan(struct run *r, struct err *err)
     bool known = device_profile_load(path, &profile, NULL) == 0 &&
                  strcmp(profile.device, r->device->name) == 0;
     free(path);
-    TRY(session_plan(&r->session, r->ops, known ? &profile : NULL, r->device->memory_limit,
-                     &r->plan, err));
+    size_t limit = r->device->memory_limit ? r->device->memory_limit : r->device->memory_total;
+    TRY(session_plan(&r->session, r->ops, known ? &profile : NULL, limit, &r->plan, err));
     TRY(plan_simulate(r->plan, LIST_TRAIN, &sim, err));
     r->planned_seconds = sim.seconds;
     TRY(session_report(&r->session, r->plan, kind, r->device->name, &report, err));
@@ -141,11 +159,10 @@ out:
 static int load_weights(struct run *r, struct err *err)
 {
     struct weights_reader *weights = NULL;
-    int64_t step = -1;
+    int64_t step = r->last_saved;
     int rc = 0;
 
     TRY(run_phase(r, PHASE_LOADING, err));
-    TRY(job_dir_last_checkpoint(r->options->jobdir, &step, err));
     if (step >= 0) {
         TRY(checkpoint_load(r->options->jobdir, step, r->plan, r->executor,
                             (uint64_t)r->session.spec.seed, &r->state, err));
@@ -153,15 +170,13 @@ static int load_weights(struct run *r, struct err *err)
     } else {
         TRY(weights_open(r->session.model_dir, &r->session.model, &weights, err));
         TRY(checkpoint_load_weights(weights, r->plan, r->executor, err));
-        r->state = (struct run_state){.train_loss = NAN,
+        r->state = (struct run_state){.eval_step = -1,
+                                      .train_loss = NAN,
                                       .train_accuracy = NAN,
                                       .valid_loss = NAN,
                                       .valid_accuracy = NAN,
                                       .best_loss = NAN};
     }
-    r->base_step = r->state.step;
-    r->last_saved = step;
-    r->last_eval = -1;
 out:
     weights_close(weights);
     return rc;
@@ -170,21 +185,26 @@ out:
 /* ---- the end
  * ------------------------------------------------------------------------------------- */
 
-static int finish_stopped(struct run *r, struct err *err)
+static int write_stopped(struct run *r, struct err *err)
 {
     static const enum stop_reason reasons[] = {[RUN_CANCELLED] = STOP_CANCELLED,
                                                [RUN_PAUSED] = STOP_PAUSED,
                                                [RUN_PREEMPTED] = STOP_PREEMPTED};
-    int rc = 0;
-
-    if (r->end != RUN_CANCELLED && r->state.step > r->last_saved)
-        TRY(run_checkpoint(r, r->request[0] ? r->request : NULL, err));
     struct event e = {.type = EVENT_STOPPED,
                       .stopped = {.reason = reasons[r->end],
                                   .request = r->request[0] ? r->request : NULL,
                                   .step = r->state.step,
                                   .checkpoint_step = r->last_saved}};
-    TRY(event_write(&r->events, &e, err));
+    return event_write(&r->events, &e, err);
+}
+
+static int finish_stopped(struct run *r, struct err *err)
+{
+    int rc = 0;
+
+    if (r->end != RUN_CANCELLED && r->state.step > r->last_saved)
+        TRY(run_checkpoint(r, r->request[0] ? r->request : NULL, err));
+    TRY(write_stopped(r, err));
 out:
     return rc;
 }
@@ -231,16 +251,33 @@ static int train(struct run *r, const struct job_spec *spec, struct err *err)
     TRY(prepare_plan(r, err));
     TRY(prepare_executor(r, err));
     TRY(load_weights(r, err));
-    if (r->state.step == 0) { /* where it starts from, for comparison */
-        TRY(run_evaluate(r, err));
+    if (r->state.step == 0) /* where it starts from, for comparison */
         TRY(run_sample(r, err));
-    }
     TRY(run_steps(r, err));
     if (r->end == RUN_GOES_ON || r->end == RUN_EARLY_STOP)
         TRY(finish_trained(r, err));
     else
         TRY(finish_stopped(r, err));
 out:
+    return rc;
+}
+
+/* What attempts before left half-written. */
+static int remove_unfinished(const char *dir, struct err *err)
+{
+    DIR *d = opendir(dir);
+    int rc = 0;
+
+    if (!d)
+        return errno == ENOENT ? 0 : err_set_errno(err, errno, "%s", dir);
+    for (struct dirent *f; rc == 0 && (f = readdir(d));) {
+        if (strncmp(f->d_name, "tmp-", 4) != 0)
+            continue;
+        char *path = fs_join(dir, f->d_name);
+        rc = fs_remove_tree(path, err);
+        free(path);
+    }
+    closedir(d);
     return rc;
 }
 
@@ -257,21 +294,43 @@ static void release(struct run *r)
     event_writer_fini(&r->events);
 }
 
-/* Stopped before training began, or an error: either way the attempt's last event. */
-static int write_end(struct run *r, int rc, struct err *cause, struct err *err)
+static int write_failed(struct run *r, int rc, const struct err *cause, struct err *err)
 {
-    struct event e = {.type = EVENT_STOPPED,
-                      .stopped = {.reason = STOP_PREEMPTED,
-                                  .step = r->state.step,
-                                  .checkpoint_step = r->last_saved}};
-    if (rc != ERR_CANCELLED)
-        e = (struct event){
-            .type = EVENT_FAILED,
-            .failed = {.code = rc,
-                       .reason = cause->reason[0] ? cause->reason : err_code_name(rc),
-                       .message = cause->msg,
-                       .param = cause->param[0] ? cause->param : NULL}};
+    struct event e = {.type = EVENT_FAILED,
+                      .failed = {.code = rc,
+                                 .reason = cause->reason[0] ? cause->reason : err_code_name(rc),
+                                 .message = cause->msg,
+                                 .param = cause->param[0] ? cause->param : NULL}};
     return event_write(&r->events, &e, err);
+}
+
+/* Ranks of an attempt whose supervisor was killed die a moment later: wait for them, then make sure
+ * that nobody else writes to this job. */
+static int take_over(struct run *r, int *lock, struct err *err)
+{
+    const char *jobdir = r->options->jobdir;
+    char *path = fs_join(jobdir, "lock");
+    char *checkpoints = job_dir_checkpoints(jobdir);
+    double deadline = clock_monotonic() + LOCK_WAIT_SECONDS;
+    struct err busy = {0};
+    int rc = 0;
+
+    while ((rc = fs_lock_file(path, lock, &busy)) == ERR_CONFLICT && clock_monotonic() < deadline) {
+        err_clear(&busy);
+        clock_sleep(0.05);
+    }
+    if (rc) {
+        if (err)
+            *err = busy;
+        goto out;
+    }
+    TRY(remove_unfinished(jobdir, err));
+    TRY(remove_unfinished(checkpoints, err));
+    TRY(job_dir_last_checkpoint(jobdir, &r->last_saved, err));
+out:
+    free(checkpoints);
+    free(path);
+    return rc;
 }
 
 int trainer_run(const struct trainer_options *options, struct err *err)
@@ -281,24 +340,32 @@ int trainer_run(const struct trainer_options *options, struct err *err)
     char *events = job_dir_events(options->jobdir, options->attempt);
     struct job_spec spec = {0};
     struct err cause = {0};
+    int lock = -1;
     int rc = 0;
 
     TRY(event_writer_init(&r.events, events, options->attempt, err));
-    rc = job_spec_load(spec_path, &spec, &cause);
+    rc = take_over(&r, &lock, &cause);
+    if (rc == 0)
+        rc = job_spec_load(spec_path, &spec, &cause);
     if (rc == 0)
         rc = control_reader_init(&r.control, options->jobdir, options->attempt, &cause);
     if (rc == 0)
         rc = train(&r, &spec, &cause);
-    if (rc) {
+    if (rc == ERR_CANCELLED && r.end != RUN_GOES_ON) { /* before training began */
+        rc = write_stopped(&r, err);
+    } else if (rc) {
         log_error("train", "%s", cause.msg);
-        write_end(&r, rc, &cause, NULL);
+        write_failed(&r, rc, &cause, NULL);
         *err = cause;
     }
-    event_writer_sync(&r.events, NULL);
+    int sync_rc = event_writer_sync(&r.events, err);
+    rc = rc ? rc : sync_rc;
 out:
     release(&r);
     job_spec_fini(&spec);
+    if (lock >= 0)
+        close(lock);
     free(events);
     free(spec_path);
-    return rc == ERR_CANCELLED ? 0 : rc;
+    return rc;
 }
