@@ -608,14 +608,15 @@ static pid_t start_process(void)
 
 Test(scheduler, kill_9_loses_and_doubles_nothing)
 {
-    enum { STEPS = 120 };
+    enum { STEPS = 2000 };
     int64_t steps[STEPS];
     int kills = 0;
 
     for (int i = 0; i < STEPS; i++)
         steps[i] = i + 1;
     start(config());
-    char *id = create("{\"steps\":\"120\",\"delay\":\"0.02\"}", "");
+    /* So fast that there is always something to store when the kill comes. */
+    char *id = create("{\"steps\":\"2000\",\"delay\":\"0.002\"}", "");
     char *second = create("{\"steps\":\"4\"}", "");
     scheduler_destroy(sched); /* in the middle of whatever it is */
     sched = NULL;
