@@ -206,8 +206,7 @@ static double adamw_step(struct rig *r, double *const *moments, const double *pa
 
 static void near(const char *what, int step, double got, double want, double *worst)
 {
-    const double rtol =
-        1e-5; /* rates and the scale of losses are floats, and steps compound that */
+    const double rtol = 1e-6; /* rates and the scale of losses are floats */
 
     cr_assert_leq(fabs(got - want), rtol * fabs(want), "%s of step %d is %.12g, not %.12g", what,
                   step, got, want);
