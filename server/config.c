@@ -47,7 +47,7 @@ void config_init(struct server_config *c)
                 .plan_seconds = 600,
                 .plan_bytes = INT64_C(8) << 30,
                 .check_seconds = 120,
-                .check_bytes = INT64_C(2) << 30,
+                .check_bytes = INT64_C(8) << 30,
             },
     };
 }

@@ -10,7 +10,7 @@
  *    "limits":{"file_bytes":536870912,"body_bytes":1048576,"free_bytes":67108864,
  *              "connections":512,"connections_per_address":256,"idle_seconds":60,
  *              "plan_seconds":600,"plan_bytes":8589934592,
- *              "check_seconds":120,"check_bytes":2147483648}}
+ *              "check_seconds":120,"check_bytes":8589934592}}
  *
  * Keys are kept as SHA-256 only (`printf %s "$KEY" | sha256sum`), so the file holds no secret; a
  * key in plain text is refused. A model may be a local path only below one of local_model_dirs

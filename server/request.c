@@ -152,7 +152,8 @@ static int path_split(struct request *req, struct err *err)
             goto out;
         }
         TRY(decode(start, n, false, &req->segments[req->n_segments], err));
-        if (has_dot_segment(req->segments[req->n_segments++])) {
+        req->n_segments++; /* from here on request_fini frees it */
+        if (has_dot_segment(req->segments[req->n_segments - 1])) {
             rc = err_set(err, ERR_INVALID, "the URL has a '.' or '..' segment; write the path out");
             goto out;
         }

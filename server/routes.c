@@ -120,12 +120,13 @@ static bool body_is_framed(const struct request *req, struct reply *rep)
     const char *length = request_header(req, "Content-Length");
 
     if (lengths + encodings > 1) {
-        reply_error(rep, 400, NULL, NULL,
+        reply_error(rep, 400, NULL, "invalid_framing",
                     "send Content-Length or Transfer-Encoding, and only one of them");
     } else if (encoding && strcasecmp(encoding, "chunked") != 0) {
-        reply_error(rep, 400, NULL, NULL, "the only Transfer-Encoding understood is chunked");
+        reply_error(rep, 400, NULL, "invalid_framing",
+                    "the only Transfer-Encoding understood is chunked");
     } else if (length && (!*length || strspn(length, "0123456789") != strlen(length))) {
-        reply_error(rep, 400, NULL, NULL, "Content-Length must be a decimal number");
+        reply_error(rep, 400, NULL, "invalid_framing", "Content-Length must be a decimal number");
     } else if (request_header(req, "Content-Encoding") &&
                strcasecmp(request_header(req, "Content-Encoding"), "identity") != 0) {
         reply_error(rep, 415, NULL, "unsupported_encoding",

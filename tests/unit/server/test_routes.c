@@ -137,10 +137,10 @@ Test(routes, bodies_are_judged_by_their_headers)
 
     expect_headers("POST", jobs, large, 413, "body_too_large");
     expect_headers("POST", jobs, huge, 413, "body_too_large");
-    expect_headers("POST", jobs, no_number, 400, "");
-    expect_headers("POST", jobs, twice, 400, "");
-    expect_headers("POST", jobs, both, 400, "");
-    expect_headers("POST", jobs, gzip, 400, "");
+    expect_headers("POST", jobs, no_number, 400, "invalid_framing");
+    expect_headers("POST", jobs, twice, 400, "invalid_framing");
+    expect_headers("POST", jobs, both, 400, "invalid_framing");
+    expect_headers("POST", jobs, gzip, 400, "invalid_framing");
     expect_headers("POST", jobs, packed, 415, "unsupported_encoding");
     expect_headers("POST", jobs, form, 415, "unsupported_media_type");
     expect_headers("POST", files, NULL, 415, "unsupported_media_type");
