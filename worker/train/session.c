@@ -90,6 +90,8 @@ static int load_data(struct session *s, struct err *err)
         TRY(dataset_split(s->train, spec->dataset.validation_fraction, &s->validation, err));
     }
 out:
+    if (rc && err && !err->param[0])
+        err_set_param(err, rc, o.param);
     return rc;
 }
 

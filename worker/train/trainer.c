@@ -168,8 +168,13 @@ static int load_weights(struct run *r, struct err *err)
                             (uint64_t)r->session.spec.seed, &r->state, err));
         log_info("train", "resumed step=%lld", (long long)step);
     } else {
-        TRY(weights_open(r->session.model_dir, &r->session.model, &weights, err));
-        TRY(checkpoint_load_weights(weights, r->plan, r->executor, err));
+        rc = weights_open(r->session.model_dir, &r->session.model, &weights, err);
+        if (rc == 0)
+            rc = checkpoint_load_weights(weights, r->plan, r->executor, err);
+        if (rc) {
+            err_set_param(err, rc, "model");
+            goto out;
+        }
         r->state = (struct run_state){.eval_step = -1,
                                       .train_loss = NAN,
                                       .train_accuracy = NAN,

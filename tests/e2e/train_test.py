@@ -1,0 +1,562 @@
+#!/usr/bin/env python3
+"""castor-worker end to end, without a server: a job directory goes in, events, checkpoints and a model come out."""
+import http.server
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+
+import rig
+from rig import Job, Skip, check_sanitizers, differences, finish, wait_gone
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def equal(got, want):
+    assert got == want, "%r is not %r" % (got, want)
+
+
+def same_steps(job, attempts, want):
+    """Every step of these attempts is one of an uninterrupted run, to the last digit."""
+    for attempt in attempts:
+        for step, numbers in job.losses(attempt).items():
+            equal((step, numbers), (step, want[step]))
+
+
+def same_output(got, want):
+    equal(differences(got, want), [])
+
+
+def fails(job, reason, param=None, words=(), plan_fails=True):
+    """Both --plan and training refuse the job, and say why."""
+    code, report = job.plan()
+    if plan_fails:
+        equal((code, report["fits"]), (1, False))
+        failures = [report["error"]]
+    else:
+        equal((code, report["fits"]), (0, True))
+        failures = []
+    equal(job.run().returncode, 1)
+    end = job.end()
+    equal(end["type"], "failed")
+    for f in failures + [end]:
+        equal(f.get("reason") or f["code"], reason)
+        equal(f.get("param"), param)
+        for word in words:
+            assert word in f["message"], f["message"]
+    equal(job.exit()["ok"], False)
+    equal(job.exit()["ranks"][0]["exit_code"], 1)
+    assert not os.path.exists(job.path("output"))
+    equal(job.leftovers(), [])
+
+
+
+# ---- a run ---------------------------------------------------------------------------------------------------
+
+def trains(root):
+    job = Job(root, steps=30, validation=10, sample_prompts=["alpha", ""], optimization={"eval_interval": 10})
+    code, plan = job.plan()
+    equal((code, plan["fits"], plan["steps"], plan["spec"]["resolved"]), (0, True, 30, True))
+    equal(os.listdir(job.dir).count("attempt-1"), 0)
+    equal(job.run().returncode, 0)
+    events = job.events()
+    equal(events[-1]["type"], "finished")
+    steps = job.events(type="step")
+    equal([e["step"] for e in steps], list(range(1, 31)))
+    evals = job.events(type="eval")
+    equal([e["step"] for e in evals], [0, 10, 20, 30])
+    assert evals[-1]["loss"] < 0.5 * evals[0]["loss"], [e["loss"] for e in evals]
+    equal([(e["step"], e["prompt_index"]) for e in job.events(type="sample")], [(0, 0), (0, 1), (30, 0), (30, 1)])
+    equal([e["phase"] for e in events if e["type"] == "phase"][:3], ["resolving", "loading", "compiling"])
+    for e in steps:
+        # what was planned is what the device counted
+        equal(e["gpu"]["peak"], e["gpu"]["planned_peak"])
+        equal(e["host"]["peak"], e["host"]["planned_peak"])
+        assert 0 < e["target_tokens"] < e["tokens"] and 0 <= e["accuracy"] <= 1 and e["seconds"] > 0
+    equal(steps[-1]["total_target_tokens"], sum(e["target_tokens"] for e in steps))
+    equal(job.events(type="plan")[0]["plan"], plan)
+    exit = job.exit()
+    equal((exit["ok"], exit["ranks"][0]["exit_code"], exit["ranks"][0]["signal"]), (True, 0, 0))
+    equal(job.checkpoints(), [30])
+    equal(job.leftovers(), [])
+    out = job.output()
+    equal(sorted(out), ["castor.json", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
+    mine, base = (rig.read_safetensors(os.path.join(d, "model.safetensors")) for d in (job.path("output"), Job.model))
+    equal({k: v[:2] for k, v in mine.items()}, {k: v[:2] for k, v in base.items()})
+    equal([k for k in mine if mine[k][2] == base[k][2]], [])
+    again = Job(root, "again", model=job.path("output"), steps=3, validation=10)
+    equal(again.run().returncode, 0)
+    equal(again.events(type="eval")[0]["loss"], evals[-1]["loss"])
+
+
+def repeats_itself(root):
+    """The same spec gives the same bytes; with dropout too, and whatever the micro-batch is."""
+    runs = [Job(root, "m%d" % i, steps=6, optimization={"micro_batch_size": m, "dropout": 0.1})
+            for i, m in enumerate((4, 4, 2))]
+    for job in runs:
+        equal(job.run().returncode, 0)
+    equal(runs[0].losses(), runs[1].losses())
+    same_output(runs[0].output(), runs[1].output())
+    for step, numbers in runs[0].losses().items():
+        other = runs[2].losses()[step]
+        equal(numbers[3:], other[3:])
+        assert abs(numbers[0] - other[0]) < 1e-4 * numbers[0], (step, numbers, other)
+
+
+def micro_batch_need_not_divide(root):
+    job = Job(root, steps=4, optimization={"micro_batch_size": 3})
+    even = Job(root, "even", steps=4, optimization={"micro_batch_size": 4})
+    equal([job.run().returncode, even.run().returncode], [0, 0])
+    equal([(e["tokens"], e["target_tokens"]) for e in job.events(type="step")],
+          [(e["tokens"], e["target_tokens"]) for e in even.events(type="step")])
+    for step, numbers in even.losses().items():
+        assert abs(numbers[0] - job.losses()[step][0]) < 1e-4 * numbers[0], step
+
+
+def epochs_reshuffle(root):
+    job = Job(root, data=rig.make_data(10), hyperparameters={"n_epochs": 2}, dataset={"packing": True})
+    equal(job.run().returncode, 0)
+    steps = job.events(type="step")
+    equal(steps[-1]["step"], steps[-1]["total_steps"])
+    equal(steps[-1]["epoch"], 2)
+    equal(job.events(type="checkpoint")[0]["step"], len(steps) // 2)  # the end of the first epoch
+    equal(sum(e["target_tokens"] for e in steps[:len(steps) // 2]),
+          sum(e["target_tokens"] for e in steps[len(steps) // 2:]))
+
+
+# ---- interruptions -------------------------------------------------------------------------------------------
+
+RESUMABLE = {"steps": 24, "validation": 8,
+             "optimization": {"eval_interval": 6, "checkpoint_interval": 4, "dropout": 0.1}}
+
+
+def reference(root):
+    job = Job(root, "reference", **RESUMABLE)
+    equal(job.run().returncode, 0)
+    return job.losses(), job.output(), {e["step"]: e["loss"] for e in job.events(type="eval")}
+
+
+def killed_rank_resumes(root):
+    want, output, evals = reference(root)
+    job = Job(root, **RESUMABLE)
+    rng = random.Random()
+    kills = sorted(rng.sample(range(3, 22), 2))
+    for attempt, kill_at in enumerate(kills, 1):
+        p = job.start()
+        job.wait_step(kill_at, attempt=attempt)
+        os.kill(job.rank_pid(p), signal.SIGKILL)
+        equal(finish(p), 1)
+        rank = job.exit()["ranks"][0]
+        equal((job.exit()["ok"], job.exit()["first_failed_rank"], rank["signal"]), (False, 0, 9))
+        assert rank["step"] >= kill_at and rank["where"].split()[0] in ("train", "eval", "save"), rank
+    equal(job.run().returncode, 0)
+    same_steps(job, (1, 2, 3), want)
+    first = min(job.losses(3))
+    equal(first, max(s for s in range(0, kills[1] + 2, 4) if s + 1 == first) + 1)  # behind a checkpoint
+    assert first <= kills[1] + 1, (first, kills)
+    equal({e["step"]: e["loss"] for a in (1, 2, 3) for e in job.events(a, "eval")}, evals)
+    equal(job.events(3, "step")[-1]["total_target_tokens"], sum(n[4] for n in want.values()))
+    same_output(job.output(), output)
+    equal(job.leftovers(), [])
+
+
+def killed_supervisor_resumes(root):
+    want, output, _ = reference(root)
+    job = Job(root, **RESUMABLE)
+    p = job.start()
+    job.wait_step(random.Random().randint(5, 20))
+    rank = job.rank_pid(p)
+    os.kill(p.pid, signal.SIGKILL)
+    p.communicate()
+    wait_gone(rank)  # dies with its supervisor
+    assert not os.path.exists(job.path("attempt-1", "exit.json"))
+    equal(job.run().returncode, 0)
+    same_steps(job, (1, 2), want)
+    same_output(job.output(), output)
+
+
+def killed_while_writing_resumes(root):
+    """Killed at moments that are mostly inside checkpoints, which come behind every step."""
+    changes = {"steps": 10, "optimization": {"checkpoint_interval": 1, "keep_checkpoints": 2}}
+    plain = Job(root, "reference", **changes)
+    equal(plain.run().returncode, 0)
+    job = Job(root, **changes)
+    rng = random.Random()
+    for attempt in range(1, 7):
+        p = job.start()
+        job.wait_event(lambda e: e["type"] in ("step", "finished"), attempt=attempt)
+        time.sleep(rng.uniform(0, 0.06))
+        os.killpg(p.pid, signal.SIGKILL)
+        p.communicate()
+    equal(job.run().returncode, 0)
+    same_steps(job, range(1, 8), plain.losses())
+    same_output(job.output(), plain.output())
+    equal(job.checkpoints(), [9, 10])
+    equal(job.leftovers(), [])
+
+
+def terminated_stops_and_resumes(root):
+    want, output, evals = reference(root)
+    job = Job(root, **RESUMABLE)
+    for attempt in (1, 2):
+        p = job.start()
+        job.wait_event(lambda e: e["type"] == ("step" if attempt == 1 else "eval"), attempt=attempt)
+        p.send_signal(signal.SIGTERM)
+        equal(finish(p), 0)
+        end = job.end()
+        equal((end["type"], end["reason"], end.get("request")), ("stopped", "preempted", None))
+        equal(end["checkpoint_step"], end["step"])
+        equal(max(job.checkpoints()), end["step"])
+    equal(job.run().returncode, 0)
+    steps = [s for a in (1, 2, 3) for s in sorted(job.losses(a))]
+    equal(steps, list(range(1, 25)))  # none twice, none left out
+    same_steps(job, (1, 2, 3), want)
+    equal({e["step"]: e["loss"] for a in (1, 2, 3) for e in job.events(a, "eval")}, evals)
+    same_output(job.output(), output)
+
+
+def pauses_and_goes_on(root):
+    want, output, _ = reference(root)
+    job = Job(root, **RESUMABLE)
+    p = job.start()
+    job.wait_step(7)
+    job.control("pause", "ctl-p")
+    equal(finish(p), 0)
+    end = job.end()
+    equal((end["reason"], end["request"], end["checkpoint_step"]), ("paused", "ctl-p", end["step"]))
+    equal(job.events(type="checkpoint")[-1].get("request"), "ctl-p" if end["step"] % 4 else None)
+    equal(job.run().returncode, 0)  # the request was answered: it counts no more
+    equal(job.end()["type"], "finished")
+    equal([s for a in (1, 2) for s in sorted(job.losses(a))], list(range(1, 25)))
+    same_steps(job, (1, 2), want)
+    same_output(job.output(), output)
+
+
+def cancels(root):
+    job = Job(root, steps=200, optimization={"checkpoint_interval": 5})
+    p = job.start()
+    job.wait_step(7)
+    job.control("cancel", "ctl-c")
+    asked = time.time()
+    equal(finish(p), 0)
+    assert time.time() - asked < 3
+    end = job.end()
+    equal((end["reason"], end["request"]), ("cancelled", "ctl-c"))
+    equal(end["checkpoint_step"], end["step"] // 5 * 5)
+    assert not os.path.exists(job.path("output"))
+
+
+def cancelled_before_it_starts(root):
+    job = Job(root, steps=20)
+    job.control("cancel", "ctl-0")
+    equal(job.run().returncode, 0)
+    end = job.end()
+    equal((end["reason"], end["request"], end["step"], end["checkpoint_step"]), ("cancelled", "ctl-0", 0, -1))
+    equal(job.events(type="step"), [])
+
+
+def checkpoints_on_request(root):
+    job = Job(root, steps=40)
+    p = job.start()
+    job.wait_step(5)
+    with open(job.path("control.jsonl"), "a") as f:
+        f.write('{"v":1,"id":"ctl-new","t":1,"type":"dance"}\nnot JSON\n')  # a newer castord's, and rubbish
+    job.control("checkpoint", "ctl-1")
+    job.wait_event(lambda e: e["type"] == "checkpoint")
+    job.control("checkpoint", "ctl-2")
+    equal(finish(p), 0)
+    made = job.events(type="checkpoint")
+    equal([e.get("request") for e in made], ["ctl-1", "ctl-2", None])
+    for e in made:
+        equal(os.path.getsize(job.path(e["path"], "state.safetensors")), e["bytes"])
+    equal(job.end()["type"], "finished")
+
+
+def keeps_newest_checkpoints(root):
+    job = Job(root, steps=12, validation=8,
+              optimization={"checkpoint_interval": 2, "keep_checkpoints": 2, "eval_interval": 4})
+    equal(job.run().returncode, 0)
+    best = [e["step"] for e in job.events(type="eval") if e["best"]][-1]
+    equal(job.checkpoints(), sorted({10, 12, best}))
+    equal([e["step"] for e in job.events(type="checkpoint")], [2, 4, 6, 8, 10, 12])
+
+
+def early_stopping_exports_best(root):
+    # a rate this large soon makes it worse
+    job = Job(root, steps=60, validation=8, seed=3, optimization={
+        "learning_rate": 0.05, "schedule": "constant", "eval_interval": 2, "checkpoint_interval": 50,
+        "keep_checkpoints": 1, "early_stopping": {"patience": 3, "min_delta": 0.0}})
+    equal(job.run().returncode, 0)
+    evals = job.events(type="eval")
+    best = min(evals, key=lambda e: e["loss"])
+    last = evals[-1]
+    assert last["step"] < 60 and last["step"] == best["step"] + 6, [(e["step"], e["loss"]) for e in evals]
+    equal([e["step"] for e in evals if e["best"]][-1], best["step"])
+    equal(job.end()["type"], "finished")
+    equal(json.loads(job.output()["castor.json"])["step"], best["step"])
+    again = Job(root, "again", model=job.path("output"), steps=3, validation=8)
+    equal(again.run().returncode, 0)
+    equal(again.events(type="eval")[0]["loss"], best["loss"])
+    shutil.rmtree(job.path("output"))  # as if killed before the export
+    equal(job.run().returncode, 0)
+    equal((job.last_attempt(), job.events(type="step")), (2, []))
+    equal(json.loads(job.output()["castor.json"])["step"], best["step"])
+
+
+def two_attempts_at_once(root):
+    """The second waits for the first one's ranks, then gives up; the first goes on."""
+    job = Job(root, steps=200, hyperparameters={"n_epochs": 50})
+    p = job.start()
+    job.wait_step(2)
+    equal(job.run("--attempt", "2", job.dir).returncode, 1)
+    end = job.end(2)
+    equal((end["type"], job.exit(2)["ok"]), ("failed", False))
+    assert "another" in json.dumps(end), end
+    job.control("cancel")
+    equal(finish(p), 0)
+    equal(job.end(1)["reason"], "cancelled")
+
+
+# ---- bad input -----------------------------------------------------------------------------------------------
+
+def broken_models(root):
+    """Model files that are truncated, hostile, or belong to something else."""
+    def model(name, **more):
+        return rig.write_model(os.path.join(root, name), **more)
+
+    def check(name, path, words, plan_fails, reason):
+        fails(Job(root, "job-" + name, model=path, steps=3), reason, "model", words, plan_fails)
+
+    path = model("cut")
+    file = os.path.join(path, "model.safetensors")
+    os.truncate(file, os.path.getsize(file) - 100)
+    check("cut", path, ["model.safetensors"], False, "corrupt")
+
+    path = model("header")
+    with open(os.path.join(path, "model.safetensors"), "r+b") as f:
+        f.write(b"\xff" * 8)
+    check("header", path, ["model.safetensors"], False, "corrupt")
+
+    name = "model.decoder.layers.1.fc1.weight"
+    check("missing", model("missing", tensors=rig.model_tensors([name])), [name], False, "invalid")
+    tensors = rig.model_tensors()
+    tensors["model.decoder.layers.9.fc1.weight"] = ((1,), [0.0])
+    check("unexpected", model("unexpected", tensors=tensors), ["layers.9.fc1"], False, "invalid")
+    tensors = rig.model_tensors()
+    tensors[name] = ((2, 2), [0.0] * 4)
+    check("shape", model("shape", tensors=tensors), [name], False, "invalid")
+
+    path = model("empty")
+    os.remove(os.path.join(path, "model.safetensors"))
+    check("empty", path, ["model.safetensors"], False, "not_found")
+
+    check("family", model("family", config={"model_type": "mamba"}), ["mamba"], True, "unsupported_architecture")
+    path = model("config")
+    with open(os.path.join(path, "config.json"), "w") as f:
+        f.write("{" * 100000)
+    check("config", path, ["config.json"], True, "invalid")
+    path = model("tokenizer")
+    rig.write_tokenizer(path, vocab=rig.VOCAB + 5)
+    check("tokenizer", path, ["tokenizer", "260", "265"], True, "invalid")
+    path = model("no-tokenizer")
+    os.remove(os.path.join(path, "tokenizer.json"))
+    check("no-tokenizer", path, ["tokenizer"], True, "unsupported")
+    check("nowhere", os.path.join(root, "nowhere"), ["nowhere"], True, "not_found")
+
+
+def bad_data(root):
+    lines = rig.make_data(20).splitlines(True)
+    lines[6] = '{"text": "no end\n'
+    fails(Job(root, "line", data="".join(lines)), "invalid_training_file", "training_file", ["7"])
+    lines[6] = b'{"text": "\xff\xfe"}\n'
+    data = b"".join(x if isinstance(x, bytes) else x.encode() for x in lines)
+    fails(Job(root, "utf8", data=data), "invalid_training_file", "training_file", ["7"])
+    fails(Job(root, "few", data=rig.make_data(9)), "invalid_n_examples", "training_file", ["9", "10"])
+    fails(Job(root, "none", data=""), "invalid_n_examples", "training_file")
+    fails(Job(root, "long", dataset={"max_seq_length": 65}), "invalid", "dataset.max_seq_length", ["65", "64"])
+    job = Job(root, "gone")
+    os.remove(job.path("training_file.jsonl"))
+    fails(job, "not_found", "training_file", ["training_file.jsonl"])
+
+
+def unsupported_specs(root):
+    for name, changes, param in (
+            ("ranks", {"parallelism": {"data": 2, "tensor": {"mode": "1d", "size": 1, "depth": 1}, "context": 1,
+                                       "pipeline": {"stages": 1, "schedule": "1f1b"}, "zero": 0}}, "parallelism.data"),
+            ("gpus", {"resources": {"gpus": 2}}, "resources.gpus"),
+            ("states", {"precision": {"optimizer_state": "int8"}}, "precision.optimizer_state")):
+        job = Job(root, name, **changes)
+        code, report = job.plan()
+        equal((code, report["error"]["code"], report["error"].get("param")), (1, "unsupported", param))
+        equal(job.run().returncode, 1)
+        equal(job.end()["type"], "failed")
+
+
+def too_little_memory(root):
+    job = Job(root, placement={"gpu_memory_limit": 100000})
+    fails(job, "insufficient_memory", None, ["MiB", "short"])
+    need = Job(root, "enough", steps=3)
+    peak = need.plan()[1]["memory"]["gpu"]["total"]
+    for limit, code in ((1 << 20, 0), (peak // 2, 1)):
+        equal(Job(root, "limit%d" % limit, steps=3, placement={"gpu_memory_limit": limit}).run().returncode, code)
+
+
+def not_finite(root):
+    tensors = rig.model_tensors()
+    shape, values = tensors["model.decoder.final_layer_norm.weight"]
+    tensors["model.decoder.final_layer_norm.weight"] = (shape, [float("nan")] * len(values))
+    job = Job(root, model=rig.write_model(os.path.join(root, "nan"), tensors=tensors), steps=10, validation=8)
+    equal(job.run().returncode, 1)
+    end = job.end()
+    equal((end["type"], end["reason"]), ("failed", "nan_loss"))
+    equal(len(job.events(type="step")), 3)
+    assert all("loss" not in e for e in job.events(type="step"))
+    equal([e["code"] for e in job.events(type="warning")], ["not_finite"] * 2)
+    equal([e["best"] for e in job.events(type="eval")], [False])
+
+
+def damaged_checkpoint(root):
+    job = Job(root, steps=20)
+    p = job.start()
+    job.wait_step(4)
+    p.send_signal(signal.SIGTERM)
+    finish(p)
+    step = job.checkpoints()[-1]
+    state = job.path("checkpoints", "step-%d" % step, "state.safetensors")
+    os.truncate(state, 1000)
+    equal(job.run().returncode, 1)
+    end = json.dumps(job.end())
+    assert "step %d" % step in end and "state.safetensors" in end, end
+
+
+def check_command(root):
+    def check(text):
+        path = os.path.join(root, "data.jsonl")
+        with open(path, "wb") as f:
+            f.write(text)
+        p = Job(root, "c%d" % len(os.listdir(root))).run("--check", path)
+        return p.returncode, json.loads(p.stdout)
+
+    equal(check(rig.make_data(12).encode()), (0, {"ok": True, "examples": 12, "faults": []}))
+    code, report = check(b'{"text": "a"}\n{"text": 1}\n\n{"txt": "b"}\n')
+    equal((code, report["ok"], [f["line"] for f in report["faults"]]), (1, False, [2, 4]))
+    code, report = check(b'{"text": 7}\n' * 1000 + b'{"text": "a"}\n')
+    equal((code, len(report["faults"])), (1, 100))
+    p = Job(root, "none").run("--check", os.path.join(root, "nothing"))
+    equal((p.returncode, json.loads(p.stdout)["ok"]), (1, False))
+
+
+def usage(root):
+    job = Job(root)
+    for arguments in (["--dance"], ["--plan"], ["--check"], ["--attempt"], ["--attempt", "x", job.dir],
+                      ["--probe", job.dir], [job.dir, job.dir]):
+        p = job.run(*arguments)
+        equal((p.returncode, p.stdout), (2, ""))
+        assert p.stderr.startswith("usage:"), p.stderr
+    p = job.run(os.path.join(root, "nowhere"))
+    equal(p.returncode, 1)
+    assert "nowhere" in p.stderr, p.stderr
+    assert not os.path.exists(os.path.join(root, "nowhere"))
+    p = job.run("--plan", os.path.join(root, "nowhere"))
+    equal((p.returncode, json.loads(p.stdout)["error"]["code"]), (1, "not_found"))
+
+
+# ---- the hub -------------------------------------------------------------------------------------------------
+
+class Hub:
+    """tests/hub/fixture_hub.py with one model, test/tiny."""
+
+    def __init__(self, root):
+        self.root = os.path.join(root, "hub")
+        rig.write_model(os.path.join(self.root, "models", "test", "tiny"))
+        self.process = subprocess.Popen(
+            [sys.executable, os.path.join(HERE, "../hub/fixture_hub.py"), "--root", self.root, "--port", "0"],
+            stdout=subprocess.PIPE, text=True)
+        self.url = self.process.stdout.readline().split()[-1]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
+    def faults(self, *list_of_faults):
+        request = urllib.request.Request(self.url + "/_fixture/faults", json.dumps(list_of_faults).encode())
+        urllib.request.urlopen(request).read()
+
+    def job(self, root, name, **more):
+        job = Job(root, name, base_model={"repo": "test/tiny", "revision": "main"}, **more)
+        job.env.update(HF_ENDPOINT=self.url, HF_HOME=os.path.join(root, "home-" + name), HF_TOKEN="",
+                       no_proxy="127.0.0.1", HF_HUB_OFFLINE="0")
+        return job
+
+
+def model_from_hub(root):
+    local = Job(root, "local", steps=4)
+    equal(local.run().returncode, 0)
+    with Hub(root) as hub:
+        job = hub.job(root, "remote", steps=4)
+        code, report = job.plan()
+        equal(code, 0)
+        equal(len(report["spec"]["base_model"]["commit"]), 40)
+        equal(job.run().returncode, 0)
+        equal(job.losses(), local.losses())
+        same_output({k: v for k, v in job.output().items() if k != "castor.json"},
+                    {k: v for k, v in local.output().items() if k != "castor.json"})
+        equal(json.loads(job.output()["castor.json"])["commit"], report["spec"]["base_model"]["commit"])
+        done = job.events(type="download")
+        assert done and done[-1]["total_bytes_done"] == done[-1]["total_bytes_total"] > 100000, done[-1:]
+
+
+def hub_faults(root):
+    with Hub(root) as hub:
+        for name, fault, words in (
+                ("flip", {"match": "store GET .*", "action": "flip", "at": 5000}, ["model.safetensors"]),
+                ("short", {"match": "store GET .*", "action": "short", "bytes": 100}, ["model.safetensors"]),
+                ("long", {"match": "store GET .*", "action": "long", "bytes": 100}, ["model.safetensors"])):
+            hub.faults(fault)
+            job = hub.job(root, name, steps=3)
+            equal(job.run().returncode, 1)
+            end = job.end()
+            equal((end["type"], end["param"]), ("failed", "model"))
+            for word in words:
+                assert word in end["message"], end
+        hub.faults({"match": "store GET .*", "action": "cut", "bytes": 60000, "times": 1})
+        job = hub.job(root, "cut", steps=3)
+        equal(job.run().returncode, 0)  # the connection is made again, the rest fetched
+        hub.faults({"match": "store GET .*", "action": "slow", "rate": 2000})
+        job = hub.job(root, "cancel", steps=3)
+        p = job.start()
+        job.wait_event(lambda e: e["type"] == "download" and e["bytes_done"] > 0)
+        job.control("cancel", "ctl-d")
+        equal(finish(p, 10), 0)
+        equal((job.end()["reason"], job.end()["request"]), ("cancelled", "ctl-d"))
+        job = hub.job(root, "term", steps=3)
+        p = job.start()
+        job.wait_event(lambda e: e["type"] == "download" and e["bytes_done"] > 0)
+        p.send_signal(signal.SIGTERM)
+        equal(finish(p, 10), 0)
+        equal((job.end()["type"], job.end()["reason"]), ("stopped", "preempted"))
+        hub.faults()
+        job = hub.job(root, "nowhere", steps=3)
+        job.spec["base_model"]["repo"] = "test/nothing"
+        rig.write_json(job.path("spec.json"), job.spec)
+        fails(job, "model_not_found", "model", ["test/nothing"])
+
+
+CASES = [trains, repeats_itself, micro_batch_need_not_divide, epochs_reshuffle, killed_rank_resumes,
+         killed_supervisor_resumes, killed_while_writing_resumes, terminated_stops_and_resumes, pauses_and_goes_on,
+         cancels, cancelled_before_it_starts, checkpoints_on_request, keeps_newest_checkpoints,
+         early_stopping_exports_best, two_attempts_at_once, broken_models, bad_data, unsupported_specs,
+         too_little_memory, not_finite, damaged_checkpoint, check_command, usage, model_from_hub, hub_faults]
+
+if __name__ == "__main__":
+    rig.main(CASES, __doc__)
