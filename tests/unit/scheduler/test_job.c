@@ -17,8 +17,8 @@ static void make(struct job *job, enum job_status status)
     job_init(job);
     cr_assert(job_spec_from_request(body, &job->spec, NULL, &faults) == 0);
     json_decref(body);
-    strcpy(job->id, "ftjob-1");
-    strcpy(job->spec.id, "ftjob-1");
+    snprintf(job->id, sizeof(job->id), "%s", "ftjob-1");
+    snprintf(job->spec.id, sizeof(job->spec.id), "%s", "ftjob-1");
     job->status = status;
     if (status >= JOB_RUNNING)
         job->attempt = 1;
@@ -169,9 +169,9 @@ Test(job, a_plan_cannot_change_what_identifies_the_job)
     make(&job, JOB_VALIDATING);
     plan.spec.model.commit = xstrdup("0123");
     plan.spec.hyper.n_epochs = (struct auto_int){false, 7};
-    strcpy(plan.spec.id, "ftjob-evil");
-    strcpy(plan.spec.suffix, "evil");
-    strcpy(plan.spec.training_file.id, "file-z");
+    snprintf(plan.spec.id, sizeof(plan.spec.id), "%s", "ftjob-evil");
+    memcpy(plan.spec.suffix, "evil", sizeof("evil"));
+    memcpy(plan.spec.training_file.id, "file-z", sizeof("file-z"));
     plan.spec.scheduling.priority = 99;
     apply(&job, (struct job_input){.kind = JOB_OCC_VALIDATED, .t = 1, .plan = &plan});
     cr_assert_str_eq(job.spec.id, "ftjob-1");

@@ -48,7 +48,7 @@ static void start(struct scheduler_config c)
 
 static void setup(void)
 {
-    strcpy(state, "/tmp/castor-sched-XXXXXX");
+    snprintf(state, sizeof(state), "%s", "/tmp/castor-sched-XXXXXX");
     cr_assert(mkdtemp(state));
     worker = realpath("tests/unit/scheduler/fake_worker.py", NULL);
     cr_assert(worker, "run the tests from the top of the source tree");

@@ -17,7 +17,7 @@ static void setup(void)
 {
     struct err err = {0};
 
-    strcpy(state, "/tmp/castor-store-XXXXXX");
+    snprintf(state, sizeof(state), "%s", "/tmp/castor-store-XXXXXX");
     cr_assert(mkdtemp(state));
     cr_assert(store_open(state, &store, &err) == 0, "%s", err.msg);
 }
@@ -80,7 +80,7 @@ static int64_t page_through(const char *job_id, int64_t limit, bool ascending, i
         free(after);
         after = n ? xstrdup(rows[n - 1].id) : NULL;
         for (int64_t i = 0; i < n; i++) {
-            numbers[total++] = atoi(rows[i].message + 6);
+            numbers[total++] = (int)strtol(rows[i].message + 6, NULL, 10);
             store_event_fini(&rows[i]);
         }
         free(rows);
@@ -192,7 +192,7 @@ Test(store, jobs_come_newest_first_and_queue_positions_follow_priority)
     cr_assert_str_eq(rows[0].id, "ftjob-4");
     cr_assert(rows[0].queue_position == 3 && rows[1].queue_position == 0 &&
               rows[2].queue_position == 1);
-    strcpy(after, rows[2].id);
+    snprintf(after, sizeof(after), "%s", rows[2].id);
     for (int i = 0; i < 3; i++)
         job_fini(&rows[i]);
     free(rows);
