@@ -91,3 +91,21 @@ $(PYTHON): tests/requirements.txt tests/python
 	@tests/python $< build/venv $@
 
 .PHONY: unit ops-tests test test-built asan asan-built tsan tsan-built check-deps check-format check-install
+
+# The CPU's ops against its reference table, one line a case.
+$(eval $(call program_rules,$(B)/tests/bench/bench_ops,tests/bench/bench_ops.c,kernels))
+bench-ops: $(B)/tests/bench/bench_ops  ## time of every CPU op at two models' shapes
+	@$<
+.PHONY: bench-ops
+
+# --- the demonstration ------------------------------------------------------------------------------
+demo: deps  ## fine-tune a small model through the API on this machine (MODEL=org/name: one from the hub)
+	@$(SUBMAKE) CUDA=0 demo-built
+demo-built: all
+	@deploy/demo $(B)
+demo-model: deps $(PYTHON)  ## make the demo's model again: corpus, tokenizer, pretraining by Castor (half an hour)
+	@$(SUBMAKE) all
+	$(PYTHON) tests/hub/make_demo_model.py prepare $(B)/demo-model
+	$(PYTHON) tests/hub/make_demo_model.py pretrain $(B)/demo-model $(B)
+	$(PYTHON) tests/hub/make_demo_model.py publish $(B)/demo-model
+.PHONY: demo demo-built demo-model

@@ -1,7 +1,7 @@
 /*
  * Elementary functions of the fast table as branch-free scalar code that the compiler turns into
  * vector code in any loop around it. Only single products and sums, no contraction: the same bits
- * for every instruction set. Relative errors measured by tests/ops/test_fast_math.c against double;
+ * for every instruction set. Relative errors measured by tests/ops/test_fast.c against double;
  * the polynomials are least-squares fits of our own, reweighted towards the largest relative error.
  */
 #ifndef CASTOR_KERNELS_CPU_FAST_MATH_H
