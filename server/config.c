@@ -145,7 +145,7 @@ static int limits_parse(struct server_limits *l, const json_t *obj, struct err *
     } rows[] = {
         {"file_bytes", 1, tera, &l->file_bytes},
         {"body_bytes", 1024, INT64_C(64) << 20, &l->body_bytes},
-        {"free_bytes", 0, tera, &l->free_bytes},
+        {"free_bytes", 0, INT64_C(1) << 50, &l->free_bytes},
         {"connections", 4, 100000, &l->connections},
         {"connections_per_address", 1, 100000, &l->connections_per_address},
         {"idle_seconds", 1, day, &l->idle_seconds},

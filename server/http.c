@@ -133,6 +133,28 @@ static enum MHD_Result form_add(void *cls, enum MHD_ValueKind kind, const char *
     return MHD_YES;
 }
 
+static void form_begin(struct exchange *x)
+{
+    const struct server_limits *limits = &x->http->config->limits;
+    const char *length = request_header(&x->req, "Content-Length");
+    int64_t bytes = length ? strtoll(length, NULL, 10) : 0;
+    struct err err = {0};
+
+    upload_init(&x->upload, x->http->spool_dir, limits->file_bytes);
+    x->req.upload = &x->upload;
+    if (upload_check_room(x->http->spool_dir, bytes, limits->free_bytes, &err) != 0) {
+        x->route = NULL;
+        reply_err(&x->rep, &err);
+        return;
+    }
+    x->form = MHD_create_post_processor(x->connection, FORM_PIECE, form_add, &x->upload);
+    if (!x->form) {
+        x->route = NULL;
+        reply_error(&x->rep, 400, NULL, NULL,
+                    "the Content-Type names no boundary of the multipart body");
+    }
+}
+
 /* The request's head is there: fill req, and refuse what needs no body to be refused. */
 static void head_read(struct exchange *x, const char *method)
 {
@@ -156,16 +178,8 @@ static void head_read(struct exchange *x, const char *method)
     } else {
         x->route = route_admit(x->http->config, &x->req, &x->rep);
     }
-    if (x->route && x->route->body == BODY_MULTIPART) {
-        upload_init(&x->upload, x->http->spool_dir, x->http->config->limits.file_bytes);
-        x->req.upload = &x->upload;
-        x->form = MHD_create_post_processor(x->connection, FORM_PIECE, form_add, &x->upload);
-        if (!x->form) {
-            x->route = NULL;
-            reply_error(&x->rep, 400, NULL, NULL,
-                        "the Content-Type names no boundary of the multipart body");
-        }
-    }
+    if (x->route && x->route->body == BODY_MULTIPART)
+        form_begin(x);
 }
 
 static void body_refuse(struct exchange *x, const char *text)

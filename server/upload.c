@@ -72,15 +72,13 @@ static int file_begin(struct upload *u, const char *filename)
 }
 
 /* What the client reads must not name the server's paths. */
-static void explain_full_disk(struct upload *u)
+static int disk_full(struct err *err)
 {
-    if (u->error.code != ERR_NOSPACE)
-        return;
-    err_clear(&u->error);
-    err_set(&u->error, ERR_NOSPACE,
+    err_clear(err);
+    err_set(err, ERR_NOSPACE,
             "the server's disk is full; delete files or models that are no longer needed and "
             "upload again");
-    err_set_reason(&u->error, ERR_NOSPACE, "disk_full");
+    return err_set_reason(err, ERR_NOSPACE, "disk_full");
 }
 
 static void file_add(struct upload *u, const char *bytes, size_t n)
@@ -96,7 +94,8 @@ static void file_add(struct upload *u, const char *bytes, size_t n)
     } else if (fs_write_all(u->fd, bytes, n, u->path, &u->error) == 0) {
         u->bytes += (int64_t)n;
     }
-    explain_full_disk(u);
+    if (u->error.code == ERR_NOSPACE)
+        disk_full(&u->error);
     if (u->error.code != 0)
         drop_file(u); /* at once, not when the client has sent the rest */
 }
@@ -167,7 +166,8 @@ int upload_finish(struct upload *u, struct err *err)
         u->fd = -1;
         if (synced != 0 || closed != 0)
             err_set_errno(&u->error, synced != 0 ? sync_errno : errno, "cannot write %s", u->path);
-        explain_full_disk(u);
+        if (u->error.code == ERR_NOSPACE)
+            disk_full(&u->error);
     }
     if (u->error.code == 0)
         return 0;
@@ -183,6 +183,16 @@ const char *upload_field(const struct upload *u, const char *name)
         if (strcmp(u->fields[i].name, name) == 0)
             return buf_str(&u->fields[i].value);
     return NULL;
+}
+
+int upload_check_room(const char *spool_dir, int64_t bytes, int64_t keep_free, struct err *err)
+{
+    int64_t free_bytes = 0;
+    int rc = fs_free_bytes(spool_dir, &free_bytes, err);
+
+    if (rc == 0 && free_bytes - keep_free < bytes)
+        rc = disk_full(err);
+    return rc;
 }
 
 int upload_prepare_spool(const char *state_dir, char **spool_dir, struct err *err)

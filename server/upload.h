@@ -45,6 +45,9 @@ int upload_finish(struct upload *u, struct err *err);
 /* A field's value, or NULL. */
 const char *upload_field(const struct upload *u, const char *name);
 
+/* ERR_NOSPACE when `bytes` more would leave less than keep_free on the spool's disk: the database
+ * lies there too, and must go on. */
+int upload_check_room(const char *spool_dir, int64_t bytes, int64_t keep_free, struct err *err);
 /* STATE/spool, emptied: what an earlier castord was receiving when it died. */
 int upload_prepare_spool(const char *state_dir, char **spool_dir, struct err *err);
 

@@ -512,6 +512,14 @@ def strangers_need_keys():
     expect(server.request("GET", "/v1/files", headers={"Origin": "https://evil.example"}), 403)
 
 
+def a_nearly_full_disk_takes_no_uploads():
+    with e2e.Castord({"limits": {"free_bytes": 1 << 50}}) as full:
+        expect(full.upload(e2e.data_set()), 507, "disk_full")
+        assert full.request("GET", "/readyz")[0] == 503
+        assert full.request("GET", "/healthz")[0] == 200
+        assert not os.listdir(os.path.join(full.state, "spool"))
+
+
 def documents():
     doc = expect(server.request("GET", "/openapi.json"), 200)
     assert doc["openapi"].startswith("3.1") and JOBS in doc["paths"]
@@ -583,7 +591,8 @@ CASES = [(f.__name__, f) for f in (
     pipelined_requests_are_answered_in_order, uploads_in_every_order_and_framing, uploads_that_are_wrong,
     uploads_beyond_the_limit, uploads_given_up_half_way, slow_clients_hold_up_nobody,
     connections_are_limited, answers_that_nobody_reads, a_second_castord_on_the_same_state_is_refused,
-    restart_keeps_everything, stop_is_orderly, strangers_need_keys, documents, stress,
+    restart_keeps_everything, stop_is_orderly, strangers_need_keys, a_nearly_full_disk_takes_no_uploads,
+    documents, stress,
     no_sanitizer_complained)]
 
 if __name__ == "__main__":

@@ -177,6 +177,17 @@ Test(upload, a_full_disk_is_507_and_leaves_nothing)
     cr_expect_eq(harness_spooled(&h), 0);
 }
 
+Test(upload, the_database_keeps_its_room)
+{
+    struct err err = {0};
+
+    cr_expect_eq(upload_check_room(h.spool, 1, 0, NULL), 0);
+    cr_expect_eq(upload_check_room(h.spool, INT64_C(1) << 60, 0, NULL), ERR_NOSPACE);
+    cr_expect_eq(upload_check_room(h.spool, 1, INT64_C(1) << 60, &err), ERR_NOSPACE);
+    cr_expect_str_eq(err.reason, "disk_full");
+    cr_expect_null(strstr(err.msg, h.spool));
+}
+
 Test(upload, an_unterminated_body_is_refused)
 {
     struct upload u = begin();
