@@ -45,7 +45,8 @@ int event_write(struct event_writer *w, struct event *event, struct err *err)
     event->attempt = w->attempt;
     event->t = clock_wall();
     w->waiting[w->n_waiting++] = event_to_json(event);
-    if (flush_waiting(w, &cause) != 0)
+    /* said when the backlog doubles: the log may lie on the same disk */
+    if (flush_waiting(w, &cause) != 0 && (w->n_waiting & (w->n_waiting - 1)) == 0)
         log_warn("events", "waiting=%lld %s", (long long)w->n_waiting, cause.msg);
     return 0;
 }

@@ -1,0 +1,49 @@
+/*
+ * A small OPT model (tests/golden/opt/pre) in an executor on the CPU, with the golden batch, and
+ * scratch directories. Failures abort the test.
+ */
+#ifndef CASTOR_TESTS_UNIT_WORKER_TRAIN_RIG_H
+#define CASTOR_TESTS_UNIT_WORKER_TRAIN_RIG_H
+
+#include <stdint.h>
+
+#include "kernels/device.h"
+#include "worker/model/safetensors.h"
+#include "worker/train/executor.h"
+
+enum { RIG_ROWS = 4, RIG_LENGTH = 12 };
+
+struct rig_options {
+    enum dtype compute;
+    int64_t micro_batch; /* divides RIG_ROWS */
+    double dropout;
+};
+
+struct rig {
+    struct device *device;
+    struct model model;
+    struct plan *plan;
+    struct comm *comm;
+    struct executor *executor;
+    struct safetensors_file golden; /* batch.safetensors */
+    double grad_scale;
+};
+
+/* Published weights are loaded; AdamW's numbers are the golden file's. */
+void rig_open(struct rig *r, const struct rig_options *o);
+void rig_close(struct rig *r);
+
+/* A golden array of doubles; free(). */
+double *rig_golden(const struct rig *r, const char *name, int64_t n);
+/* Lay the golden batch into the slot. */
+void rig_fill(struct rig *r, int slot);
+/* One whole step on the golden batch. */
+struct step_result rig_step(struct rig *r, int64_t step, double learning_rate);
+/* Every payload in one buffer, in the order of the saving list; free(). */
+char *rig_payloads(struct rig *r, size_t *bytes);
+
+/* A fresh directory under $TMPDIR, removed by rig_remove_dir. */
+char *rig_make_dir(void);
+void rig_remove_dir(char *dir);
+
+#endif

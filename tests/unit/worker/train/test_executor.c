@@ -1,0 +1,174 @@
+/* Whole steps through plan and executor: against PyTorch, against other cuts, against the plan. */
+#include <criterion/criterion.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/unit/worker/train/rig.h"
+
+/* Loss and gradient norm of ten steps against tests/golden/gen.py. */
+static void check_golden_steps(enum dtype compute, int64_t micro_batch, double rtol)
+{
+    struct rig r;
+    double worst = 0;
+
+    rig_open(&r, &(struct rig_options){.compute = compute, .micro_batch = micro_batch});
+    double *losses = rig_golden(&r, "adamw.losses", 10);
+    double *norms = rig_golden(&r, "adamw.norms", 10);
+    double *rates = rig_golden(&r, "adamw.lr", 10);
+    for (int step = 0; step < 10; step++) {
+        struct step_result res = rig_step(&r, step + 1, rates[step]);
+        double loss = res.loss_sum * r.grad_scale;
+        double e1 = fabs(loss - losses[step]) / losses[step];
+        double e2 = fabs(res.grad_norm - norms[step]) / norms[step];
+        cr_assert_leq(e1, rtol, "loss of step %d is %.12g, not %.12g", step, loss, losses[step]);
+        cr_assert_leq(e2, rtol, "norm of step %d is %.12g, not %.12g", step, res.grad_norm,
+                      norms[step]);
+        cr_assert(res.finite && res.clipped == (norms[step] > 1.0));
+        worst = fmax(worst, fmax(e1, e2) / rtol);
+    }
+    fprintf(stderr, "ten steps in %s: %.2g %% of the tolerance used\n", dtype_name(compute),
+            100 * worst);
+    free(losses);
+    free(norms);
+    free(rates);
+    rig_close(&r);
+}
+
+/* Rates, bias corrections and the scale of losses are floats in every table: that bounds even
+ * double to some 1e-8 a step. */
+Test(executor, ten_steps_in_double)
+{
+    check_golden_steps(DT_F64, 2, 1e-6);
+    check_golden_steps(DT_F64, 4, 1e-6);
+}
+
+Test(executor, ten_steps_in_float)
+{
+    check_golden_steps(DT_F32, 2, 1e-5);
+}
+
+Test(executor, cutting_a_step_into_micro_batches_changes_rounding_only)
+{
+    struct step_result whole[3];
+    for (int64_t rows = RIG_ROWS; rows >= 1; rows /= 2) {
+        struct rig r;
+        rig_open(&r, &(struct rig_options){.compute = DT_F64, .micro_batch = rows, .dropout = 0.1});
+        for (int step = 0; step < 3; step++) {
+            struct step_result res = rig_step(&r, step + 1, 1e-2);
+            if (rows == RIG_ROWS)
+                whole[step] = res;
+            cr_expect_float_eq(res.loss_sum, whole[step].loss_sum, 1e-12 * whole[step].loss_sum);
+            cr_expect_float_eq(res.grad_norm, whole[step].grad_norm, 1e-6 * whole[step].grad_norm);
+            cr_expect_eq(res.correct, whole[step].correct);
+        }
+        rig_close(&r);
+    }
+}
+
+Test(executor, memory_is_claimed_once_and_exactly_as_planned)
+{
+    struct rig r;
+    rig_open(&r, &(struct rig_options){.compute = DT_F32, .micro_batch = 1});
+    const struct device_counters *c = &r.device->counters;
+    for (int step = 1; step <= 2; step++)
+        rig_step(&r, step, 1e-2);
+    struct step_result eval;
+    cr_assert_eq(executor_eval(r.executor, &eval, NULL), 0);
+    cr_expect_eq(c->device_peak, r.plan->claim[TIER_GPU]);
+    cr_expect_eq(c->device_now, r.plan->claim[TIER_GPU]);
+    cr_expect_eq(c->host_peak, r.plan->claim[TIER_HOST]);
+    rig_close(&r);
+}
+
+Test(executor, a_step_moves_the_planned_bytes)
+{
+    struct rig r;
+    struct plan_simulation sim;
+    rig_open(&r, &(struct rig_options){.compute = DT_F32, .micro_batch = 2});
+    uint64_t h2d = r.device->counters.h2d_bytes, d2h = r.device->counters.d2h_bytes;
+    rig_step(&r, 1, 1e-2);
+    cr_assert_eq(plan_simulate(r.plan, LIST_TRAIN, &sim, NULL), 0);
+    cr_expect_eq(r.device->counters.h2d_bytes - h2d, (uint64_t)sim.link_bytes[LINK_H2D]);
+    cr_expect_eq(r.device->counters.d2h_bytes - d2h, (uint64_t)sim.link_bytes[LINK_D2H]);
+    rig_close(&r);
+}
+
+/* All state behind three steps with dropout; free(). */
+static char *state_behind_steps(uint64_t *n)
+{
+    struct rig r;
+    size_t bytes;
+    rig_open(&r, &(struct rig_options){.compute = DT_F32, .micro_batch = 2, .dropout = 0.2});
+    for (int step = 1; step <= 3; step++)
+        rig_step(&r, step, 1e-2);
+    char *state = rig_payloads(&r, &bytes);
+    rig_close(&r);
+    *n = bytes;
+    return state;
+}
+
+Test(executor, the_same_steps_give_the_same_bits)
+{
+    uint64_t n, m;
+    char *a = state_behind_steps(&n), *b = state_behind_steps(&m);
+    cr_expect_eq(n, m);
+    cr_expect_eq(memcmp(a, b, n), 0);
+    free(a);
+    free(b);
+}
+
+Test(executor, dropout_differs_from_step_to_step_and_is_off_in_evaluation)
+{
+    struct rig with, without;
+    struct step_result a, b;
+    rig_open(&with, &(struct rig_options){.compute = DT_F64, .micro_batch = 4, .dropout = 0.2});
+    rig_open(&without, &(struct rig_options){.compute = DT_F64, .micro_batch = 4});
+    double first = rig_step(&with, 1, 0).loss_sum; /* a rate of 0: only the masks change */
+    cr_expect_neq(first, rig_step(&with, 2, 0).loss_sum);
+    cr_expect_eq(first, rig_step(&with, 1, 0).loss_sum);
+    cr_expect_neq(first, rig_step(&without, 1, 0).loss_sum);
+    rig_fill(&with, 0);
+    rig_fill(&without, 0);
+    cr_assert_eq(executor_eval(with.executor, &a, NULL), 0);
+    cr_assert_eq(executor_eval(without.executor, &b, NULL), 0);
+    cr_expect_eq(a.loss_sum, b.loss_sum);
+    rig_close(&with);
+    rig_close(&without);
+}
+
+Test(executor, logits_are_those_of_pytorch)
+{
+    struct rig r;
+    enum { VOCAB = 97 };
+    float logits[VOCAB];
+    struct err err = {0};
+    rig_open(&r, &(struct rig_options){.compute = DT_F64, .micro_batch = 2});
+    double *want = rig_golden(&r, "logits", RIG_ROWS * RIG_LENGTH * VOCAB);
+    for (int64_t at = 0; at < RIG_LENGTH; at += 5) {
+        rig_fill(&r, 0);
+        cr_assert_eq(executor_logits(r.executor, at, logits, &err), 0, "%s", err.msg);
+        for (int64_t v = 0; v < VOCAB; v++)
+            cr_assert_float_eq(logits[v], want[at * VOCAB + v], 1e-5, "position %d, token %d",
+                               (int)at, (int)v);
+    }
+    free(want);
+    rig_close(&r);
+}
+
+Test(executor, a_step_with_a_gradient_that_is_not_finite_changes_nothing)
+{
+    struct rig r;
+    size_t n;
+    rig_open(&r, &(struct rig_options){.compute = DT_F32, .micro_batch = 2});
+    rig_step(&r, 1, 1e-2);
+    char *before = rig_payloads(&r, &n);
+    r.grad_scale = NAN;
+    cr_expect(!rig_step(&r, 2, 1e-2).finite);
+    char *after = rig_payloads(&r, &n);
+    cr_expect_eq(memcmp(before, after, n), 0);
+    free(before);
+    free(after);
+    rig_close(&r);
+}
