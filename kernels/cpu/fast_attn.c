@@ -199,16 +199,21 @@ FAST_CLONES static void backward_scores(float *p, float *dp, const float *mask, 
                                         float delta)
 {
     float inv_cap = cap != 0.0f ? 1.0f / cap : 0.0f;
-    for (int32_t j = 0; j < (int32_t)n; j++) {
-        float score = p[j], cap_slope = 1.0f;
-        if (cap != 0.0f) {
-            float t = fast_tanh(score * inv_cap);
-            score = cap * t;
-            cap_slope = 1.0f - t * t;
+    if (cap == 0.0f) {
+#pragma omp simd
+        for (int32_t j = 0; j < (int32_t)n; j++) {
+            float e = fast_exp(p[j] + slope * (float)(j + (int32_t)distance) - lse);
+            float keep = mask ? mask[j] : 1.0f;
+            dp[j] = e * (dp[j] * keep - delta);
+            p[j] = e * keep;
         }
-        float e = fast_exp(score + slope * (float)(j + (int32_t)distance) - lse);
-        float keep = mask ? mask[j] : 1.0f;
-        dp[j] = e * (dp[j] * keep - delta) * cap_slope;
+        return;
+    }
+#pragma omp simd
+    for (int32_t j = 0; j < (int32_t)n; j++) {
+        float t = fast_tanh(p[j] * inv_cap), keep = mask ? mask[j] : 1.0f;
+        float e = fast_exp(cap * t + slope * (float)(j + (int32_t)distance) - lse);
+        dp[j] = e * (dp[j] * keep - delta) * (1.0f - t * t);
         p[j] = e * keep;
     }
 }

@@ -63,18 +63,19 @@ static struct tile tile_at(const struct tiling *t, int64_t i, int64_t rows, int6
 FAST_INLINE void finish_act_row(enum act_kind act, int64_t n, const float *product,
                                 const float *bias, const float *residual, float *keep, float *y)
 {
-    if (bias && keep)
+    if (keep) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) {
+            float pre = product[i] + (bias ? bias[i] : 0.0f);
+            keep[i] = pre;
+            y[i] = fast_act(act, pre) + (residual ? residual[i] : 0.0f);
+        }
+    } else {
+#pragma omp simd
         for (int64_t i = 0; i < n; i++)
-            keep[i] = product[i] + bias[i];
-    else if (bias)
-        for (int64_t i = 0; i < n; i++)
-            y[i] = fast_act(act, product[i] + bias[i]) + (residual ? residual[i] : 0.0f);
-    if (keep)
-        for (int64_t i = 0; i < n; i++)
-            y[i] = fast_act(act, keep[i]) + (residual ? residual[i] : 0.0f);
-    else if (!bias)
-        for (int64_t i = 0; i < n; i++)
-            y[i] = fast_act(act, product[i]) + (residual ? residual[i] : 0.0f);
+            y[i] = fast_act(act, product[i] + (bias ? bias[i] : 0.0f)) +
+                   (residual ? residual[i] : 0.0f);
+    }
 }
 
 FAST_CLONES static void finish_row(enum act_kind act, int64_t n, const float *product,
@@ -158,8 +159,7 @@ int fast_linear_fwd(struct stream *s, const struct linear_args *a)
 
 #define SLOPE_ROW(kind)                                                                            \
     case kind:                                                                                     \
-        for (int64_t i = 0; i < n; i++)                                                            \
-            dx[i] *= fast_act_slope(kind, pre[i]);                                                 \
+        _Pragma("omp simd") for (int64_t i = 0; i < n; i++) dx[i] *= fast_act_slope(kind, pre[i]); \
         break
 
 FAST_CLONES static void slope_row(enum act_kind act, int64_t n, const float *pre, float *dx)
@@ -243,8 +243,8 @@ FAST_CLONES void fast_column_sums(const float *x, int64_t ld, int64_t N, int64_t
 
 #define ACT_ROW(kind)                                                                              \
     case kind:                                                                                     \
-        for (int64_t i = 0; i < n; i++)                                                            \
-            y[i] = fast_act(kind, x[i]) * (up ? up[i] : 1.0f);                                     \
+        _Pragma("omp simd") for (int64_t i = 0; i < n; i++) y[i] =                                 \
+            fast_act(kind, x[i]) * (up ? up[i] : 1.0f);                                            \
         break
 
 FAST_CLONES static void act_row(enum act_kind act, int64_t n, const float *x, const float *up,
@@ -271,7 +271,8 @@ int fast_act_fwd(struct stream *s, const struct act_args *a)
 
 #define ACT_GRAD_ROW(kind)                                                                         \
     case kind:                                                                                     \
-        for (int64_t i = 0; i < n; i++) {                                                          \
+        _Pragma("omp simd") for (int64_t i = 0; i < n; i++)                                        \
+        {                                                                                          \
             float d = dy[i];                                                                       \
             if (up)                                                                                \
                 dup[i] = d * fast_act(kind, x[i]);                                                 \

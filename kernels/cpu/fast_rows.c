@@ -109,11 +109,17 @@ FAST_CLONES void fast_dropout_mask(const struct op_dropout *d, int64_t i0, int64
 
     for (; i < end && i % 4 != 0; i++)
         mask[i - first] = rng_draw(d->stream, i) >= threshold ? kept : 0.0f;
-    for (; i + 4 <= end; i += 4) {
-        struct rng_block r = rng_draw4(d->stream, i / 4);
-        for (int k = 0; k < 4; k++)
-            mask[i - first + (uint64_t)k] = r.v[k] >= threshold ? kept : 0.0f;
+    uint64_t groups = i < end ? (end - i) / 4 : 0;
+    float *whole = mask + (i - first);
+#pragma omp simd
+    for (uint64_t g = 0; g < groups; g++) {
+        struct rng_block r = rng_draw4(d->stream, i / 4 + g);
+        whole[4 * g] = r.v[0] >= threshold ? kept : 0.0f;
+        whole[4 * g + 1] = r.v[1] >= threshold ? kept : 0.0f;
+        whole[4 * g + 2] = r.v[2] >= threshold ? kept : 0.0f;
+        whole[4 * g + 3] = r.v[3] >= threshold ? kept : 0.0f;
     }
+    i += 4 * groups;
     for (; i < end; i++)
         mask[i - first] = rng_draw(d->stream, i) >= threshold ? kept : 0.0f;
 }
@@ -178,12 +184,30 @@ FAST_CLONES static float loss_stats(const float *x, int64_t V, float scale, floa
         low = x[v] < low ? x[v] : low;
     }
     float zm = loss_z(scale < 0.0f ? low : m, scale, cap, inv_cap); /* z is monotone in x */
+    if (cap == 0.0f) {
 #pragma omp simd reduction(+ : sum)
-    for (int64_t v = 0; v < V; v++)
-        sum += fast_exp(loss_z(x[v], scale, cap, inv_cap) - zm);
+        for (int64_t v = 0; v < V; v++)
+            sum += fast_exp(x[v] * scale - zm);
+    } else {
+#pragma omp simd reduction(+ : sum)
+        for (int64_t v = 0; v < V; v++)
+            sum += fast_exp(cap * fast_tanh(x[v] * scale * inv_cap) - zm);
+    }
     *top = m;
     *z_max = zm;
     return sum;
+}
+
+/* The first index that holds `top`. */
+FAST_CLONES static int32_t first_of(const float *x, int32_t V, float top)
+{
+    int32_t best = V;
+#pragma omp simd reduction(min : best)
+    for (int32_t v = 0; v < V; v++) {
+        int32_t at = x[v] == top ? v : V;
+        best = at < best ? at : best;
+    }
+    return best;
 }
 
 /* x = by * exp(z - z_max) * dz / dx. Not from the log of the sum, which large logits round. */
@@ -217,11 +241,8 @@ static void loss_row(const struct loss_args *a, int64_t n)
     float sum = loss_stats(x, a->V, a->logit_scale, cap, &top, &z_max);
     float inv_cap = cap != 0.0f ? 1.0f / cap : 0.0f;
     float z = loss_z(x[target], a->logit_scale, cap, inv_cap);
-    int64_t best = 0;
-    while (best < a->V - 1 && x[best] != top)
-        best++;
     ((float *)a->row_loss)[n] = (z_max - z) + logf(sum);
-    a->row_correct[n] = best == target;
+    a->row_correct[n] = first_of(x, (int32_t)a->V, top) == target;
     if (!a->grad_scale)
         return;
     float by = *a->grad_scale * a->logit_scale, slope = 1.0f;
