@@ -64,17 +64,17 @@ run_suites = tests/run --logs $(B)/tests/logs $(2) $(foreach s,$(1), \
 quoted = '$(subst ','\'',$(1))'
 
 test: deps  ## everything that needs no GPU: install what is missing, build, run every suite
-	@$(SUBMAKE) test-built
+	+@$(SUBMAKE) test-built
 test-built: all $(foreach s,$(TEST_SUITES),$(SUITE_NEEDS_$(s)))
 	@$(call run_suites,$(TEST_SUITES))
 
 asan:  ## the suites of C programs under AddressSanitizer, UBSan and LeakSanitizer
-	@$(SUBMAKE) SAN=address CUDA=0 B=$(B)/asan asan-built
+	+@$(SUBMAKE) SAN=address CUDA=0 B=$(B)/asan asan-built
 asan-built: $(foreach s,$(SANITIZED_SUITES),$(SUITE_NEEDS_$(s)))
 	@$(call run_suites,$(SANITIZED_SUITES),--sanitized)
 
 tsan:  ## castord under ThreadSanitizer, many clients at once (Criterion cannot run under it)
-	@$(SUBMAKE) SAN=thread CUDA=0 B=$(B)/tsan tsan-built
+	+@$(SUBMAKE) SAN=thread CUDA=0 B=$(B)/tsan tsan-built
 tsan-built: $(B)/castord
 	@tests/run --logs $(B)/tests/logs --suite e2e/stress 300 '$(castor_bin) tests/e2e/http_test.py stress'
 
@@ -100,11 +100,11 @@ bench-ops: $(B)/tests/bench/bench_ops  ## time of every CPU op at two models' sh
 
 # --- the demonstration ------------------------------------------------------------------------------
 demo: deps  ## fine-tune a small model through the API on this machine (MODEL=org/name: one from the hub)
-	@$(SUBMAKE) CUDA=0 demo-built
+	+@$(SUBMAKE) CUDA=0 demo-built
 demo-built: all
 	@deploy/demo $(B)
 demo-model: deps $(PYTHON)  ## make the demo's model again: corpus, tokenizer, pretraining by Castor (half an hour)
-	@$(SUBMAKE) all
+	+@$(SUBMAKE) all
 	$(PYTHON) tests/hub/make_demo_model.py prepare $(B)/demo-model
 	$(PYTHON) tests/hub/make_demo_model.py pretrain $(B)/demo-model $(B)
 	$(PYTHON) tests/hub/make_demo_model.py publish $(B)/demo-model
