@@ -212,9 +212,9 @@ static void replace(char **slot, const char *text)
 
 static int config_apply(struct server_config *c, const json_t *root, struct err *err)
 {
-    static const char *const known[] = {
-        "api_keys", "organization", "worker", "threads", "strict_openai_status",
-        "slots",    "limits",       NULL};
+    static const char *const known[] = {"api_keys", "organization",         "worker",
+                                        "threads",  "strict_openai_status", "slots",
+                                        "limits",   "local_model_dirs",     NULL};
     static const char *const known_slots[] = {"cpu", "gpu", NULL};
     const char *worker = NULL, *organization = NULL;
     const json_t *slots = json_object_get(root, "slots");
