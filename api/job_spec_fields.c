@@ -98,7 +98,7 @@ const struct record_field spec_fields[] = {
     WORD("dataset.format", dataset.format, format_words, DATA_AUTO),
     WORD("dataset.loss_on", dataset.loss_on, loss_words, LOSS_ON_ALL),
     INT("dataset.max_seq_length", dataset.max_seq_length, 0, JOB_MAX_SEQ_LENGTH, 0),
-    BOOL("dataset.packing", dataset.packing, false),
+    BOOL("dataset.packing", dataset.packing, true),
     INT("dataset.max_examples", dataset.max_examples, 0, 1e12, 0),
     INT("dataset.min_examples", dataset.min_examples, 0, 1e12, 10),
     REAL("dataset.validation_fraction", dataset.validation_fraction, 0, 0.5, 0, 0),

@@ -1,21 +1,24 @@
 #!/usr/bin/env python3
 """Makes the demonstration's model and data from free text that Debian packages.
 
-    tests/hub/make_demo_model.py prepare OUT    corpus, tokenizer, random weights, a job directory to pretrain
-    (castor-worker OUT/job)                     Castor pretrains the model
-    tests/hub/make_demo_model.py publish OUT    trained weights in fp16 and the demo's data into tests/hub
+    tests/hub/make_demo_model.py prepare OUT              corpus, tokenizer, random weights
+    tests/hub/make_demo_model.py pretrain OUT BUILD_DIR   Castor trains them, as a job through its API
+    tests/hub/make_demo_model.py publish OUT              weights in fp16 and the demo's data into tests/hub
 
-`make demo-model` runs all three. Needs dict-jargon, wordnet-base and tests/requirements.txt.
+`make demo-model` runs all three. Needs dict-jargon, wordnet-base, numpy, safetensors and tokenizers.
 Text: WordNet 3.0 glosses (WordNet licence) for pretraining; the Jargon File 4.4.7 (public domain) is what the
 demo fine-tunes on.
 """
 import gzip
 import json
+import os
 import pathlib
 import random
 import re
 import shutil
+import subprocess
 import sys
+import time
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -25,6 +28,8 @@ HERE = pathlib.Path(__file__).resolve().parent
 REPO = "castor/opt-3m"
 VOCAB, HIDDEN, LAYERS, HEADS, FFN, POSITIONS = 4096, 192, 4, 6, 768, 256
 SEED = 20
+STEPS = 800
+INIT_REPO = "castor/opt-3m-init"
 
 
 def wordnet():
@@ -127,35 +132,64 @@ def make_model(out):
     save_file(t, str(out / "model.safetensors"), metadata={"format": "pt"})
 
 
-def make_job(out, steps):
-    """A stored spec: what castord would write, with a local model. `castor-worker --plan` fills the rest."""
-    job = out / "job"
-    job.mkdir(exist_ok=True)
-    request = {"model": str(out / "model"), "training_file": "file-pretrain", "seed": SEED,
-               "method": {"type": "supervised", "supervised": {"hyperparameters": {"batch_size": 32, "n_epochs": 50}}},
-               "optimization": {"learning_rate": 2e-3, "schedule": "cosine", "warmup_ratio": 0.03, "weight_decay": 0.1,
-                                "beta2": 0.98, "max_steps": steps, "micro_batch_size": 32, "checkpoint_interval": 200,
-                                "eval_interval": 200},
-               "dataset": {"max_seq_length": POSITIONS, "packing": True},
-               "sample_prompts": ["computer:"]}
-    (out / "request.json").write_text(json.dumps(request, indent=2) + "\n")
-
-
-def prepare(out, steps):
-    model = out / "model"
+def prepare(out):
+    model = out / "hub" / "models" / INIT_REPO
     model.mkdir(parents=True, exist_ok=True)
     texts = wordnet()
     write_jsonl(out / "pretrain.jsonl", texts)
     make_tokenizer(texts + jargon(), model)
     make_model(model)
-    make_job(out, steps)
     print(f"{len(texts)} paragraphs, {sum(map(len, texts)) / 1e6:.1f} M characters in {out / 'pretrain.jsonl'}")
+
+
+REQUEST = {
+    "model": INIT_REPO, "seed": SEED,
+    "method": {"type": "supervised", "supervised": {"hyperparameters": {"batch_size": 16, "n_epochs": 50}}},
+    "optimization": {"learning_rate": 2e-3, "schedule": "cosine", "warmup_ratio": 0.03, "weight_decay": 0.1, "beta2": 0.98,
+                     "max_steps": STEPS, "micro_batch_size": 16, "checkpoint_interval": 200, "eval_interval": STEPS},
+    "dataset": {"max_seq_length": POSITIONS, "packing": True},
+}
+
+
+def start(log, *command):
+    """Start a program in the background; returns it and the address it listens on."""
+    process = subprocess.Popen(command, stdout=open(log, "w"), stderr=subprocess.STDOUT)
+    for _ in range(200):
+        found = re.search(r"listening on (http\S+)", log.read_text())
+        if found:
+            return process, found.group(1)
+        time.sleep(0.05)
+    sys.exit(f"{command[0]} did not start, see {log}")
+
+
+def curl(*arguments):
+    return json.loads(subprocess.run(["curl", "-sS", *arguments], capture_output=True, check=True).stdout)
+
+
+def pretrain(out, build):
+    hub, endpoint = start(out / "hub.log", sys.executable, str(HERE / "fixture_hub.py"), "--root", str(out / "hub"),
+                          "--port", "0")
+    os.environ.update(HF_ENDPOINT=endpoint, HF_HUB_CACHE=str(out / "cache"), NO_PROXY="127.0.0.1")
+    castord, base = start(out / "castord.log", f"{build}/castord", "--listen", "127.0.0.1:0", "--state", str(out / "state"))
+    try:
+        data = curl(base + "/v1/files", "-F", "purpose=fine-tune", "-F", f"file=@{out}/pretrain.jsonl")
+        job = curl(base + "/v1/fine_tuning/jobs", "-d", json.dumps(dict(REQUEST, training_file=data["id"])))
+        while job.get("status") not in ("succeeded", "failed", "cancelled", None):
+            time.sleep(5)
+            job = curl(base + "/v1/fine_tuning/jobs/" + job["id"])
+            print(job["status"], (job["progress"] or {}).get("step"), (job["progress"] or {}).get("train_loss"), flush=True)
+        if job.get("status") != "succeeded":
+            sys.exit(f"pretraining failed: {job.get('error')}")
+        shutil.copytree(out / "state" / "jobs" / job["id"] / "output", out / "trained", dirs_exist_ok=True)
+    finally:
+        castord.terminate()
+        hub.terminate()
 
 
 def publish(out):
     target = HERE / "root" / "models" / REPO
     target.mkdir(parents=True, exist_ok=True)
-    source = out / "job" / "output"
+    source = out / "trained"
     for f in ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         shutil.copy(source / f, target / f)
     config = json.loads((source / "config.json").read_text())
@@ -172,7 +206,12 @@ def publish(out):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3 or sys.argv[1] not in ("prepare", "publish"):
+    if len(sys.argv) < 3 or sys.argv[1] not in ("prepare", "pretrain", "publish"):
         sys.exit(__doc__)
     folder = pathlib.Path(sys.argv[2]).resolve()
-    prepare(folder, int(sys.argv[3]) if len(sys.argv) > 3 else 1500) if sys.argv[1] == "prepare" else publish(folder)
+    if sys.argv[1] == "prepare":
+        prepare(folder)
+    elif sys.argv[1] == "pretrain":
+        pretrain(folder, sys.argv[3])
+    else:
+        publish(folder)
