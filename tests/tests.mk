@@ -13,7 +13,7 @@ unit: $(UNIT_BINS)  ## unit tests only
 # Op tests: one program a concern in tests/ops/, on every op table that this machine has.
 OPS_BINS := $(patsubst tests/ops/test_%.c,$(B)/tests/ops/test_%,$(wildcard tests/ops/test_*.c))
 $(foreach p,$(OPS_BINS),$(eval $(call program_rules,$(p),tests/ops/$(notdir $(p)).c \
-	tests/ops/harness.c,kernels)))
+	$(wildcard tests/ops/harness*.c),kernels)))
 
 ops-tests: $(OPS_BINS)  ## ops: gradients in double, and every op table against the double one
 	@$(call run_suites,$(filter ops/%,$(TEST_SUITES)))

@@ -10,8 +10,9 @@
 
 #include "core/alloc.h"
 #include "core/rng.h"
+#include "tests/ops/harness_op.h"
 
-enum { SENTINEL = DEVICE_ALIGN, MAX_TARGETS = 16, NO_SLOT = -1 };
+enum { SENTINEL = DEVICE_ALIGN, MAX_TARGETS = 16 };
 static const unsigned char SENTINEL_BYTE = 0xA5, POISON_BYTE = 0xFF; /* 0xFF...: NaN in all types */
 
 static struct target targets[MAX_TARGETS];
@@ -274,75 +275,6 @@ static bool untouched(const struct bind *b, enum dtype t, const unsigned char *b
     return true;
 }
 
-static int call_op(const struct op_table *t, struct stream *s, enum op op, const void *args)
-{
-    switch (op) {
-    case OP_EMBED_FWD:
-        return t->embed_fwd(s, args);
-    case OP_EMBED_BWD:
-        return t->embed_bwd(s, args);
-    case OP_NORM_FWD:
-        return t->norm_fwd(s, args);
-    case OP_NORM_BWD:
-        return t->norm_bwd(s, args);
-    case OP_LINEAR_FWD:
-        return t->linear_fwd(s, args);
-    case OP_LINEAR_BWD_DATA:
-        return t->linear_bwd_data(s, args);
-    case OP_LINEAR_BWD_WEIGHT:
-        return t->linear_bwd_weight(s, args);
-    case OP_ACT_FWD:
-        return t->act_fwd(s, args);
-    case OP_ACT_BWD:
-        return t->act_bwd(s, args);
-    case OP_ROPE:
-        return t->rope(s, args);
-    case OP_ATTN_FWD:
-        return t->attn_fwd(s, args);
-    case OP_ATTN_BWD:
-        return t->attn_bwd(s, args);
-    case OP_DROPOUT_FWD:
-        return t->dropout_fwd(s, args);
-    case OP_DROPOUT_BWD:
-        return t->dropout_bwd(s, args);
-    case OP_LOSS:
-        return t->loss(s, args);
-    case OP_ADD:
-        return t->add(s, args);
-    case OP_SUMSQ:
-        return t->sumsq(s, args);
-    case OP_CLIP:
-        return t->clip(s, args);
-    case OP_ADAMW:
-        return t->adamw(s, args);
-    case OP_CAST:
-        return t->cast(s, args);
-    case OP_COUNT:
-        break;
-    }
-    abort();
-}
-
-static int workspace_slot(enum op op)
-{
-    switch (op) {
-    case OP_EMBED_BWD:
-        return (int)offsetof(struct embed_args, workspace);
-    case OP_NORM_FWD:
-    case OP_NORM_BWD:
-        return (int)offsetof(struct norm_args, workspace);
-    case OP_LINEAR_FWD:
-    case OP_LINEAR_BWD_DATA:
-    case OP_LINEAR_BWD_WEIGHT:
-        return (int)offsetof(struct linear_args, workspace);
-    case OP_ATTN_FWD:
-    case OP_ATTN_BWD:
-        return (int)offsetof(struct attn_args, workspace);
-    default:
-        return NO_SLOT;
-    }
-}
-
 struct memory { /* of one run */
     unsigned char *image[CASE_BINDS + 1], *device[CASE_BINDS + 1];
     size_t size[CASE_BINDS + 1];
@@ -377,7 +309,7 @@ static void place_tensors(const struct op_case *c, const struct target *t,
         set_slot(args, b->slot, m->device[i] + SENTINEL);
     }
     size_t bytes = t->table->workspace(c->op, args);
-    int slot = workspace_slot(c->op);
+    int slot = op_workspace_slot(c->op);
     assert(bytes == 0 || slot != NO_SLOT);
     m->size[c->n] = bytes + 2 * SENTINEL;
     m->image[c->n] = xmalloc(m->size[c->n]);
@@ -428,7 +360,7 @@ void case_run(const struct op_case *c, const struct target *t, const struct op_t
     memset(r, 0, sizeof *r);
     place_tensors(c, t, like, &args, &m);
     for (int i = 0; i < times && r->rc == 0; i++)
-        r->rc = call_op(t->table, t->stream, c->op, &args);
+        r->rc = op_call(t->table, t->stream, c->op, &args);
     must(device_stream_sync(t->device, t->stream, &err), &err);
     for (int i = 0; i < c->n && r->rc == 0; i++)
         read_tensor(c, t, &m, i, r);
@@ -455,30 +387,6 @@ void result_fini(struct result *r)
 }
 
 /* --- comparing --- */
-
-static double rms(const double *x, int64_t n)
-{
-    double sum = 0;
-    for (int64_t i = 0; i < n; i++)
-        sum += x[i] * x[i];
-    return sqrt(sum / (double)n);
-}
-
-/* The largest |a - b| / allowance; infinity where there is a NaN. */
-static double error_used(const double *a, const double *b, int64_t n, double relative)
-{
-    double scale = rms(b, n), used = 0;
-    if (!isfinite(scale))
-        scale = 0;
-    for (int64_t i = 0; i < n; i++) {
-        double diff = a[i] == b[i] ? 0 : fabs(a[i] - b[i]);
-        double u = diff == 0 ? 0 : diff / (relative * (fabs(b[i]) + scale));
-        if (isnan(u))
-            return INFINITY;
-        used = fmax(used, u);
-    }
-    return used;
-}
 
 /* Sums run in float even where values have 16 bits, so these round a few times only: an eighth of
  * the allowance of the wide types, in units of their own eps. */
@@ -509,7 +417,7 @@ static void compare_one(const struct op_case *c, int ti, const struct result *go
         double eps = fmax(dtype_eps(table->compute), dtype_eps(own));
         if (own == DT_I32)
             eps = 0;
-        double used = error_used(got->v[i], want->v[i], b->rows * b->cols, c->tol * eps);
+        double used = tensor_error(got->v[i], want->v[i], b->rows * b->cols, c->tol * eps);
         worst[ti][c->op] = fmax(worst[ti][c->op], used);
         expect(used <= 1, "%s on %s: %s is off by %.3g times the tolerance", c->title, table->name,
                b->name, used);
@@ -536,7 +444,7 @@ static void compare_twice(const struct op_case *c, int ti, const struct result *
             two[k] = twice.v[i][k] - b->init[k];
         }
         double eps = dtype_eps(bind_dtype(b, t->table));
-        double used = error_used(two, one, n, c->tol * fmax(eps, 0x1p-23));
+        double used = tensor_error(two, one, n, c->tol * fmax(eps, 0x1p-23));
         expect(used <= 1, "%s on %s: %s does not accumulate (%.3g times the tolerance)", c->title,
                t->table->name, b->name, used);
         free(one);
@@ -602,7 +510,7 @@ void check_exact(const struct op_case *c)
 void check_same(const struct op_case *c, const char *what, const double *a, const double *b,
                 int64_t n)
 {
-    double used = error_used(a, b, n, c->tol * DBL_EPSILON);
+    double used = tensor_error(a, b, n, c->tol * DBL_EPSILON);
     expect(used <= 1, "%s: %s is off by %.3g times the tolerance", c->title, what, used);
 }
 
@@ -649,7 +557,7 @@ static void compare_gradient(struct op_case *forward, struct op_case *backward,
         numeric[k] = slope_at(forward, weights, &in->init[k]);
         got[k] = analytic[k] - (out->role == ROLE_ADD ? out->init[k] : 0);
     }
-    double used = error_used(got, numeric, n, 1e-7);
+    double used = tensor_error(got, numeric, n, 1e-7);
     worst_gradient[backward->op] = fmax(worst_gradient[backward->op], used);
     expect(used <= 1, "%s: gradient of %s is off by %.3g times the tolerance", backward->title,
            f->forward, used);
