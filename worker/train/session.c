@@ -70,6 +70,7 @@ static int load_data(struct session *s, struct err *err)
 {
     const struct job_spec *spec = &s->spec;
     struct dataset_options o = {.format = spec->dataset.format,
+                                .loss_on = spec->dataset.loss_on,
                                 .max_seq_length = s->seq_length,
                                 .packing = spec->dataset.packing,
                                 .max_examples = spec->dataset.max_examples,
@@ -157,12 +158,18 @@ static void choose_steps(struct session *s)
         s->total_steps = spec->optimization.max_steps;
 }
 
+enum device_kind session_device(const struct job_spec *spec)
+{
+    bool gpu = spec->resources.device != DEVICE_ONLY_CPU && device_count(DEVICE_CUDA) > 0;
+    return gpu ? DEVICE_CUDA : DEVICE_CPU;
+}
+
 static void choose_rest(struct session *s)
 {
     struct job_spec *spec = &s->spec;
 
     if (spec->precision.compute == COMPUTE_AUTO)
-        spec->precision.compute = COMPUTE_FP32;
+        spec->precision.compute = session_device(spec) == DEVICE_CUDA ? COMPUTE_BF16 : COMPUTE_FP32;
     if (spec->placement.policy == PLACE_AUTO)
         spec->placement.policy = PLACE_CUDA; /* what the planner of this build does */
     spec->parallelism.is_auto = false;

@@ -13,6 +13,7 @@
 #include "api/job_spec.h"
 #include "api/plan_report.h"
 #include "core/err.h"
+#include "kernels/device.h"
 #include "worker/hub/hub.h"
 #include "worker/model/model.h"
 #include "worker/plan/plan.h"
@@ -38,6 +39,9 @@ struct session {
     int64_t steps_per_epoch, total_steps;
     int64_t micro_batch, micro_batches, seq_length, head_rows; /* frozen choices */
 };
+
+/* The device a spec asks for: the GPU when there is one that works, else the CPU. */
+enum device_kind session_device(const struct job_spec *spec);
 
 int session_prepare(const struct job_spec *spec, const struct session_options *options,
                     struct session *out, struct err *err);

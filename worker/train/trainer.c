@@ -25,13 +25,15 @@ enum { LOCK_WAIT_SECONDS = 10 };
 
 int trainer_open_device(const struct job_spec *spec, struct device **out, struct err *err)
 {
-    bool gpu = spec->resources.device != DEVICE_ONLY_CPU && device_count(DEVICE_CUDA) > 0;
-    if (spec->resources.device == DEVICE_ONLY_GPU && !gpu)
-        return err_set(err, ERR_UNSUPPORTED,
-                       "the job asks for a GPU and this machine has none that works; set "
-                       "resources.device to \"auto\" or \"cpu\"");
+    enum device_kind kind = session_device(spec);
+    if (spec->resources.device == DEVICE_ONLY_GPU && kind != DEVICE_CUDA) {
+        int rc = err_set(err, ERR_UNSUPPORTED,
+                         "the job asks for a GPU and this machine has none that works; set "
+                         "resources.device to \"auto\" or \"cpu\"");
+        return err_set_param(err, rc, "resources.device");
+    }
     struct device_options o = {.memory_limit = (size_t)spec->placement.gpu_memory_limit};
-    return device_open(gpu ? DEVICE_CUDA : DEVICE_CPU, 0, &o, out, err);
+    return device_open(kind, 0, &o, out, err);
 }
 
 int trainer_pick_ops(struct device *d, const struct job_spec *spec, const struct op_table **out,
@@ -41,10 +43,13 @@ int trainer_pick_ops(struct device *d, const struct job_spec *spec, const struct
                          : spec->precision.compute == COMPUTE_FP16 ? DT_F16
                                                                    : DT_F32;
     const struct op_table *ops = device_ops(d, compute);
-    if (!ops)
-        return err_set(err, ERR_UNSUPPORTED,
-                       "%s does not compute in %s; set precision.compute to \"fp32\"", d->name,
-                       dtype_name(compute));
+    if (!ops) {
+        int rc = err_set(err, ERR_UNSUPPORTED,
+                         "%s does not compute in %s; set precision.compute to \"fp32\"", d->name,
+                         dtype_name(compute));
+        err_set_reason(err, rc, "unsupported_precision");
+        return err_set_param(err, rc, "precision.compute");
+    }
     *out = ops;
     return 0;
 }
