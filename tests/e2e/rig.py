@@ -29,7 +29,7 @@ SPEC = {
               "validation_file": {"path": None, "filename": None, "bytes": 0}},
     "metadata": None, "suffix": None, "seed": 7,
     "hyperparameters": {"n_epochs": 1, "batch_size": 4, "learning_rate_multiplier": "auto"},
-    "dataset": {"format": "auto", "loss_on": "all", "max_seq_length": 32, "packing": False, "max_examples": 0,
+    "dataset": {"format": "auto", "loss_on": "auto", "max_seq_length": 32, "packing": False, "max_examples": 0,
                 "min_examples": 10, "validation_fraction": 0.0},
     "optimization": {"learning_rate": 0.01, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-08, "weight_decay": 0.01,
                      "schedule": "linear", "warmup_ratio": 0.0, "max_grad_norm": 1.0, "max_steps": 0,
@@ -161,6 +161,11 @@ def make_data(n, seed=3):
 
 # ---- jobs ----------------------------------------------------------------------------------------------------
 
+def environment(root):
+    """For castor-worker. Threads that wait must sleep: tests run beside others on few cores."""
+    return {**os.environ, "XDG_CACHE_HOME": os.path.join(root, "cache"), "OMP_WAIT_POLICY": "passive"}
+
+
 def merge(into, changes):
     for key, value in changes.items():
         if isinstance(value, dict) and isinstance(into.get(key), dict):
@@ -187,7 +192,7 @@ class Job:
             self.spec["validation_file"] = "file-valid"
             self.add_file("validation_file", make_data(validation, seed=9))
         write_json(os.path.join(self.dir, "spec.json"), self.spec)
-        self.env = {**os.environ, "XDG_CACHE_HOME": os.path.join(root, "cache")}
+        self.env = environment(root)
 
     def add_file(self, which, text):
         path = os.path.join(self.dir, which + ".jsonl")
