@@ -51,7 +51,8 @@ struct auto_real {
 };
 
 enum data_format { DATA_AUTO, DATA_TEXT, DATA_PROMPT, DATA_MESSAGES, DATA_PLAIN };
-enum loss_on { LOSS_ON_ALL, LOSS_ON_ASSISTANT };
+/* AUTO: a text as a whole; of prompts and conversations what the model is to answer. */
+enum loss_on { LOSS_ON_AUTO, LOSS_ON_ALL, LOSS_ON_ASSISTANT };
 enum lr_schedule { LR_CONSTANT, LR_LINEAR, LR_COSINE };
 enum compute_dtype { COMPUTE_AUTO, COMPUTE_FP32, COMPUTE_BF16, COMPUTE_FP16, COMPUTE_FP8 };
 enum state_dtype { STATE_FP32, STATE_BF16, STATE_INT8 }; /* master weights or moments */

@@ -17,7 +17,7 @@ enum {
 };
 
 static const char *const format_words[] = {"auto", "text", "prompt", "messages", "plain", NULL};
-static const char *const loss_words[] = {"all", "assistant", NULL};
+static const char *const loss_words[] = {"auto", "all", "assistant", NULL};
 static const char *const schedule_words[] = {"constant", "linear", "cosine", NULL};
 static const char *const compute_words[] = {"auto", "fp32", "bf16", "fp16", "fp8", NULL};
 static const char *const state_words[] = {"fp32", "bf16", "int8", NULL};
@@ -96,7 +96,7 @@ const struct record_field spec_fields[] = {
     AUTO_REAL(HYPER "learning_rate_multiplier", hyper.learning_rate_multiplier, 0, 1e6, ABOVE),
 
     WORD("dataset.format", dataset.format, format_words, DATA_AUTO),
-    WORD("dataset.loss_on", dataset.loss_on, loss_words, LOSS_ON_ALL),
+    WORD("dataset.loss_on", dataset.loss_on, loss_words, LOSS_ON_AUTO),
     INT("dataset.max_seq_length", dataset.max_seq_length, 0, JOB_MAX_SEQ_LENGTH, 0),
     BOOL("dataset.packing", dataset.packing, true),
     INT("dataset.max_examples", dataset.max_examples, 0, 1e12, 0),

@@ -6,14 +6,15 @@
 #include <string.h>
 
 #include "core/alloc.h"
+#include "worker/text/encode.h"
 #include "worker/text/examples.h"
 #include "worker/text/rows.h"
 
 struct dataset {
-    int32_t *tokens; /* of all examples, one behind the other */
+    int32_t *tokens; /* of all examples, one behind the other, marked as encode_example does */
     int64_t *starts; /* [n_examples + 1] into tokens */
     int64_t *source; /* [n_sources + 1]: the first example of each line or paragraph */
-    int64_t n_examples, n_sources, longest_source;
+    int64_t n_examples, n_sources, longest_source, n_targets;
     struct rows rows;
     int64_t row_length;
     bool packing;
@@ -37,9 +38,9 @@ void dataset_destroy(struct dataset *d)
 /* Growing arrays of a set that is being loaded. */
 struct loading {
     struct dataset *d;
-    const struct tokenizer *tokenizer;
+    struct example_encoder encoder;
     const struct dataset_options *options;
-    struct token_list ids; /* of the current example */
+    struct token_list ids; /* of the current example, marked */
     int64_t tokens_cap, starts_cap, source_cap;
     bool full; /* max_examples reached */
 };
@@ -78,7 +79,18 @@ static int64_t cut_length(int64_t left, int64_t row_length)
     return left == row_length + 1 ? row_length - 1 : row_length;
 }
 
-static int add_example(struct loading *l, struct err *err)
+/* Of n marked tokens that begin an example; the first one cannot be a target. */
+static int64_t count_targets(const int32_t *marked, int64_t n)
+{
+    int64_t targets = 0;
+
+    for (int64_t i = 1; i < n; i++)
+        targets += marked_is_trained(marked[i]);
+    return targets;
+}
+
+/* Cut the current example; parts without a target are left out, and *kept says if any stayed. */
+static int add_example(struct loading *l, bool *kept, struct err *err)
 {
     struct dataset *d = l->d;
     const struct token_list *ids = &l->ids;
@@ -96,11 +108,19 @@ static int add_example(struct loading *l, struct err *err)
     d->source = source;
     if (rc != 0)
         return rc;
-    memcpy(d->tokens + base, ids->ids, (size_t)ids->n * sizeof(*d->tokens));
-    for (int64_t done = 0; done < ids->n;) {
-        done += cut_length(ids->n - done, d->row_length);
-        d->starts[++d->n_examples] = base + done;
+    for (int64_t at = 0, n; at < ids->n; at += n) {
+        n = cut_length(ids->n - at, d->row_length);
+        int64_t targets = count_targets(ids->ids + at, n);
+        if (targets == 0)
+            continue;
+        base = total_tokens(d);
+        memcpy(d->tokens + base, ids->ids + at, (size_t)n * sizeof(*d->tokens));
+        d->starts[++d->n_examples] = base + n;
+        d->n_targets += targets;
     }
+    *kept = d->n_examples > d->source[d->n_sources];
+    if (!*kept)
+        return 0;
     d->source[++d->n_sources] = d->n_examples;
     if (ids->n > d->longest_source)
         d->longest_source = ids->n;
@@ -120,22 +140,32 @@ static int refuse_line(void *ud, int64_t line, const char *message, struct err *
                                                                 : "invalid_training_file");
 }
 
-static int load_example(void *ud, int64_t line, const char *text, size_t n, struct err *err)
+static int load_example(void *ud, int64_t line, const struct example *example, struct err *err)
 {
     struct loading *l = ud;
-    int32_t eos = tokenizer_eos(l->tokenizer);
     struct err bad = {0};
+    bool kept = false;
+    int rc = 0;
 
     l->ids.n = 0;
-    if (tokenizer_encode(l->tokenizer, text, n, true, &l->ids, &bad) != 0)
+    rc = encode_example(&l->encoder, example, &l->ids, &bad);
+    if (rc == ERR_UNSUPPORTED) {
+        rc = err_set(err, rc, "%s, line %" PRId64 ": %s", l->options->name, line, bad.msg);
+        rc = err_set_param(err, rc, l->options->param);
+        return err_set_reason(err, rc, bad.reason);
+    }
+    if (rc != 0)
         return refuse_line(l, line, bad.msg, err);
-    /* A lone first token is the prefix, which for some models is the same token as eos. */
-    if (l->ids.n < 2 || l->ids.ids[l->ids.n - 1] != eos)
-        token_list_add(&l->ids, eos);
     if (l->ids.n < 2)
         return refuse_line(l, line, "the text has nothing the tokenizer knows", err);
-    int rc = add_example(l, err);
+    TRY(add_example(l, &kept, err));
+    if (!kept)
+        return refuse_line(l, line,
+                           "there is no token to train on; an assistant's message with another "
+                           "weight than 0 is needed, or a larger dataset.max_seq_length",
+                           err);
     l->full = l->d->n_sources == l->options->max_examples;
+out:
     return rc == 0 && l->full ? ERR_CANCELLED : rc; /* ends the reading, see dataset_load */
 }
 
@@ -163,8 +193,11 @@ int dataset_load(const char *path, const struct tokenizer *tokenizer,
                  const struct dataset_options *options, struct dataset **out, struct err *err)
 {
     struct dataset *d = xcalloc(1, sizeof(*d));
-    struct loading l = {
-        .d = d, .tokenizer = tokenizer, .options = options, .starts_cap = 1, .source_cap = 1};
+    struct loading l = {.d = d,
+                        .encoder = {.tokenizer = tokenizer, .loss_on = options->loss_on},
+                        .options = options,
+                        .starts_cap = 1,
+                        .source_cap = 1};
     int rc = 0;
 
     assert(options->max_seq_length > 1);
@@ -200,7 +233,7 @@ void dataset_get_stats(const struct dataset *d, struct dataset_stats *out)
         .examples = d->n_examples,
         .sources = d->n_sources,
         .tokens = total_tokens(d),
-        .target_tokens = total_tokens(d) - d->n_examples, /* all but each example's first */
+        .target_tokens = d->n_targets,
         .rows = d->rows.n,
         .longest_example = d->longest_source,
     };
@@ -215,7 +248,7 @@ struct checking {
     bool stopped;
 };
 
-static int count_example(void *ud, int64_t line, const char *text, size_t n, struct err *err)
+static int count_example(void *ud, int64_t line, const struct example *example, struct err *err)
 {
     ((struct checking *)ud)->examples++;
     return 0;
@@ -255,6 +288,15 @@ static int64_t longest_of(const struct dataset *d, int64_t from, int64_t to)
     return longest;
 }
 
+static int64_t count_all_targets(const struct dataset *d)
+{
+    int64_t targets = 0;
+
+    for (int64_t i = 0; i < d->n_examples; i++)
+        targets += count_targets(d->tokens + d->starts[i], d->starts[i + 1] - d->starts[i]);
+    return targets;
+}
+
 /* A new set of the sources [from, to). */
 static int copy_part(const struct dataset *d, int64_t from, int64_t to, struct dataset **out,
                      struct err *err)
@@ -283,6 +325,7 @@ static int copy_part(const struct dataset *d, int64_t from, int64_t to, struct d
         part->starts[i] = d->starts[first + i] - base;
     for (int64_t i = 0; i <= part->n_sources; i++)
         part->source[i] = d->source[from + i] - first;
+    part->n_targets = count_all_targets(part);
     TRY(make_rows(part, err));
     *out = part;
     part = NULL;
@@ -317,6 +360,7 @@ int dataset_split(struct dataset *d, double fraction, struct dataset **validatio
     }
     rows_fini(&old_rows);
     d->n_sources = kept;
+    d->n_targets -= last->n_targets;
     d->longest_source = longest_of(d, 0, kept);
     *validation = last;
     last = NULL;
@@ -346,12 +390,13 @@ static void fill_row(const struct dataset *d, int64_t row, int64_t b, struct bat
         int64_t start = d->starts[d->rows.members[m]], end = d->starts[d->rows.members[m] + 1];
         int32_t first = (int32_t)at;
         for (int64_t i = start; i < end; i++, at++) {
-            tokens[at] = d->tokens[i];
-            targets[at] = i + 1 < end ? d->tokens[i + 1] : TARGET_IGNORE;
+            tokens[at] = marked_id(d->tokens[i]);
+            targets[at] = i + 1 < end && marked_is_trained(d->tokens[i + 1]) ? d->tokens[i + 1]
+                                                                             : TARGET_IGNORE;
             positions[at] = (int32_t)(i - start);
             first_key[at] = first;
         }
-        batch->n_targets += end - start - 1;
+        batch->n_targets += count_targets(d->tokens + start, end - start);
     }
     batch->n_tokens += at;
     for (; at < batch->T; at++) {
@@ -377,8 +422,10 @@ int64_t dataset_count_targets(const struct dataset *d, int64_t epoch, int64_t fi
 
     for (int64_t i = first_row; i < first_row + rows && i < d->rows.n; i++) {
         int64_t row = row_at(d, epoch, i);
-        for (int64_t m = d->rows.first[row]; m < d->rows.first[row + 1]; m++)
-            targets += d->starts[d->rows.members[m] + 1] - d->starts[d->rows.members[m]] - 1;
+        for (int64_t m = d->rows.first[row]; m < d->rows.first[row + 1]; m++) {
+            int64_t start = d->starts[d->rows.members[m]];
+            targets += count_targets(d->tokens + start, d->starts[d->rows.members[m] + 1] - start);
+        }
     }
     return targets;
 }

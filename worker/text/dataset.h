@@ -2,14 +2,14 @@
  * Data sets: a file becomes tokenized examples, examples become rows of fixed length, rows become
  * batches.
  *
- * Formats: JSONL with {"text"} (other members are metadata and ignored, but those of another
- * training format are refused), and plain text (an example is a paragraph: lines without a blank
- * one between). An example is: special prefix (bos where the tokenizer's template has one), the
- * text's tokens, the end-of-text token, which is always a target and never masked because it equals
- * the pad id. It is not doubled where the text or the template ends with it.
+ * Formats: JSONL in the shapes of worker/text/shapes.h (texts, prompts with completions,
+ * instructions, conversations), and plain text (an example is a paragraph: lines without a blank
+ * one between). worker/text/encode.h says which tokens an example becomes and which of them are
+ * trained on; the others are input only: their targets are TARGET_IGNORE.
  *
  * An example longer than a row is cut into several, each a new example; a cut never leaves a last
- * part of one token, since that one could not be a target.
+ * part of one token, since that one could not be a target. A part without any target (of a long
+ * prompt) is left out.
  *
  * Packing puts examples one behind the other in rows of max_seq_length tokens (first fit in
  * shuffled order, worker/text/rows.h); attention and positions start again at each example. Without
@@ -37,8 +37,10 @@ enum { TARGET_IGNORE = -100 };
 struct dataset;
 
 struct dataset_options {
-    enum data_format format; /* DATA_AUTO: by the file's first line */
-    int64_t max_seq_length;  /* row length in tokens, > 1           */
+    enum data_format
+        format; /* DATA_AUTO: by the file's first line, then by each object's members */
+    enum loss_on loss_on;
+    int64_t max_seq_length; /* row length in tokens, > 1           */
     bool packing;
     int64_t max_examples, min_examples; /* of the file, before cutting; 0 = no bound */
     uint64_t seed;                      /* of packing and order */
@@ -47,10 +49,10 @@ struct dataset_options {
 };
 
 struct dataset_stats {
-    int64_t examples; /* after cutting at max_seq_length */
-    int64_t sources;  /* lines or paragraphs of the file */
-    int64_t tokens, target_tokens, rows;
-    int64_t longest_example; /* in tokens, before cutting */
+    int64_t examples;                    /* after cutting at max_seq_length */
+    int64_t sources;                     /* lines or paragraphs of the file */
+    int64_t tokens, target_tokens, rows; /* parts without a target are not counted */
+    int64_t longest_example;             /* in tokens, before cutting */
 };
 
 /* What a bad line looks like; used by `castor-worker --check`, which wants all of them. Return

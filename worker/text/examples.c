@@ -8,8 +8,9 @@
 
 struct reading {
     struct line_reader lines;
-    enum data_format format;
-    struct buf paragraph; /* plain: the example so far */
+    enum data_format format; /* DATA_AUTO, DATA_PLAIN or DATA_TEXT: any JSONL */
+    enum data_format shape;  /* of the objects */
+    struct buf paragraph;    /* plain: the example so far */
     int64_t paragraph_line;
     bool paragraph_bad;
     example_fn fn;
@@ -30,47 +31,10 @@ static enum data_format guess_format(const struct buf *line)
                                                                                       : DATA_PLAIN;
 }
 
-/* What is wrong with the line's object as an example, in `why`; false when nothing is. */
-static bool find_fault(const json_t *object, char *why, size_t cap)
-{
-    static const char *const other_shapes[] = {
-        "prompt", "completion", "messages", "conversations", "instruction", "chosen", "rejected"};
-    static const char *const kinds[] = {
-        [JSON_OBJECT] = "an object", [JSON_ARRAY] = "an array", [JSON_STRING] = "a string",
-        [JSON_INTEGER] = "a number", [JSON_REAL] = "a number",  [JSON_TRUE] = "true",
-        [JSON_FALSE] = "false",      [JSON_NULL] = "null",
-    };
-    const json_t *text = json_object_get(object, "text");
-
-    if (!json_is_object(object)) {
-        snprintf(why, cap, "the line is %s, not an object like {\"text\": \"...\"}%s",
-                 kinds[json_typeof(object)],
-                 json_is_array(object) ? "; write one example a line, without an array around"
-                                       : "");
-        return true;
-    }
-    for (size_t i = 0; i < sizeof(other_shapes) / sizeof(other_shapes[0]); i++)
-        if (json_object_get(object, other_shapes[i])) {
-            snprintf(why, cap,
-                     "the line has \"%s\"; only examples of the form {\"text\": \"...\"} can be "
-                     "trained on, so write the whole text in one string",
-                     other_shapes[i]);
-            return true;
-        }
-    if (!text)
-        snprintf(why, cap, "the object has no \"text\"; an example is {\"text\": \"...\"}");
-    else if (!json_is_string(text))
-        snprintf(why, cap, "\"text\" must be a string, not %s", kinds[json_typeof(text)]);
-    else if (json_string_length(text) == 0)
-        snprintf(why, cap, "\"text\" is empty; remove the line");
-    else
-        return false;
-    return true;
-}
-
 static int take_json_line(struct reading *r, struct err *err)
 {
     int64_t number = r->lines.number;
+    struct example example = {0};
     struct err bad = {0};
     json_t *object = NULL;
     char why[256];
@@ -79,14 +43,13 @@ static int take_json_line(struct reading *r, struct err *err)
     if (is_blank(&r->lines.line))
         return 0;
     if (json_parse_limited(r->lines.line.data, r->lines.line.len, LINE_MAX_BYTES,
-                           JSON_MAX_DEPTH_REQUEST, &object, &bad) != 0) {
+                           JSON_MAX_DEPTH_REQUEST, &object, &bad) != 0)
         rc = r->fault_fn(r->ud, number, bad.msg, err);
-    } else if (find_fault(object, why, sizeof(why))) {
+    else if (!shape_read(object, r->shape, &example, why, sizeof(why)))
         rc = r->fault_fn(r->ud, number, why, err);
-    } else {
-        const json_t *text = json_object_get(object, "text");
-        rc = r->fn(r->ud, number, json_string_value(text), json_string_length(text), err);
-    }
+    else
+        rc = r->fn(r->ud, number, &example, err);
+    example_fini(&example);
     json_decref(object);
     return rc;
 }
@@ -95,8 +58,11 @@ static int end_paragraph(struct reading *r, struct err *err)
 {
     int rc = 0;
 
-    if (r->paragraph.len > 0 && !r->paragraph_bad)
-        rc = r->fn(r->ud, r->paragraph_line, r->paragraph.data, r->paragraph.len, err);
+    if (r->paragraph.len > 0 && !r->paragraph_bad) {
+        struct example example = {
+            .kind = EXAMPLE_TEXT, .text = r->paragraph.data, .n = r->paragraph.len};
+        rc = r->fn(r->ud, r->paragraph_line, &example, err);
+    }
     buf_clear(&r->paragraph);
     r->paragraph_bad = false;
     return rc;
@@ -137,17 +103,16 @@ static int take_line(struct reading *r, enum line_fault fault, struct err *err)
 int examples_read(const char *path, enum data_format format, example_fn fn,
                   example_fault_fn fault_fn, void *ud, struct err *err)
 {
-    struct reading r = {.format = format, .fn = fn, .fault_fn = fault_fn, .ud = ud};
+    bool is_jsonl = format != DATA_AUTO && format != DATA_PLAIN;
+    struct reading r = {.format = is_jsonl ? DATA_TEXT : format,
+                        .shape = format,
+                        .fn = fn,
+                        .fault_fn = fault_fn,
+                        .ud = ud};
     enum line_fault fault;
     bool got;
     int rc = 0;
 
-    if (format == DATA_PROMPT || format == DATA_MESSAGES) {
-        rc = err_set(err, ERR_UNSUPPORTED,
-                     "data sets of prompts and of messages cannot be trained on; use lines of "
-                     "{\"text\": \"...\"}");
-        return err_set_reason(err, rc, "unsupported_dataset_format");
-    }
     TRY(line_reader_init(&r.lines, path, err));
     for (;;) {
         TRY(line_reader_next(&r.lines, &got, &fault, err));

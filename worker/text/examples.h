@@ -1,9 +1,9 @@
 /*
- * The examples of a data file, one text after the other, and what is wrong with its lines. Knows
+ * The examples of a data file, one after the other, and what is wrong with its lines. Knows
  * formats, not tokens.
  *
- *   JSONL  one object a line with a "text" string; other members are metadata and ignored, unless
- *          they are those of another training format. Blank lines are passed over.
+ *   JSONL  one object a line, in one of the shapes of worker/text/shapes.h. Blank lines are passed
+ *          over.
  *   plain  an example is a run of lines without a blank one between, joined by newlines.
  */
 #ifndef CASTOR_WORKER_TEXT_EXAMPLES_H
@@ -11,13 +11,15 @@
 
 #include "api/job_spec.h"
 #include "core/err.h"
+#include "worker/text/shapes.h"
 
 /* One example; `line` is its first. Non-zero stops the reading and is returned. */
-typedef int (*example_fn)(void *ud, int64_t line, const char *text, size_t n, struct err *err);
+typedef int (*example_fn)(void *ud, int64_t line, const struct example *example, struct err *err);
 /* A bad line; non-zero stops the reading, which then is the result. */
 typedef int (*example_fault_fn)(void *ud, int64_t line, const char *message, struct err *err);
 
-/* DATA_AUTO: JSONL when the first line that is not blank begins with '{' or "[{", else plain. */
+/* DATA_AUTO: JSONL when the first line that is not blank begins with '{' or "[{", else plain; the
+ * shape of each object is then found by its members. */
 int examples_read(const char *path, enum data_format format, example_fn fn,
                   example_fault_fn fault_fn, void *ud, struct err *err);
 

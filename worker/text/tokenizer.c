@@ -65,6 +65,22 @@ static int add_raw_part(void *ud, int32_t index, const char *text, size_t n, str
     return added_set_split(&e->t->normalized_set, normal, normal_n, add_normalized_part, e, err);
 }
 
+static void add_all(struct token_list *out, const struct token_list *ids)
+{
+    for (int64_t i = 0; i < ids->n; i++)
+        token_list_add(out, ids->ids[i]);
+}
+
+void tokenizer_add_before(const struct tokenizer *t, struct token_list *out)
+{
+    add_all(out, &t->post.before);
+}
+
+void tokenizer_add_after(const struct tokenizer *t, struct token_list *out)
+{
+    add_all(out, &t->post.after);
+}
+
 int tokenizer_encode(const struct tokenizer *t, const char *text, size_t bytes, bool add_special,
                      struct token_list *out, struct err *err)
 {
@@ -78,11 +94,11 @@ int tokenizer_encode(const struct tokenizer *t, const char *text, size_t bytes, 
     size_t good = utf8_check(text, bytes);
     if (good < bytes)
         return err_set(err, ERR_INVALID, "the text is not valid UTF-8 at byte %zu", good);
-    for (int64_t i = 0; add_special && i < t->post.before.n; i++)
-        token_list_add(out, t->post.before.ids[i]);
+    if (add_special)
+        tokenizer_add_before(t, out);
     rc = added_set_split(&t->raw_set, text, bytes, add_raw_part, &e, err);
-    for (int64_t i = 0; add_special && i < t->post.after.n; i++)
-        token_list_add(out, t->post.after.ids[i]);
+    if (add_special)
+        tokenizer_add_after(t, out);
     if (rc != 0)
         out->n = old_n;
     buf_fini(&e.normalized);

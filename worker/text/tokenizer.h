@@ -44,6 +44,9 @@ void tokenizer_destroy(struct tokenizer *t);
  * failure `out` is as before. */
 int tokenizer_encode(const struct tokenizer *t, const char *text, size_t bytes, bool add_special,
                      struct token_list *out, struct err *err);
+/* For a text that is encoded in parts: what the template writes in front and behind. */
+void tokenizer_add_before(const struct tokenizer *t, struct token_list *out);
+void tokenizer_add_after(const struct tokenizer *t, struct token_list *out);
 /* Append the text of ids; invalid UTF-8 becomes U+FFFD. skip_special leaves special tokens out. Ids
  * out of range are an error; an id in range that no token has is passed over. */
 int tokenizer_decode(const struct tokenizer *t, const int32_t *ids, int64_t n, bool skip_special,

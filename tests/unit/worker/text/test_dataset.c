@@ -80,8 +80,35 @@ Test(dataset, tells_what_is_wrong_with_each_line)
         {"{}", "no \"text\""},
         {"[{\"text\": \"a\"}]", "without an array"},
         {"\"a\"", "a string, not an object"},
-        {"{\"prompt\": \"a\", \"completion\": \"b\"}", "\"prompt\""},
-        {"{\"messages\": []}", "\"messages\""},
+        {"{\"prompt\": \"a\"}", "no \"completion\""},
+        {"{\"completion\": \"a\"}", "no \"prompt\""},
+        {"{\"prompt\": [], \"completion\": \"b\"}", "\"prompt\" must be a string, not an array"},
+        {"{\"prompt\": \"a\", \"completion\": \"b\", \"text\": \"c\"}",
+         "both \"prompt\" and \"text\""},
+        {"{\"prompt\": \"a\", \"chosen\": \"b\", \"rejected\": \"c\"}", "preference"},
+        {"{\"instruction\": \"a\"}", "no \"output\""},
+        {"{\"instruction\": \"\", \"output\": \"a\"}", "\"instruction\" is empty"},
+        {"{\"instruction\": \"a\", \"input\": 1, \"output\": \"a\"}", "\"input\" must be"},
+        {"{\"instruction\": \"a\", \"output\": \"a\", \"history\": [[\"a\"]]}", "history[0]"},
+        {"{\"instruction\": \"a\", \"output\": \"a\", \"history\": {}}", "must be an array"},
+        {"{\"messages\": []}", "nothing to learn"},
+        {"{\"messages\": {}}", "must be an array, not an object"},
+        {"{\"messages\": [1]}", "messages[0] must be an object"},
+        {"{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}", "nothing to learn"},
+        {"{\"messages\": [{\"role\": \"robot\", \"content\": \"a\"}]}",
+         "messages[0].role is \"robot\""},
+        {"{\"messages\": [{\"content\": \"a\"}]}", "role must be a string, not missing"},
+        {"{\"messages\": [{\"role\": \"assistant\"}]}", "content must be a string, not missing"},
+        {"{\"messages\": [{\"role\": \"assistant\", \"content\": \"a\", \"weight\": 0.5}]}",
+         "weight"},
+        {"{\"messages\": [{\"role\": \"assistant\", \"content\": [{\"type\": \"image_url\"}]}]}",
+         "only text can be"},
+        {"{\"messages\": [{\"role\": \"assistant\", \"content\": \"a\"}], \"tools\": 1}",
+         "\"tools\""},
+        {"{\"conversations\": [{\"from\": \"who\", \"value\": \"a\"}]}",
+         "conversations[0].from is who"},
+        {"{\"conversations\": [{\"from\": \"gpt\"}]}", "conversations[0].value"},
+        {"{\"conversations\": [{\"from\": \"human\", \"value\": \"a\"}]}", "nothing to learn"},
         {"{\"text\": \"a\", \"text\": \"b\"}", "not valid"},
         {"{\"text\": \"a\\u0000b\"}", "not valid"},
         {"{\"text\": \"a\\ud800\"}", "not valid"},
@@ -182,10 +209,9 @@ Test(dataset, load_stops_at_the_first_bad_line_with_its_number)
     cr_expect_not_null(strstr(err.msg, "has 1 example,"), "%s", err.msg);
 
     err_clear(&err);
-    o.format = DATA_MESSAGES;
-    cr_expect_eq(dataset_load(path, t, &o, &set, &err), ERR_UNSUPPORTED);
-    err_clear(&err);
-    cr_expect_eq(dataset_load("/no/such/file", t, &o, &set, &err), ERR_UNSUPPORTED);
+    o.format = DATA_PROMPT;
+    cr_expect_eq(dataset_load(path, t, &o, &set, &err), ERR_INVALID);
+    cr_expect_not_null(strstr(err.msg, "line 1: the object has no \"prompt\""), "%s", err.msg);
     err_clear(&err);
     o.format = DATA_AUTO;
     cr_expect_eq(dataset_load("/no/such/file", t, &o, &set, &err), ERR_NOT_FOUND);
@@ -319,6 +345,8 @@ static char **expected(const struct tokenizer *t, int n, int64_t T, int64_t *cou
         for (int64_t at = 0, end; at < ids.n; at = end) {
             struct buf text = {0};
             end = ids.n - at <= T ? ids.n : ids.n - at == T + 1 ? at + T - 1 : at + T;
+            if (end - at == 1) /* nothing to train on; in rows of two */
+                continue;
             for (int64_t m = at; m < end; m++)
                 buf_printf(&text, "%d ", ids.ids[m]);
             texts[k++] = buf_take(&text);
@@ -468,6 +496,103 @@ Test(dataset, eos_is_not_doubled)
     dataset_destroy(set);
     scratch_dir_fini(&d);
     tokenizer_destroy(t);
+}
+
+/* --- what is trained on ----------------------------------------------------------------------- */
+
+/* "token:target ..." of the set's rows of 32, one row a line; padding left out, "_" is no target.
+ */
+static char *show_rows(const char *lines, struct dataset_options o, struct err *err)
+{
+    struct tokenizer *t = load_tokenizer();
+    struct dataset_stats stats;
+    struct dataset *set = NULL;
+    struct scratch_dir d;
+    struct batch b;
+    struct buf out = {0};
+
+    scratch_dir_init(&d);
+    o.packing = false;
+    int rc = dataset_load(scratch_dir_text(&d, "f", lines), t, &o, &set, err);
+    scratch_dir_fini(&d);
+    if (rc == 0) {
+        dataset_get_stats(set, &stats);
+        batch_init(&b, stats.rows, o.max_seq_length);
+        dataset_fill(set, 0, 0, &b);
+        cr_expect_eq(b.n_targets, stats.target_tokens);
+        cr_expect_eq(b.n_targets, dataset_count_targets(set, 0, 0, stats.rows));
+        for (int64_t r = 0; r < stats.rows; r++) {
+            for (int64_t i = r * b.T; i < (r + 1) * b.T && b.tokens[i] != PAD; i++) {
+                struct buf word = {0};
+                cr_assert_eq(tokenizer_decode(t, &b.tokens[i], 1, false, &word, NULL), 0);
+                buf_printf(&out, "[%s]", buf_str(&word));
+                buf_clear(&word);
+                cr_assert(b.targets[i] == TARGET_IGNORE || b.targets[i] == b.tokens[i + 1]);
+                buf_add_str(&out, b.targets[i] == TARGET_IGNORE ? "" : ">");
+                buf_fini(&word);
+            }
+            buf_add_char(&out, '\n');
+        }
+        batch_fini(&b);
+        dataset_destroy(set);
+    }
+    tokenizer_destroy(t);
+    return buf_take(&out);
+}
+
+static void expect_rows(const char *lines, enum loss_on loss_on, int64_t length, const char *want)
+{
+    struct dataset_options o = options();
+    struct err err = {0};
+
+    o.loss_on = loss_on;
+    o.max_seq_length = length;
+    char *got = show_rows(lines, o, &err);
+    cr_expect_str_eq(err.msg, "", "%s: %s", lines, err.msg);
+    cr_expect_str_eq(got, want, "%s: %s", lines, got);
+    free(got);
+}
+
+Test(dataset, completions_are_trained_on_and_prompts_are_not)
+{
+    static const char one[] = "{\"prompt\": \"a b\", \"completion\": \" the a\"}";
+
+    /* '>' stands behind a token whose successor is a target. */
+    expect_rows(one, LOSS_ON_AUTO, 32, "[<s>][a][ b]>[ the]>[ a]>[</s>]\n");
+    expect_rows(one, LOSS_ON_ASSISTANT, 32, "[<s>][a][ b]>[ the]>[ a]>[</s>]\n");
+    expect_rows(one, LOSS_ON_ALL, 32, "[<s>]>[a]>[ b]>[ the]>[ a]>[</s>]\n");
+    expect_rows("{\"text\": \"a b\"}", LOSS_ON_AUTO, 32, "[<s>]>[a]>[ b]>[</s>]\n");
+    expect_rows("{\"text\": \"a b\"}", LOSS_ON_ASSISTANT, 32, "[<s>]>[a]>[ b]>[</s>]\n");
+    /* No token lies on both sides: "th" + "e" is not "the". */
+    expect_rows("{\"prompt\": \"t\", \"completion\": \"he\"}", LOSS_ON_AUTO, 32,
+                "[<s>][t]>[he]>[</s>]\n");
+    /* An empty completion still ends. */
+    expect_rows("{\"prompt\": \"a\", \"completion\": \"\"}", LOSS_ON_AUTO, 32, "[<s>][a]>[</s>]\n");
+    /* A part of nothing but prompt is left out. */
+    expect_rows("{\"prompt\": \"a b c d e f\", \"completion\": \" the\"}", LOSS_ON_AUTO, 4,
+                "[ the]>[</s>]\n");
+}
+
+Test(dataset, instructions_become_paragraphs_where_there_is_no_chat_template)
+{
+    expect_rows("{\"instruction\": \"a\", \"input\": \"b\", \"output\": \"c\", \"system\": \"d\", "
+                "\"history\": [[\"e\", \"f\"]]}",
+                LOSS_ON_AUTO, 32,
+                "[<s>][d][\n][\n][e][\n][\n]>[f][\n][\n][a][\n][\n][b][\n][\n]>[c]>[</s>]\n");
+}
+
+Test(dataset, conversations_need_a_chat_template)
+{
+    struct dataset_options o = options();
+    struct err err = {0};
+
+    free(show_rows(
+        "{\"text\": \"a\"}\n{\"messages\": [{\"role\": \"assistant\", \"content\": \"a\"}]}", o,
+        &err));
+    cr_expect_eq(err.code, ERR_UNSUPPORTED);
+    cr_expect_str_eq(err.reason, "missing_chat_template");
+    cr_expect_str_eq(err.param, "training_file");
+    cr_expect_not_null(strstr(err.msg, "line 2: conversations cannot"), "%s", err.msg);
 }
 
 Test(rows, permute_is_a_permutation_and_a_mixed_one)

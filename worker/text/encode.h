@@ -1,0 +1,47 @@
+/*
+ * One example to token ids, each marked as trained on or not.
+ *
+ *   text      special prefix, the text, special suffix, end-of-text; all of it is trained on
+ *   prompt    special prefix, prompt, completion, special suffix, end-of-text. Prompt and
+ * completion are encoded apart, as they are when the model is used: no token lies on both sides
+ *   messages  made of an instruction, for a model without a chat template: system prompt, questions
+ *             and answers as paragraphs, special tokens and end-of-text as above
+ *
+ * The end-of-text token is not doubled where text or suffix end with it. LOSS_ON_AUTO and
+ * LOSS_ON_ASSISTANT train on a text, a completion (with its end-of-text) or the assistant's turns
+ * whose weight is not 0; LOSS_ON_ALL on every token.
+ *
+ * A token that is not trained on is written as its complement, ~id, which is negative.
+ */
+#ifndef CASTOR_WORKER_TEXT_ENCODE_H
+#define CASTOR_WORKER_TEXT_ENCODE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "api/job_spec.h"
+#include "core/err.h"
+#include "worker/text/shapes.h"
+#include "worker/text/tokenizer.h"
+
+struct example_encoder {
+    const struct tokenizer *tokenizer; /* has an end-of-text token */
+    enum loss_on loss_on;
+};
+
+/* Append to `out`, which is as before on failure. ERR_INVALID: the example's fault;
+ * ERR_UNSUPPORTED: the model cannot take such examples. */
+int encode_example(const struct example_encoder *e, const struct example *example,
+                   struct token_list *out, struct err *err);
+
+static inline int32_t marked_id(int32_t marked)
+{
+    return marked < 0 ? ~marked : marked;
+}
+
+static inline bool marked_is_trained(int32_t marked)
+{
+    return marked >= 0;
+}
+
+#endif
