@@ -162,8 +162,8 @@ def make_data(n, seed=3):
 # ---- jobs ----------------------------------------------------------------------------------------------------
 
 def environment(root):
-    """For castor-worker. Threads that wait must sleep: tests run beside others on few cores."""
-    return {**os.environ, "XDG_CACHE_HOME": os.path.join(root, "cache"), "OMP_WAIT_POLICY": "passive"}
+    """For castor-worker."""
+    return {**os.environ, "XDG_CACHE_HOME": os.path.join(root, "cache")}
 
 
 def merge(into, changes):
