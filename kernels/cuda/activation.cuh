@@ -1,0 +1,69 @@
+/*
+ * Activations and their derivatives. `Fast` takes the hardware's exponential (2 units in the last
+ * place of float32), which 16-bit results cannot show; float32 tables use the accurate functions.
+ */
+#ifndef CASTOR_KERNELS_CUDA_ACTIVATION_CUH
+#define CASTOR_KERNELS_CUDA_ACTIVATION_CUH
+
+#include "kernels/cuda/common.cuh"
+
+template <bool Fast> __device__ __forceinline__ float sigmoid(float x)
+{
+    return Fast ? __fdividef(1.0f, 1.0f + __expf(-x)) : 1.0f / (1.0f + expf(-x));
+}
+
+template <bool Fast> __device__ __forceinline__ float tanh_of(float x)
+{
+    return Fast ? 1.0f - __fdividef(2.0f, 1.0f + __expf(2.0f * x)) : tanhf(x);
+}
+
+/* Hendrycks, Gimpel, "Gaussian error linear units", 2016: exact and tanh form. */
+#define GELU_C0      0.7978845608028654f /* sqrt(2 / pi) */
+#define GELU_C1      0.044715f
+#define SQRT_HALF    0.7071067811865476f
+#define INV_SQRT_2PI 0.3989422804014327f
+
+template <bool Fast> __device__ __forceinline__ float act_value(int kind, float x)
+{
+    switch (kind) {
+    case ACT_RELU:
+        return x > 0 ? x : 0.0f;
+    case ACT_GELU_ERF:
+        return 0.5f * x * (1.0f + erff(x * SQRT_HALF));
+    case ACT_GELU_TANH:
+        return 0.5f * x * (1.0f + tanh_of<Fast>(GELU_C0 * (x + GELU_C1 * x * x * x)));
+    case ACT_SILU:
+        return x * sigmoid<Fast>(x);
+    default:
+        return x;
+    }
+}
+
+template <bool Fast> __device__ __forceinline__ float act_slope(int kind, float x)
+{
+    switch (kind) {
+    case ACT_RELU:
+        return x > 0 ? 1.0f : 0.0f;
+    case ACT_GELU_ERF: {
+        float density = INV_SQRT_2PI * (Fast ? __expf(-0.5f * x * x) : expf(-0.5f * x * x));
+        return 0.5f * (1.0f + erff(x * SQRT_HALF)) + x * density;
+    }
+    case ACT_GELU_TANH: {
+        float t = tanh_of<Fast>(GELU_C0 * (x + GELU_C1 * x * x * x));
+        float inner = GELU_C0 * (1.0f + 3.0f * GELU_C1 * x * x);
+        return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * inner;
+    }
+    case ACT_SILU: {
+        float g = sigmoid<Fast>(x);
+        return g * (1.0f + x * (1.0f - g));
+    }
+    default:
+        return 1.0f;
+    }
+}
+
+template <typename T> struct is_fast {
+    static constexpr bool value = sizeof(T) == 2;
+};
+
+#endif

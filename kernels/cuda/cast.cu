@@ -1,0 +1,108 @@
+/*
+ * Element-wise moves of whole buffers: cast between f32, bf16 and f16 (rounded to nearest even,
+ * output assigned) and y += x in float32. Any n; eight elements a thread where pointers are 16-byte
+ * aligned.
+ */
+#include "kernels/cuda/common.cuh"
+
+enum { THREADS = 256, WIDE = 8 };
+
+template <typename A> __device__ __forceinline__ void load8(const A *p, float (&v)[WIDE])
+{
+    constexpr int W = pack<A>::N;
+#pragma unroll
+    for (int i = 0; i < WIDE; i += W)
+        load_pack(p + i, reinterpret_cast<float(&)[W]>(v[i]));
+}
+
+template <typename B> __device__ __forceinline__ void store8(B *p, const float (&v)[WIDE])
+{
+    constexpr int W = pack<B>::N;
+#pragma unroll
+    for (int i = 0; i < WIDE; i += W)
+        store_pack(p + i, reinterpret_cast<const float(&)[W]>(v[i]));
+}
+
+template <typename A, typename B, bool Wide>
+__global__ void cast_kernel(int64_t from, int64_t count, const A *src, B *dst)
+{
+    int64_t at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (at >= count)
+        return;
+    if constexpr (Wide) {
+        float v[WIDE];
+        load8(src + at * WIDE, v);
+        store8(dst + at * WIDE, v);
+    } else {
+        dst[from + at] = from_float<B>(to_float(src[from + at]));
+    }
+}
+
+template <typename A, typename B> static int cast(cudaStream_t s, const struct cast_args *a)
+{
+    const A *src = (const A *)a->src;
+    B *dst = (B *)a->dst;
+    int64_t wide = aligned16(src) && aligned16(dst) ? a->n / WIDE : 0, rest = a->n - wide * WIDE;
+    if (wide > 0)
+        cast_kernel<A, B, true>
+            <<<(unsigned)ceil_div(wide, THREADS), THREADS, 0, s>>>(0, wide, src, dst);
+    if (rest > 0)
+        cast_kernel<A, B, false>
+            <<<(unsigned)ceil_div(rest, THREADS), THREADS, 0, s>>>(wide * WIDE, rest, src, dst);
+    return launch_status();
+}
+
+template <typename A> static int cast_from(cudaStream_t s, const struct cast_args *a)
+{
+    switch (a->to) {
+    case DT_F32:
+        return cast<A, float>(s, a);
+    case DT_BF16:
+        return cast<A, __nv_bfloat16>(s, a);
+    case DT_F16:
+        return cast<A, __half>(s, a);
+    default:
+        return ERR_UNSUPPORTED;
+    }
+}
+
+extern "C" int launch_cast(cudaStream_t s, const struct cast_args *a)
+{
+    switch (a->from) {
+    case DT_F32:
+        return cast_from<float>(s, a);
+    case DT_BF16:
+        return cast_from<__nv_bfloat16>(s, a);
+    case DT_F16:
+        return cast_from<__half>(s, a);
+    default:
+        return ERR_UNSUPPORTED;
+    }
+}
+
+template <bool Wide>
+__global__ void add_kernel(int64_t from, int64_t count, const float *x, float *y)
+{
+    int64_t at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (at >= count)
+        return;
+    if constexpr (Wide) {
+        float4 a = reinterpret_cast<const float4 *>(x)[at], b = reinterpret_cast<float4 *>(y)[at];
+        reinterpret_cast<float4 *>(y)[at] = make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+    } else {
+        y[from + at] += x[from + at];
+    }
+}
+
+extern "C" int launch_add(cudaStream_t s, const struct add_args *a)
+{
+    const float *x = (const float *)a->x;
+    float *y = (float *)a->y;
+    int64_t wide = aligned16(x) && aligned16(y) ? a->n / 4 : 0, rest = a->n - wide * 4;
+    if (wide > 0)
+        add_kernel<true><<<(unsigned)ceil_div(wide, THREADS), THREADS, 0, s>>>(0, wide, x, y);
+    if (rest > 0)
+        add_kernel<false>
+            <<<(unsigned)ceil_div(rest, THREADS), THREADS, 0, s>>>(wide * 4, rest, x, y);
+    return launch_status();
+}

@@ -1,0 +1,323 @@
+#include "kernels/cuda/device_cuda.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "core/alloc.h"
+#include "kernels/cuda/gemm.h"
+#include "kernels/cuda/state.h"
+
+struct event_mark {
+    cudaEvent_t handle;
+};
+
+static int cuda_fail(const struct device *d, const char *call, cudaError_t code, struct err *err)
+{
+    enum err_code kind = code == cudaErrorMemoryAllocation ? ERR_DEVICE_OOM : ERR_DEVICE;
+    return err_set(err, kind, "%s failed on cuda:%d (%s): %s (%s)", call, d->index,
+                   d->name[0] ? d->name : "not opened", cudaGetErrorString(code),
+                   cudaGetErrorName(code));
+}
+
+/* Make the call on the device; leave through `out` with a text that names both. */
+#define TRY_CUDA(call)                                                                             \
+    do {                                                                                           \
+        cudaError_t try_code = (call);                                                             \
+        if (try_code != cudaSuccess) {                                                             \
+            (void)cudaGetLastError(); /* a failed call must not look like a failed launch later */ \
+            rc = cuda_fail(d, #call, try_code, err);                                               \
+            goto out;                                                                              \
+        }                                                                                          \
+    } while (0)
+
+int device_cuda_count(void)
+{
+    int n = 0;
+    if (cudaGetDeviceCount(&n) != cudaSuccess) {
+        (void)cudaGetLastError();
+        return 0;
+    }
+    return n;
+}
+
+static void cuda_close(struct device *d)
+{
+    struct cuda_state *state = d->state;
+    cudaSetDevice(d->index);
+    gemm_cache_destroy(state->gemms);
+    if (state->blas)
+        cublasLtDestroy(state->blas);
+    free(state);
+    d->state = NULL;
+}
+
+static int cuda_alloc(struct device *d, size_t bytes, void **out_p, struct err *err)
+{
+    void *p = NULL;
+    int rc = 0;
+
+    TRY_CUDA(cudaSetDevice(d->index));
+    TRY_CUDA(cudaMalloc(&p, bytes ? bytes : DEVICE_ALIGN));
+    *out_p = p;
+out:
+    return rc;
+}
+
+static void cuda_free(struct device *d, void *p)
+{
+    cudaSetDevice(d->index);
+    cudaFree(p);
+}
+
+static int cuda_host_alloc(struct device *d, size_t bytes, void **out_p, struct err *err)
+{
+    void *p = NULL;
+    int rc = 0;
+
+    TRY_CUDA(cudaSetDevice(d->index));
+    cudaError_t code = cudaHostAlloc(&p, bytes ? bytes : DEVICE_ALIGN, cudaHostAllocPortable);
+    if (code != cudaSuccess) {
+        (void)cudaGetLastError();
+        rc = err_set(err, code == cudaErrorMemoryAllocation ? ERR_NOMEM : ERR_DEVICE,
+                     "cudaHostAlloc failed for cuda:%d (%s): %s; lower the job's host memory "
+                     "budget, or raise the limit on locked memory",
+                     d->index, d->name, cudaGetErrorString(code));
+        goto out;
+    }
+    *out_p = p;
+out:
+    return rc;
+}
+
+static void cuda_host_free(struct device *d, void *p)
+{
+    cudaSetDevice(d->index);
+    cudaFreeHost(p);
+}
+
+static int cuda_memory_free(struct device *d, size_t *bytes, struct err *err)
+{
+    size_t left = 0, total = 0;
+    int rc = 0;
+
+    TRY_CUDA(cudaSetDevice(d->index));
+    TRY_CUDA(cudaMemGetInfo(&left, &total));
+    *bytes = left;
+out:
+    return rc;
+}
+
+/* `priority` 0 is normal, larger runs first, as far as the device knows degrees (H100: 6). */
+static int cuda_stream_create(struct device *d, int priority, struct stream **out_s,
+                              struct err *err)
+{
+    int least = 0, greatest = 0, rc = 0;
+    cudaStream_t handle = NULL;
+
+    TRY_CUDA(cudaSetDevice(d->index));
+    TRY_CUDA(cudaDeviceGetStreamPriorityRange(&least, &greatest));
+    int wanted = -priority;
+    if (wanted < greatest)
+        wanted = greatest;
+    if (wanted > least)
+        wanted = least;
+    TRY_CUDA(cudaStreamCreateWithPriority(&handle, cudaStreamNonBlocking, wanted));
+    struct stream *s = xcalloc(1, sizeof *s);
+    s->handle = handle;
+    s->state = d->state;
+    *out_s = s;
+out:
+    return rc;
+}
+
+static void cuda_stream_destroy(struct device *d, struct stream *s)
+{
+    cudaSetDevice(d->index);
+    cudaStreamDestroy(s->handle);
+    free(s);
+}
+
+static int cuda_stream_sync(struct device *d, struct stream *s, struct err *err)
+{
+    int rc = 0;
+    TRY_CUDA(cudaSetDevice(d->index));
+    TRY_CUDA(cudaStreamSynchronize(s->handle));
+out:
+    return rc;
+}
+
+static int cuda_copy(struct device *d, struct stream *s, enum copy_kind kind, void *dst,
+                     const void *src, size_t bytes, struct err *err)
+{
+    static const enum cudaMemcpyKind KINDS[] = {
+        [COPY_H2D] = cudaMemcpyHostToDevice,
+        [COPY_D2H] = cudaMemcpyDeviceToHost,
+        [COPY_D2D] = cudaMemcpyDeviceToDevice,
+        [COPY_H2H] = cudaMemcpyHostToHost,
+    };
+    int rc = 0;
+
+    if (bytes == 0)
+        return 0;
+    TRY_CUDA(cudaSetDevice(d->index));
+    TRY_CUDA(cudaMemcpyAsync(dst, src, bytes, KINDS[kind], s->handle));
+out:
+    return rc;
+}
+
+static int cuda_zero(struct device *d, struct stream *s, void *dst, size_t bytes, struct err *err)
+{
+    int rc = 0;
+    if (bytes == 0)
+        return 0;
+    TRY_CUDA(cudaSetDevice(d->index));
+    TRY_CUDA(cudaMemsetAsync(dst, 0, bytes, s->handle));
+out:
+    return rc;
+}
+
+static int cuda_mark_create(struct device *d, struct event_mark **out_m, struct err *err)
+{
+    cudaEvent_t handle = NULL;
+    int rc = 0;
+
+    TRY_CUDA(cudaSetDevice(d->index));
+    TRY_CUDA(cudaEventCreate(&handle));
+    struct event_mark *m = xcalloc(1, sizeof *m);
+    m->handle = handle;
+    *out_m = m;
+out:
+    return rc;
+}
+
+static void cuda_mark_destroy(struct device *d, struct event_mark *m)
+{
+    cudaSetDevice(d->index);
+    cudaEventDestroy(m->handle);
+    free(m);
+}
+
+static int cuda_mark_record(struct device *d, struct event_mark *m, struct stream *s,
+                            struct err *err)
+{
+    int rc = 0;
+    TRY_CUDA(cudaSetDevice(d->index));
+    TRY_CUDA(cudaEventRecord(m->handle, s->handle));
+out:
+    return rc;
+}
+
+static int cuda_mark_stream_wait(struct device *d, struct event_mark *m, struct stream *s,
+                                 struct err *err)
+{
+    int rc = 0;
+    TRY_CUDA(cudaSetDevice(d->index));
+    TRY_CUDA(cudaStreamWaitEvent(s->handle, m->handle, 0));
+out:
+    return rc;
+}
+
+static int cuda_mark_sync(struct device *d, struct event_mark *m, struct err *err)
+{
+    int rc = 0;
+    TRY_CUDA(cudaSetDevice(d->index));
+    TRY_CUDA(cudaEventSynchronize(m->handle));
+out:
+    return rc;
+}
+
+static int cuda_mark_elapsed(struct device *d, struct event_mark *from, struct event_mark *to,
+                             double *seconds, struct err *err)
+{
+    float ms = 0;
+    int rc = 0;
+
+    TRY_CUDA(cudaSetDevice(d->index));
+    TRY_CUDA(cudaEventElapsedTime(&ms, from->handle, to->handle));
+    *seconds = (double)ms * 1e-3;
+out:
+    return rc;
+}
+
+static const struct op_table *cuda_ops(struct device *d, enum dtype compute)
+{
+    if (compute == DT_F32)
+        return &cuda_f32;
+    if (compute == DT_BF16)
+        return &cuda_bf16;
+    if (compute == DT_F16)
+        return &cuda_f16;
+    return NULL;
+}
+
+static const struct device_impl IMPL = {
+    .close = cuda_close,
+    .alloc = cuda_alloc,
+    .free = cuda_free,
+    .host_alloc = cuda_host_alloc,
+    .host_free = cuda_host_free,
+    .memory_free = cuda_memory_free,
+    .stream_create = cuda_stream_create,
+    .stream_destroy = cuda_stream_destroy,
+    .stream_sync = cuda_stream_sync,
+    .copy = cuda_copy,
+    .zero = cuda_zero,
+    .mark_create = cuda_mark_create,
+    .mark_destroy = cuda_mark_destroy,
+    .mark_record = cuda_mark_record,
+    .mark_stream_wait = cuda_mark_stream_wait,
+    .mark_sync = cuda_mark_sync,
+    .mark_elapsed = cuda_mark_elapsed,
+    .ops = cuda_ops,
+};
+
+int device_cuda_open(int index, const struct device_options *options, struct device *d,
+                     struct err *err)
+{
+    struct cudaDeviceProp prop;
+    struct cuda_state *state = NULL;
+    int rc = 0;
+
+    TRY_CUDA(cudaSetDevice(index));
+    TRY_CUDA(cudaGetDeviceProperties(&prop, index));
+    snprintf(d->name, sizeof d->name, "%.63s", prop.name);
+    d->memory_total = prop.totalGlobalMem;
+    state = xcalloc(1, sizeof *state);
+    state->index = index;
+    state->capability = prop.major * 10 + prop.minor;
+    cublasStatus_t status = cublasLtCreate(&state->blas);
+    if (status != CUBLAS_STATUS_SUCCESS) {
+        rc = err_set(err, ERR_DEVICE, "cublasLtCreate failed on cuda:%d (%s): %s", index, d->name,
+                     cublasLtGetStatusString(status));
+        goto out;
+    }
+    state->gemms = gemm_cache_create(state->blas);
+    d->state = state;
+    d->impl = &IMPL;
+    state = NULL;
+out:
+    free(state);
+    return rc;
+}
+
+void device_cuda_tune(struct device *d, bool on)
+{
+    struct cuda_state *state = d->state;
+    assert(d->kind == DEVICE_CUDA);
+    gemm_cache_set_tuning(state->gemms, on);
+}
+
+int device_cuda_save_plans(struct device *d, const char *path, struct err *err)
+{
+    const struct cuda_state *state = d->state;
+    assert(d->kind == DEVICE_CUDA);
+    return gemm_cache_save(state->gemms, d->name, path, err);
+}
+
+int device_cuda_load_plans(struct device *d, const char *path, struct err *err)
+{
+    struct cuda_state *state = d->state;
+    assert(d->kind == DEVICE_CUDA);
+    return gemm_cache_load(state->gemms, d->name, path, err);
+}

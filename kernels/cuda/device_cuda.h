@@ -1,0 +1,30 @@
+/*
+ * One NVIDIA GPU as a device: streams, events, pinned memory and the op tables cuda-f32 (TF32 off),
+ * cuda-bf16 and cuda-f16, all with float32 gradients, statistics and master weights.
+ *
+ * Nothing here needs a driver to be present: without one device_cuda_count() is 0.
+ *
+ * Threads: as kernels/device.h says, one thread drives a device; several devices may be driven by
+ * one thread or by one thread each. Every entry point selects its device first.
+ */
+#ifndef CASTOR_KERNELS_CUDA_DEVICE_CUDA_H
+#define CASTOR_KERNELS_CUDA_DEVICE_CUDA_H
+
+#include "kernels/device.h"
+#include "kernels/op_table.h"
+
+/* GPUs that this process can use; 0 without a driver. Never fails. */
+int device_cuda_count(void);
+int device_cuda_open(int index, const struct device_options *options, struct device *d,
+                     struct err *err);
+
+/* Matrix products (kernels/cuda/gemm.h): time the library's algorithms for shapes that are seen
+ * from now on, or take its first proposal; keep and restore what was chosen. `d` is a CUDA device.
+ */
+void device_cuda_tune(struct device *d, bool on);
+int device_cuda_save_plans(struct device *d, const char *path, struct err *err);
+int device_cuda_load_plans(struct device *d, const char *path, struct err *err);
+
+extern const struct op_table cuda_f32, cuda_bf16, cuda_f16;
+
+#endif

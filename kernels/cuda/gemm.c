@@ -1,0 +1,426 @@
+#include "kernels/cuda/gemm.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/alloc.h"
+
+/* Everything that the choice of an algorithm may depend on. Compared as bytes: zero it first. */
+struct gemm_key {
+    int64_t m, n, k, lda, ldb, ldc, ldd, ld_aux;
+    int32_t trans_a, trans_b, type_in, type_out, epilogue;
+    int32_t align_a, align_b, align_c, align_d;
+    int32_t pad;
+};
+
+struct gemm_plan {
+    struct gemm_key key;
+    bool usable; /* false: the library has no algorithm for it */
+    cublasLtMatmulDesc_t desc;
+    cublasLtMatrixLayout_t a, b, c, d;
+    cublasLtMatmulAlgo_t algo;
+};
+
+enum { CANDIDATES = 16, TIMED_RUNS = 4 };
+
+/* Open addressing; plans never go away before the cache does. */
+struct gemm_cache {
+    cublasLtHandle_t blas;
+    struct gemm_plan **slots;
+    size_t capacity, used;
+    bool tuning;
+};
+
+struct gemm_cache *gemm_cache_create(cublasLtHandle_t blas)
+{
+    struct gemm_cache *cache = xcalloc(1, sizeof *cache);
+    cache->blas = blas;
+    cache->capacity = 256;
+    cache->slots = xcalloc(cache->capacity, sizeof *cache->slots);
+    return cache;
+}
+
+static void plan_destroy(struct gemm_plan *plan)
+{
+    if (plan->a)
+        cublasLtMatrixLayoutDestroy(plan->a);
+    if (plan->b)
+        cublasLtMatrixLayoutDestroy(plan->b);
+    if (plan->c)
+        cublasLtMatrixLayoutDestroy(plan->c);
+    if (plan->d)
+        cublasLtMatrixLayoutDestroy(plan->d);
+    if (plan->desc)
+        cublasLtMatmulDescDestroy(plan->desc);
+    free(plan);
+}
+
+void gemm_cache_destroy(struct gemm_cache *cache)
+{
+    if (!cache)
+        return;
+    for (size_t i = 0; i < cache->capacity; i++) {
+        if (cache->slots[i])
+            plan_destroy(cache->slots[i]);
+    }
+    free(cache->slots);
+    free(cache);
+}
+
+static int32_t alignment(const void *p)
+{
+    uintptr_t bits = (uintptr_t)p | 16;
+    return (int32_t)(bits & -bits);
+}
+
+static struct gemm_key key_of(const struct gemm *g)
+{
+    struct gemm_key key;
+    memset(&key, 0, sizeof key);
+    key.m = g->m;
+    key.n = g->n;
+    key.k = g->k;
+    key.lda = g->lda;
+    key.ldb = g->ldb;
+    key.ldc = g->c ? g->ldc : g->ldd;
+    key.ldd = g->ldd;
+    key.ld_aux = g->aux ? g->ld_aux : 0;
+    key.trans_a = g->trans_a;
+    key.trans_b = g->trans_b;
+    key.type_in = (int32_t)g->type_in;
+    key.type_out = (int32_t)g->type_out;
+    key.epilogue = (int32_t)g->epilogue;
+    key.align_a = alignment(g->a);
+    key.align_b = alignment(g->b);
+    key.align_c = alignment(g->c ? g->c : g->d);
+    key.align_d = alignment(g->d);
+    return key;
+}
+
+/* FNV-1a over the key's bytes. */
+static uint64_t key_hash(const struct gemm_key *key)
+{
+    const unsigned char *bytes = (const unsigned char *)key;
+    uint64_t h = 0xcbf29ce484222325u;
+    for (size_t i = 0; i < sizeof *key; i++)
+        h = (h ^ bytes[i]) * 0x100000001b3u;
+    return h;
+}
+
+static struct gemm_plan **cache_slot(struct gemm_cache *cache, const struct gemm_key *key)
+{
+    size_t i = (size_t)key_hash(key) & (cache->capacity - 1);
+    while (cache->slots[i] && memcmp(&cache->slots[i]->key, key, sizeof *key) != 0)
+        i = (i + 1) & (cache->capacity - 1);
+    return &cache->slots[i];
+}
+
+static void cache_grow(struct gemm_cache *cache)
+{
+    struct gemm_plan **old = cache->slots;
+    size_t n = cache->capacity;
+
+    cache->capacity = n * 2;
+    cache->slots = xcalloc(cache->capacity, sizeof *cache->slots);
+    for (size_t i = 0; i < n; i++) {
+        if (old[i])
+            *cache_slot(cache, &old[i]->key) = old[i];
+    }
+    free(old);
+}
+
+static bool ok(cublasStatus_t status)
+{
+    return status == CUBLAS_STATUS_SUCCESS;
+}
+
+static bool set(cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t name, const void *value,
+                size_t bytes)
+{
+    return ok(cublasLtMatmulDescSetAttribute(desc, name, value, bytes));
+}
+
+static bool plan_describe(struct gemm_plan *plan)
+{
+    const struct gemm_key *k = &plan->key;
+    cudaDataType_t in = (cudaDataType_t)k->type_in, out = (cudaDataType_t)k->type_out;
+    cublasOperation_t op_a = k->trans_a ? CUBLAS_OP_T : CUBLAS_OP_N;
+    cublasOperation_t op_b = k->trans_b ? CUBLAS_OP_T : CUBLAS_OP_N;
+    cublasLtEpilogue_t epilogue = (cublasLtEpilogue_t)k->epilogue;
+    uint64_t a_rows = (uint64_t)(k->trans_a ? k->k : k->m);
+    uint64_t a_cols = (uint64_t)(k->trans_a ? k->m : k->k);
+    uint64_t b_rows = (uint64_t)(k->trans_b ? k->n : k->k);
+    uint64_t b_cols = (uint64_t)(k->trans_b ? k->k : k->n);
+    uint64_t m = (uint64_t)k->m, n = (uint64_t)k->n;
+
+    return ok(cublasLtMatmulDescCreate(&plan->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F)) &&
+           set(plan->desc, CUBLASLT_MATMUL_DESC_TRANSA, &op_a, sizeof op_a) &&
+           set(plan->desc, CUBLASLT_MATMUL_DESC_TRANSB, &op_b, sizeof op_b) &&
+           set(plan->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue) &&
+           (k->ld_aux == 0 ||
+            set(plan->desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &k->ld_aux, sizeof k->ld_aux)) &&
+           ok(cublasLtMatrixLayoutCreate(&plan->a, in, a_rows, a_cols, k->lda)) &&
+           ok(cublasLtMatrixLayoutCreate(&plan->b, in, b_rows, b_cols, k->ldb)) &&
+           ok(cublasLtMatrixLayoutCreate(&plan->c, out, m, n, k->ldc)) &&
+           ok(cublasLtMatrixLayoutCreate(&plan->d, out, m, n, k->ldd));
+}
+
+static bool prefer(cublasLtMatmulPreference_t pref, cublasLtMatmulPreferenceAttributes_t name,
+                   uint32_t value)
+{
+    return ok(cublasLtMatmulPreferenceSetAttribute(pref, name, &value, sizeof value));
+}
+
+/* The library's proposals, best guess first; returns how many. */
+static int plan_propose(struct gemm_cache *cache, const struct gemm_plan *plan,
+                        cublasLtMatmulHeuristicResult_t *found, int wanted)
+{
+    const struct gemm_key *k = &plan->key;
+    const uint32_t ordered =
+        CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE | CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE;
+    const size_t workspace = GEMM_WORKSPACE;
+    cublasLtMatmulPreference_t pref = NULL;
+    int count = 0;
+
+    bool asked =
+        ok(cublasLtMatmulPreferenceCreate(&pref)) &&
+        ok(cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                                &workspace, sizeof workspace)) &&
+        prefer(pref, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, ordered) &&
+        prefer(pref, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, (uint32_t)k->align_a) &&
+        prefer(pref, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, (uint32_t)k->align_b) &&
+        prefer(pref, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, (uint32_t)k->align_c) &&
+        prefer(pref, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, (uint32_t)k->align_d) &&
+        ok(cublasLtMatmulAlgoGetHeuristic(cache->blas, plan->desc, plan->a, plan->b, plan->c,
+                                          plan->d, pref, wanted, found, &count));
+    if (pref)
+        cublasLtMatmulPreferenceDestroy(pref);
+    return asked ? count : 0;
+}
+
+static cublasStatus_t launch(struct gemm_cache *cache, const struct gemm_plan *plan,
+                             const cublasLtMatmulAlgo_t *algo, cudaStream_t stream,
+                             const struct gemm *g)
+{
+    const float one = 1.0f;
+    return cublasLtMatmul(cache->blas, plan->desc, &one, g->a, plan->a, g->b, plan->b, &g->beta,
+                          g->c ? g->c : g->d, plan->c, g->d, plan->d, algo, g->workspace,
+                          GEMM_WORKSPACE, stream);
+}
+
+/* Milliseconds of TIMED_RUNS products, after one that is not timed; infinity when it fails. */
+static float time_algo(struct gemm_cache *cache, const struct gemm_plan *plan,
+                       const cublasLtMatmulAlgo_t *algo, cudaStream_t stream, const struct gemm *g,
+                       cudaEvent_t from, cudaEvent_t to)
+{
+    float ms = INFINITY;
+    bool fine =
+        ok(launch(cache, plan, algo, stream, g)) && cudaEventRecord(from, stream) == cudaSuccess;
+
+    for (int i = 0; i < TIMED_RUNS && fine; i++)
+        fine = ok(launch(cache, plan, algo, stream, g));
+    fine = fine && cudaEventRecord(to, stream) == cudaSuccess &&
+           cudaEventSynchronize(to) == cudaSuccess &&
+           cudaEventElapsedTime(&ms, from, to) == cudaSuccess;
+    return fine ? ms : INFINITY;
+}
+
+/* The fastest of the proposals on the operands of `g`; the first one when timing is impossible. */
+static int plan_fastest(struct gemm_cache *cache, const struct gemm_plan *plan,
+                        const cublasLtMatmulHeuristicResult_t *found, int count,
+                        cudaStream_t stream, const struct gemm *g)
+{
+    struct gemm trial = *g;
+    cudaEvent_t from = NULL, to = NULL;
+    void *scratch = NULL;
+    float least = INFINITY;
+    int best = 0;
+
+    if (g->beta != 0 && (!g->c || g->c == g->d)) { /* the caller's sum must not grow */
+        size_t bytes = (size_t)(g->ldd * g->n) * (g->type_out == CUDA_R_32F ? 4 : 2);
+        if (cudaMalloc(&scratch, bytes) != cudaSuccess) {
+            (void)cudaGetLastError();
+            return 0;
+        }
+        trial.d = scratch;
+        trial.c = NULL;
+    }
+    if (cudaEventCreate(&from) == cudaSuccess && cudaEventCreate(&to) == cudaSuccess) {
+        for (int i = 0; i < count; i++) {
+            float ms = time_algo(cache, plan, &found[i].algo, stream, &trial, from, to);
+            if (ms < least) {
+                least = ms;
+                best = i;
+            }
+        }
+    }
+    if (from)
+        cudaEventDestroy(from);
+    if (to)
+        cudaEventDestroy(to);
+    cudaFree(scratch);
+    return best;
+}
+
+static bool plan_choose(struct gemm_cache *cache, struct gemm_plan *plan, cudaStream_t stream,
+                        const struct gemm *g)
+{
+    cublasLtMatmulHeuristicResult_t found[CANDIDATES];
+    int count = plan_propose(cache, plan, found, cache->tuning ? CANDIDATES : 1);
+
+    if (count == 0)
+        return false;
+    int best = count > 1 ? plan_fastest(cache, plan, found, count, stream, g) : 0;
+    plan->algo = found[best].algo;
+    return true;
+}
+
+/* The heuristic reads no pointer values, but wants to see that bias and aux are set. */
+static bool plan_bind(struct gemm_plan *plan, const struct gemm *g)
+{
+    return (!g->bias ||
+            set(plan->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &g->bias, sizeof g->bias)) &&
+           (!g->aux ||
+            set(plan->desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &g->aux, sizeof g->aux));
+}
+
+static void cache_put(struct gemm_cache *cache, struct gemm_plan *plan)
+{
+    if ((cache->used + 1) * 2 > cache->capacity)
+        cache_grow(cache);
+    *cache_slot(cache, &plan->key) = plan;
+    cache->used++;
+}
+
+static struct gemm_plan *plan_get(struct gemm_cache *cache, cudaStream_t stream,
+                                  const struct gemm *g)
+{
+    struct gemm_key key = key_of(g);
+    struct gemm_plan *plan = *cache_slot(cache, &key);
+    if (plan)
+        return plan;
+    plan = xcalloc(1, sizeof *plan);
+    plan->key = key;
+    plan->usable = plan_describe(plan) && plan_bind(plan, g) && plan_choose(cache, plan, stream, g);
+    cache_put(cache, plan);
+    return plan;
+}
+
+bool gemm_supported(struct gemm_cache *cache, cudaStream_t stream, const struct gemm *g)
+{
+    return plan_get(cache, stream, g)->usable;
+}
+
+int gemm_run(struct gemm_cache *cache, cudaStream_t stream, const struct gemm *g)
+{
+    assert(g->workspace);
+    struct gemm_plan *plan = plan_get(cache, stream, g);
+
+    if (!plan->usable)
+        return ERR_UNSUPPORTED;
+    if (!plan_bind(plan, g))
+        return ERR_DEVICE;
+    return ok(launch(cache, plan, &plan->algo, stream, g)) ? 0 : ERR_DEVICE;
+}
+
+void gemm_cache_set_tuning(struct gemm_cache *cache, bool on)
+{
+    cache->tuning = on;
+}
+
+/* --- the file: a line of identity, then key and algorithm of each usable plan in hexadecimal. The
+ * library documents its algorithm struct as plain data for the same version of the library. --- */
+
+static const char FILE_HEAD[] = "castor gemm plans 1";
+
+static void put_hex(FILE *f, const void *data, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i++)
+        fprintf(f, "%02x", ((const unsigned char *)data)[i]);
+}
+
+static bool get_hex(FILE *f, void *data, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i++) {
+        unsigned value;
+        if (fscanf(f, "%2x", &value) != 1)
+            return false;
+        ((unsigned char *)data)[i] = (unsigned char)value;
+    }
+    return true;
+}
+
+int gemm_cache_save(const struct gemm_cache *cache, const char *gpu, const char *path,
+                    struct err *err)
+{
+    FILE *f = fopen(path, "w");
+    if (!f)
+        return err_set_errno(err, errno, "cannot write the GEMM plans to %s", path);
+    fprintf(f, "%s\n%s\n%zu\n", FILE_HEAD, gpu, cublasLtGetVersion());
+    for (size_t i = 0; i < cache->capacity; i++) {
+        const struct gemm_plan *plan = cache->slots[i];
+        if (!plan || !plan->usable)
+            continue;
+        put_hex(f, &plan->key, sizeof plan->key);
+        fputc(' ', f);
+        put_hex(f, &plan->algo, sizeof plan->algo);
+        fputc('\n', f);
+    }
+    bool failed = ferror(f) != 0;
+    if (fclose(f) != 0 || failed)
+        return err_set_errno(err, errno, "cannot write the GEMM plans to %s", path);
+    return 0;
+}
+
+static int load_plans(struct gemm_cache *cache, FILE *f, const char *path, struct err *err)
+{
+    struct gemm_plan loaded;
+
+    for (;;) {
+        memset(&loaded, 0, sizeof loaded);
+        int c = fgetc(f);
+        if (c == EOF)
+            return 0;
+        ungetc(c, f);
+        if (!get_hex(f, &loaded.key, sizeof loaded.key) || fgetc(f) != ' ' ||
+            !get_hex(f, &loaded.algo, sizeof loaded.algo) || fgetc(f) != '\n')
+            return err_set(err, ERR_CORRUPT, "%s is damaged; delete it and the plans are made anew",
+                           path);
+        if (*cache_slot(cache, &loaded.key))
+            continue;
+        struct gemm_plan *plan = xcalloc(1, sizeof *plan);
+        plan->key = loaded.key;
+        plan->algo = loaded.algo;
+        plan->usable = plan_describe(plan);
+        cache_put(cache, plan);
+    }
+}
+
+int gemm_cache_load(struct gemm_cache *cache, const char *gpu, const char *path, struct err *err)
+{
+    char head[64] = "", name[80] = "";
+    size_t version = 0;
+    int rc;
+
+    FILE *f = fopen(path, "r");
+    if (!f)
+        return err_set_errno(err, errno, "cannot read the GEMM plans in %s", path);
+    bool complete =
+        fscanf(f, "%63[^\n]%*1[\n]%79[^\n]%*1[\n]%zu%*1[\n]", head, name, &version) == 3;
+    if (!complete || strcmp(head, FILE_HEAD) != 0)
+        rc = err_set(err, ERR_CORRUPT, "%s holds no GEMM plans; delete it and they are made anew",
+                     path);
+    else if (strcmp(name, gpu) != 0 || version != cublasLtGetVersion())
+        rc = err_set(err, ERR_CONFLICT,
+                     "the GEMM plans in %s were made on %s with cuBLASLt %zu, this is %s with %zu; "
+                     "continue there, or delete the file and accept other roundings",
+                     path, name, version, gpu, cublasLtGetVersion());
+    else
+        rc = load_plans(cache, f, path, err);
+    fclose(f);
+    return rc;
+}

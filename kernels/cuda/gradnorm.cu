@@ -1,0 +1,90 @@
+/*
+ * Gradient norm: sumsq writes one double for each SUMSQ_BLOCK elements of x (float32), assigned;
+ * clip adds them in index order and derives the factor of every gradient. A block of threads sums
+ * one SUMSQ_BLOCK in an order that depends on nothing else, so a partial is the same wherever the
+ * tensor's piece lies. clip's additions are one chain, as on the CPU, and so are its roundings.
+ */
+#include "kernels/cuda/common.cuh"
+
+enum { THREADS = 512, CLIP_THREADS = 256 };
+
+template <bool Wide> __global__ void sumsq_kernel(int64_t n, const float *x, double *partial)
+{
+    __shared__ double scratch[THREADS / 32];
+    int64_t first = (int64_t)blockIdx.x * SUMSQ_BLOCK;
+    int count = (int)(n - first < SUMSQ_BLOCK ? n - first : SUMSQ_BLOCK);
+    double sum[4] = {0, 0, 0, 0};
+    /* Thread t owns elements 4 t + {0..3} of every 4 * THREADS, aligned or not: same bits. */
+#pragma unroll 4
+    for (int i = threadIdx.x * 4; i < count; i += THREADS * 4) {
+        float v[4] = {0, 0, 0, 0};
+        if (Wide && i + 4 <= count) {
+            float4 f = *reinterpret_cast<const float4 *>(x + first + i);
+            v[0] = f.x;
+            v[1] = f.y;
+            v[2] = f.z;
+            v[3] = f.w;
+        } else {
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                if (i + j < count)
+                    v[j] = x[first + i + j];
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            sum[j] = fma((double)v[j], (double)v[j], sum[j]);
+    }
+    double total = block_sum<THREADS>((sum[0] + sum[1]) + (sum[2] + sum[3]), scratch);
+    if (threadIdx.x == 0)
+        partial[blockIdx.x] = total;
+}
+
+/* One block: all threads fetch, thread 0 adds. */
+__global__ void clip_kernel(const __grid_constant__ struct clip_args a)
+{
+    __shared__ double part[2][CLIP_THREADS];
+    double sum = 0;
+    int side = 0;
+    for (int64_t first = 0; first < a.n; first += CLIP_THREADS, side ^= 1) {
+        if (first + threadIdx.x < a.n)
+            part[side][threadIdx.x] = a.partial[first + threadIdx.x];
+        __syncthreads(); /* the other side is read only by thread 0, before this barrier */
+        if (threadIdx.x == 0) {
+            int count = (int)(a.n - first < CLIP_THREADS ? a.n - first : CLIP_THREADS);
+            for (int i = 0; i < count; i++)
+                sum = __dadd_rn(sum, part[side][i]);
+        }
+    }
+    if (threadIdx.x != 0)
+        return;
+    struct clip_result r = {0, 0, 0, 0, 0};
+    r.norm = __dmul_rn(__dsqrt_rn(sum), (double)a.inv_scale);
+    r.finite = isfinite(r.norm) ? 1 : 0;
+    if (r.finite) {
+        double ratio =
+            a.max_norm > 0 ? __ddiv_rn((double)a.max_norm, __dadd_rn(r.norm, 1e-6)) : 1.0;
+        r.clipped = ratio < 1;
+        r.coef = r.clipped ? (float)__dmul_rn((double)a.inv_scale, ratio) : a.inv_scale;
+    }
+    *a.result = r;
+}
+
+extern "C" int launch_sumsq(cudaStream_t s, const struct sumsq_args *a)
+{
+    unsigned blocks = (unsigned)ceil_div(a->n, SUMSQ_BLOCK);
+    const float *x = (const float *)a->x;
+    if (blocks == 0)
+        return 0;
+    if (aligned16(x))
+        sumsq_kernel<true><<<blocks, THREADS, 0, s>>>(a->n, x, a->partial);
+    else
+        sumsq_kernel<false><<<blocks, THREADS, 0, s>>>(a->n, x, a->partial);
+    return launch_status();
+}
+
+extern "C" int launch_clip(cudaStream_t s, const struct clip_args *a)
+{
+    clip_kernel<<<1, CLIP_THREADS, 0, s>>>(*a);
+    return launch_status();
+}

@@ -1,0 +1,181 @@
+/*
+ * Row-major matrices are their transposes in BLAS order, so with w (O, I):
+ *   y  (N, O) = x w^T   is  y^T  (O, N) = w x^T     A = w^T-stored, transposed; B = x
+ *   dx (N, I) = dy w    is  dx^T (I, N) = w^T dy^T  A = w, B = dy
+ *   dw (O, I) = dy^T x  is  dw^T (I, O) = x^T dy    A = x, B = dy transposed
+ * Fused in the product: bias, residual (as beta C), ReLU where nothing must be kept, tanh-GELU with
+ * its input kept (the library's GELU is the tanh form), the tanh-GELU gradient, accumulation. The
+ * library's fused activations want rows of whole 16 bytes and 16-bit types; everything else runs
+ * as a pass of its own over the product's result.
+ */
+#include "kernels/cuda/linear.h"
+
+#include <assert.h>
+
+#include "kernels/cuda/gemm.h"
+#include "kernels/cuda/launch.h"
+
+static cudaDataType_t blas_type(enum dtype t)
+{
+    assert(t == DT_F32 || t == DT_BF16 || t == DT_F16);
+    return t == DT_F32 ? CUDA_R_32F : t == DT_BF16 ? CUDA_R_16BF : CUDA_R_16F;
+}
+
+static int64_t row_stride(int64_t ld, int64_t dense)
+{
+    return ld ? ld : dense;
+}
+
+static bool rows_aligned(const void *p, int64_t ld)
+{
+    return ((uintptr_t)p & 15) == 0 && ld % 8 == 0;
+}
+
+/* y's product, before any activation, into `to`. */
+static struct gemm forward_product(enum dtype real, const struct linear_args *a, void *to)
+{
+    int64_t ldy = row_stride(a->ldy, a->O);
+    struct gemm g = {
+        .trans_a = true,
+        .m = a->O,
+        .n = a->N,
+        .k = a->I,
+        .type_in = blas_type(real),
+        .type_out = blas_type(real),
+        .a = a->w,
+        .lda = a->I,
+        .b = a->x,
+        .ldb = row_stride(a->ldx, a->I),
+        .d = to,
+        .ldd = ldy,
+        .epilogue = a->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT,
+        .bias = a->bias,
+        .workspace = a->workspace,
+    };
+    return g;
+}
+
+/* Try to do the activation in the product; false leaves *g as it was. */
+static bool fuse_activation(struct stream *s, enum dtype real, const struct linear_args *a,
+                            struct gemm *g)
+{
+    struct gemm fused = *g;
+
+    if (real == DT_F32 || a->residual || !rows_aligned(a->y, g->ldd) || a->O % 8 != 0)
+        return false;
+    fused.d = a->y;
+    if (a->act == ACT_RELU && !a->pre) {
+        fused.epilogue = a->bias ? CUBLASLT_EPILOGUE_RELU_BIAS : CUBLASLT_EPILOGUE_RELU;
+    } else if (a->act == ACT_GELU_TANH && !a->pre) {
+        fused.epilogue = a->bias ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_GELU;
+    } else if (a->act == ACT_GELU_TANH && rows_aligned(a->pre, g->ldd)) {
+        fused.epilogue = a->bias ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX;
+        fused.aux = a->pre;
+        fused.ld_aux = g->ldd;
+    } else {
+        return false;
+    }
+    if (!gemm_supported(s->state->gemms, s->handle, &fused))
+        return false;
+    *g = fused;
+    return true;
+}
+
+int linear_fwd(struct stream *s, enum dtype real, const struct linear_args *a)
+{
+    struct gemm_cache *cache = s->state->gemms;
+    struct gemm g = forward_product(real, a, a->pre ? a->pre : a->y);
+    int rc;
+
+    if (a->act == ACT_NONE && !a->pre) {
+        if (a->residual) {
+            g.c = a->residual;
+            g.ldc = g.ldd;
+            g.beta = 1.0f;
+        }
+        return gemm_run(cache, s->handle, &g);
+    }
+    if (a->act != ACT_NONE && fuse_activation(s, real, a, &g))
+        return gemm_run(cache, s->handle, &g);
+    if (!a->pre && a->residual == a->y)
+        return ERR_UNSUPPORTED; /* the product would overwrite the residual */
+    rc = gemm_run(cache, s->handle, &g);
+    if (rc != 0)
+        return rc;
+    return launch_act_rows(s->handle, real, a->act, a->N, a->O, g.ldd, g.d, a->residual, a->y);
+}
+
+int linear_bwd_data(struct stream *s, enum dtype real, const struct linear_args *a)
+{
+    struct gemm_cache *cache = s->state->gemms;
+    int64_t ldx = row_stride(a->ldx, a->I);
+    struct gemm g = {
+        .m = a->I,
+        .n = a->N,
+        .k = a->O,
+        .type_in = blas_type(real),
+        .type_out = blas_type(real),
+        .a = a->w,
+        .lda = a->I,
+        .b = a->dy,
+        .ldb = row_stride(a->ldy, a->O),
+        .d = a->dx,
+        .ldd = ldx,
+        .beta = a->dx_accum == ACCUM_ADD ? 1.0f : 0.0f,
+        .epilogue = CUBLASLT_EPILOGUE_DEFAULT,
+        .workspace = a->workspace,
+    };
+    int rc;
+
+    assert(a->act_x == ACT_NONE || a->dx_accum == ACCUM_ASSIGN);
+    if (a->act_x == ACT_GELU_TANH && real != DT_F32 && a->I % 8 == 0 && rows_aligned(a->dx, ldx) &&
+        rows_aligned(a->pre_x, ldx)) {
+        struct gemm fused = g;
+        fused.epilogue = CUBLASLT_EPILOGUE_DGELU;
+        fused.aux = (void *)a->pre_x; /* read only with this epilogue */
+        fused.ld_aux = ldx;
+        if (gemm_supported(cache, s->handle, &fused))
+            return gemm_run(cache, s->handle, &fused);
+    }
+    rc = gemm_run(cache, s->handle, &g);
+    if (rc != 0 || a->act_x == ACT_NONE)
+        return rc;
+    return launch_act_grad_rows(s->handle, real, a->act_x, a->N, a->I, ldx, a->pre_x, a->dx);
+}
+
+int linear_bwd_weight(struct stream *s, enum dtype real, const struct linear_args *a)
+{
+    int64_t ldy = row_stride(a->ldy, a->O);
+    int rc = 0;
+
+    if (a->dw) {
+        struct gemm g = {
+            .trans_b = true,
+            .m = a->I,
+            .n = a->O,
+            .k = a->N,
+            .type_in = blas_type(real),
+            .type_out = CUDA_R_32F,
+            .a = a->x,
+            .lda = row_stride(a->ldx, a->I),
+            .b = a->dy,
+            .ldb = ldy,
+            .d = a->dw,
+            .ldd = a->I,
+            .beta = a->dw_accum == ACCUM_ADD ? 1.0f : 0.0f,
+            .epilogue = CUBLASLT_EPILOGUE_DEFAULT,
+            .workspace = a->workspace,
+        };
+        rc = gemm_run(s->state->gemms, s->handle, &g);
+    }
+    if (rc == 0 && a->dbias)
+        rc = launch_colsum(s->handle, real, a->N, a->O, ldy, a->dy, a->dw_accum, a->dbias,
+                           a->workspace);
+    return rc;
+}
+
+size_t linear_workspace(enum op op, const struct linear_args *a)
+{
+    size_t sums = op == OP_LINEAR_BWD_WEIGHT ? workspace_colsum(a->N, a->O) : 0;
+    return sums > GEMM_WORKSPACE ? sums : GEMM_WORKSPACE;
+}

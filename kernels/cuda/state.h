@@ -1,0 +1,28 @@
+/* What the host files of kernels/cuda share: the device's state, and what a stream knows of it. */
+#ifndef CASTOR_KERNELS_CUDA_STATE_H
+#define CASTOR_KERNELS_CUDA_STATE_H
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wstrict-prototypes" /* the library's header has one `()` */
+#include <cublasLt.h>
+#pragma GCC diagnostic pop
+#include <cuda_runtime_api.h>
+
+#include "core/err.h"
+#include "kernels/device.h"
+
+struct gemm_cache;
+
+struct cuda_state {
+    int index;
+    int capability; /* 90 = compute capability 9.0 */
+    cublasLtHandle_t blas;
+    struct gemm_cache *gemms; /* owned; see gemm.h */
+};
+
+struct stream {
+    cudaStream_t handle;
+    struct cuda_state *state; /* borrowed from the device */
+};
+
+#endif

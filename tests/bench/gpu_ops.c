@@ -1,0 +1,521 @@
+/*
+ * Times of the GPU's ops at the shapes of real models, beside their floors: bytes over the device's
+ * copy rate and flops over its rate in a large matrix product, both measured first, in the same
+ * run. A floor counts each input read once and each output written once.
+ *
+ * usage: gpu_ops [-t] [NAME]: only the lines whose name contains NAME. With -t the algorithms of
+ * matrix products are chosen by timing.
+ */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/alloc.h"
+#include "kernels/cuda/device_cuda.h"
+#include "kernels/device.h"
+#include "kernels/op_table.h"
+
+enum { GROUPS = 9, CALLS = 4 };
+static const size_t ARENA = (size_t)16 << 30;
+
+static struct device *device;
+static struct stream *stream;
+static const struct op_table *ops;
+static struct event_mark *from, *to;
+static char *arena;
+static size_t arena_used;
+static double copy_rate, gemm_rate; /* bytes, flops a second */
+static const char *only;
+
+static void must(int rc, const struct err *err)
+{
+    if (rc != 0) {
+        fprintf(stderr, "gpu_ops: %s\n", err->msg);
+        exit(2);
+    }
+}
+
+/* Random bf16 values in (-1, 1), which read as float32 in pairs are random in (-1, 1) too. */
+static void fill_arena(void)
+{
+    struct err err = {0};
+    const size_t chunk = (size_t)64 << 20;
+    void *host = NULL;
+    uint64_t x = 88172645463325252u;
+
+    must(device_host_alloc(device, chunk, "random values", &host, &err), &err);
+    for (size_t i = 0; i < chunk / 2; i++) {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        float v = (float)(int32_t)(x >> 32) * (1.0f / 2147483648.0f);
+        dtype_convert(DT_BF16, (char *)host + i * 2, DT_F32, &v, 1);
+    }
+    for (size_t at = 0; at < ARENA; at += chunk)
+        must(device_copy(device, stream, COPY_H2D, arena + at, host, chunk, &err), &err);
+    must(device_stream_sync(device, stream, &err), &err);
+    device_host_free(device, host, chunk);
+}
+
+static void *take(size_t bytes)
+{
+    void *p = arena + arena_used;
+    arena_used += (bytes + DEVICE_ALIGN - 1) / DEVICE_ALIGN * DEVICE_ALIGN;
+    if (arena_used > ARENA) {
+        fprintf(stderr, "gpu_ops: a case is larger than the arena\n");
+        exit(2);
+    }
+    return p;
+}
+
+static void *take_ints(int64_t n, int64_t below, int64_t skew)
+{
+    struct err err = {0};
+    int32_t *host = xcalloc((size_t)n, sizeof *host);
+    uint64_t x = 1234567;
+    void *p = take((size_t)n * 4);
+
+    for (int64_t i = 0; i < n; i++) {
+        x = x * 6364136223846793005u + 1442695040888963407u;
+        host[i] = skew ? (int32_t)(i % below)
+                       : (int32_t)((double)(x >> 33) / 2147483648.0 * (double)below);
+    }
+    must(device_copy(device, stream, COPY_H2D, p, host, (size_t)n * 4, &err), &err);
+    must(device_stream_sync(device, stream, &err), &err);
+    free(host);
+    return p;
+}
+
+static void *take_floats(const float *values, size_t n)
+{
+    struct err err = {0};
+    void *p = take(n * sizeof *values);
+    must(device_copy(device, stream, COPY_H2D, p, values, n * sizeof *values, &err), &err);
+    must(device_stream_sync(device, stream, &err), &err);
+    return p;
+}
+
+static int call(enum op op, const void *a)
+{
+    switch (op) {
+    case OP_EMBED_FWD:
+        return ops->embed_fwd(stream, a);
+    case OP_EMBED_BWD:
+        return ops->embed_bwd(stream, a);
+    case OP_NORM_FWD:
+        return ops->norm_fwd(stream, a);
+    case OP_NORM_BWD:
+        return ops->norm_bwd(stream, a);
+    case OP_LINEAR_FWD:
+        return ops->linear_fwd(stream, a);
+    case OP_LINEAR_BWD_DATA:
+        return ops->linear_bwd_data(stream, a);
+    case OP_LINEAR_BWD_WEIGHT:
+        return ops->linear_bwd_weight(stream, a);
+    case OP_ACT_FWD:
+        return ops->act_fwd(stream, a);
+    case OP_ACT_BWD:
+        return ops->act_bwd(stream, a);
+    case OP_ROPE:
+        return ops->rope(stream, a);
+    case OP_ATTN_FWD:
+        return ops->attn_fwd(stream, a);
+    case OP_ATTN_BWD:
+        return ops->attn_bwd(stream, a);
+    case OP_DROPOUT_FWD:
+        return ops->dropout_fwd(stream, a);
+    case OP_LOSS:
+        return ops->loss(stream, a);
+    case OP_ADD:
+        return ops->add(stream, a);
+    case OP_SUMSQ:
+        return ops->sumsq(stream, a);
+    case OP_CLIP:
+        return ops->clip(stream, a);
+    case OP_ADAMW:
+        return ops->adamw(stream, a);
+    case OP_CAST:
+        return ops->cast(stream, a);
+    default:
+        abort();
+    }
+}
+
+static int by_size(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* Median seconds of one call; 0 when the table does not do it. */
+static double seconds_of(enum op op, const void *args)
+{
+    struct err err = {0};
+    double t[GROUPS];
+
+    for (int i = 0; i < 3; i++)
+        if (call(op, args) != 0)
+            return 0;
+    for (int g = 0; g < GROUPS; g++) {
+        must(device_mark_record(device, from, stream, &err), &err);
+        for (int i = 0; i < CALLS; i++)
+            (void)call(op, args);
+        must(device_mark_record(device, to, stream, &err), &err);
+        must(device_mark_sync(device, to, &err), &err);
+        must(device_mark_elapsed(device, from, to, &t[g], &err), &err);
+    }
+    qsort(t, GROUPS, sizeof t[0], by_size);
+    return t[GROUPS / 2] / CALLS;
+}
+
+static bool wanted(const char *name)
+{
+    arena_used = 0;
+    return !only || strstr(name, only);
+}
+
+static void report(const char *name, enum op op, const void *args, double bytes, double flops)
+{
+    double t = seconds_of(op, args);
+    double floor_bytes = bytes / copy_rate, floor_flops = flops / gemm_rate;
+    double floor = fmax(floor_bytes, floor_flops);
+
+    if (t == 0) {
+        printf("%-44s not done\n", name);
+        return;
+    }
+    printf("%-44s %9.1f us  floor %9.1f us  %5.1f%%  %7.0f GB/s %7.1f TFLOP/s\n", name, t * 1e6,
+           floor * 1e6, 100 * floor / t, bytes / t * 1e-9, flops / t * 1e-12);
+}
+
+static void ceilings(void)
+{
+    struct err err = {0};
+    const size_t bytes = (size_t)2 << 30;
+    double t;
+    struct linear_args a = {.N = 8192, .I = 8192, .O = 8192};
+
+    for (int i = 0; i < 4; i++) {
+        if (i == 1)
+            must(device_mark_record(device, from, stream, &err), &err);
+        must(device_copy(device, stream, COPY_D2D, arena, arena + bytes, bytes, &err), &err);
+    }
+    must(device_mark_record(device, to, stream, &err), &err);
+    must(device_mark_sync(device, to, &err), &err);
+    must(device_mark_elapsed(device, from, to, &t, &err), &err);
+    copy_rate = 3 * 2 * (double)bytes / t;
+    a.x = take((size_t)8192 * 8192 * 2);
+    a.w = take((size_t)8192 * 8192 * 2);
+    a.y = take((size_t)8192 * 8192 * 2);
+    a.workspace = take(ops->workspace(OP_LINEAR_FWD, &a));
+    gemm_rate = 2.0 * 8192 * 8192 * 8192 / seconds_of(OP_LINEAR_FWD, &a);
+    printf("%s: copy %.0f GB/s read and written, product 8192^3 %.0f TFLOP/s\n", device->name,
+           copy_rate * 1e-9, gemm_rate * 1e-12);
+}
+
+static void bench_norm(int64_t N, int64_t C, enum norm_kind kind)
+{
+    char name[80];
+    double x = (double)N * (double)C * 2;
+    size_t bytes = (size_t)(N * C) * 2;
+    bool layer = kind == NORM_LAYER;
+
+    snprintf(name, sizeof name, "norm_fwd %s %ldx%ld + residual", layer ? "layer" : "rms", (long)N,
+             (long)C);
+    if (wanted(name)) {
+        struct norm_args a = {.kind = kind, .N = N, .C = C, .eps = 1e-5f};
+        a.x = take(bytes);
+        a.residual = take(bytes);
+        a.sum = take(bytes);
+        a.y = take(bytes);
+        a.weight = take((size_t)C * 2);
+        a.bias = layer ? take((size_t)C * 2) : NULL;
+        a.mean = layer ? take((size_t)N * 4) : NULL;
+        a.rstd = take((size_t)N * 4);
+        report(name, OP_NORM_FWD, &a, 4 * x, 0);
+    }
+    snprintf(name, sizeof name, "norm_bwd %s %ldx%ld + residual", layer ? "layer" : "rms", (long)N,
+             (long)C);
+    if (wanted(name)) {
+        struct norm_args a = {.kind = kind, .N = N, .C = C, .eps = 1e-5f};
+        a.x = take(bytes);
+        a.dy = take(bytes);
+        a.dresidual = take(bytes);
+        a.dx = take(bytes);
+        a.weight = take((size_t)C * 2);
+        a.mean = layer ? take((size_t)N * 4) : NULL;
+        a.rstd = take((size_t)N * 4);
+        a.dweight = take((size_t)C * 4);
+        a.dbias = layer ? take((size_t)C * 4) : NULL;
+        a.workspace = take(ops->workspace(OP_NORM_BWD, &a));
+        report(name, OP_NORM_BWD, &a, 4 * x, 0);
+    }
+}
+
+static void bench_linear(int64_t N, int64_t I, int64_t O, enum act_kind act)
+{
+    static const char *const ACTS[] = {"", " relu", " gelu-erf", " gelu-tanh", " silu"};
+    char name[80];
+    double flops = 2.0 * (double)N * (double)I * (double)O;
+    double io = 2.0 * ((double)N * (double)(I + O) + (double)I * (double)O);
+    size_t x = (size_t)(N * I) * 2, y = (size_t)(N * O) * 2, w = (size_t)(I * O) * 2;
+
+    snprintf(name, sizeof name, "linear_fwd %ldx%ldx%ld bias%s", (long)N, (long)I, (long)O,
+             ACTS[act]);
+    if (wanted(name)) {
+        struct linear_args a = {.N = N, .I = I, .O = O, .act = act};
+        a.x = take(x);
+        a.w = take(w);
+        a.bias = take((size_t)O * 2);
+        a.y = take(y);
+        a.pre = act == ACT_GELU_TANH ? take(y) : NULL;
+        a.workspace = take(ops->workspace(OP_LINEAR_FWD, &a));
+        report(name, OP_LINEAR_FWD, &a, io, flops);
+    }
+    snprintf(name, sizeof name, "linear_bwd_data %ldx%ldx%ld%s", (long)N, (long)O, (long)I,
+             ACTS[act]);
+    if (wanted(name)) {
+        /* The activation belongs to the input of the layer that maps O back to I. */
+        struct linear_args a = {.N = N, .I = O, .O = I, .act_x = act};
+        a.dy = take(x);
+        a.w = take(w);
+        a.dx = take(y);
+        a.pre_x = act ? take(y) : NULL;
+        a.workspace = take(ops->workspace(OP_LINEAR_BWD_DATA, &a));
+        report(name, OP_LINEAR_BWD_DATA, &a, io, flops);
+    }
+    if (act)
+        return;
+    for (int bias = 0; bias < 2; bias++) {
+        snprintf(name, sizeof name, "linear_bwd_weight %ldx%ldx%ld%s", (long)N, (long)I, (long)O,
+                 bias ? " bias" : "");
+        if (!wanted(name))
+            continue;
+        struct linear_args a = {.N = N, .I = I, .O = O, .dw_accum = ACCUM_ADD};
+        a.x = take(x);
+        a.dy = take(y);
+        a.dw = take(2 * w);
+        a.dbias = bias ? take((size_t)O * 4) : NULL;
+        a.workspace = take(ops->workspace(OP_LINEAR_BWD_WEIGHT, &a));
+        report(name, OP_LINEAR_BWD_WEIGHT, &a, io + 6.0 * (double)I * (double)O, flops);
+    }
+}
+
+static void bench_attention(int64_t B, int64_t T, int64_t H, int64_t KV, int64_t D, float dropout)
+{
+    char name[80];
+    struct attn_args a = {.B = B, .T = T, .S = T, .H = H, .KV = KV, .D = D};
+    size_t q = (size_t)(B * T * H * D) * 2, kv = (size_t)(B * T * KV * D) * 2;
+    double pairs = (double)B * (double)H * (double)T * (double)T / 2;
+
+    a.scale = 1 / sqrtf((float)D);
+    a.dropout.p = dropout;
+    a.dropout.stream.use = RNG_USE_DROPOUT;
+    snprintf(name, sizeof name, "attn_fwd B%ld T%ld H%ld/%ld D%ld%s", (long)B, (long)T, (long)H,
+             (long)KV, (long)D, dropout > 0 ? " dropout" : "");
+    a.q = take(q);
+    a.k = take(kv);
+    a.v = take(kv);
+    a.o = take(q);
+    a.lse = take((size_t)(B * H * T) * 4);
+    if (!only || strstr(name, only))
+        report(name, OP_ATTN_FWD, &a, (double)(2 * q + 2 * kv), 4 * pairs * (double)D);
+    name[5] = 'b';
+    name[6] = 'w';
+    name[7] = 'd';
+    a.dout = take(q);
+    a.dq = take(q);
+    a.dk = take(kv);
+    a.dv = take(kv);
+    a.workspace = take(ops->workspace(OP_ATTN_BWD, &a));
+    if (!only || strstr(name, only)) {
+        (void)call(OP_ATTN_FWD, &a);
+        report(name, OP_ATTN_BWD, &a, (double)(4 * q + 4 * kv), 10 * pairs * (double)D);
+    }
+    arena_used = 0;
+}
+
+static void bench_embed(int64_t N, int64_t C, int64_t V)
+{
+    char name[80];
+    double x = (double)N * (double)C * 2;
+    struct embed_args a = {.N = N, .C = C, .V = V, .P = 1024, .scale = 1};
+
+    arena_used = 0;
+    a.tokens = take_ints(N, V, 0);
+    a.positions = take_ints(N, 1024, 1);
+    a.wte = take((size_t)(V * C) * 2);
+    a.wpe = take((size_t)(1024 * C) * 2);
+    a.out = take((size_t)(N * C) * 2);
+    a.dout = take((size_t)(N * C) * 2);
+    a.dwte = take((size_t)(V * C) * 4);
+    a.dwpe = take((size_t)(1024 * C) * 4);
+    a.workspace = take(ops->workspace(OP_EMBED_BWD, &a));
+    snprintf(name, sizeof name, "embed_fwd %ldx%ld", (long)N, (long)C);
+    if (!only || strstr(name, only))
+        report(name, OP_EMBED_FWD, &a, 2 * x, 0);
+    snprintf(name, sizeof name, "embed_bwd %ldx%ld", (long)N, (long)C);
+    double rows = (double)V * (1 - exp(-(double)N / (double)V)); /* distinct tokens */
+    if (!only || strstr(name, only))
+        report(name, OP_EMBED_BWD, &a, 2 * x + 8 * (rows + 1024) * (double)C, 0);
+}
+
+static void bench_loss(int64_t N, int64_t V, int64_t ldl)
+{
+    const float scale = 1;
+    char name[80];
+    struct loss_args a = {.N = N, .V = V, .ldl = ldl, .logit_scale = 1};
+
+    snprintf(name, sizeof name, "loss %ldx%ld rows of %ld", (long)N, (long)V, (long)ldl);
+    if (!wanted(name))
+        return;
+    a.targets = take_ints(N, V, 0);
+    a.logits = take((size_t)(N * ldl) * 2);
+    a.grad_scale = take_floats(&scale, 1);
+    a.row_loss = take((size_t)N * 4);
+    a.row_correct = take((size_t)N * 4);
+    report(name, OP_LOSS, &a, (double)N * (double)V * 4, 0);
+}
+
+static void bench_elementwise(void)
+{
+    const int64_t N = 32768;
+    const double n = (double)N * 3072;
+    size_t bytes = (size_t)(N * 3072) * 2;
+
+    for (int gated = 0; gated < 2; gated++) {
+        struct act_args a = {.act = gated ? ACT_SILU : ACT_GELU_TANH, .gated = gated, .N = N};
+        a.F = 3072;
+        if (wanted(gated ? "act_fwd gated silu 32768x3072" : "act_fwd gelu-tanh 32768x3072")) {
+            a.x = take(bytes * 2);
+            a.y = take(bytes);
+            report(gated ? "act_fwd gated silu 32768x3072" : "act_fwd gelu-tanh 32768x3072",
+                   OP_ACT_FWD, &a, n * (gated ? 6 : 4), 0);
+        }
+        if (wanted(gated ? "act_bwd gated silu 32768x3072" : "act_bwd gelu-tanh 32768x3072")) {
+            a.x = take(bytes * 2);
+            a.dy = take(bytes);
+            a.dx = take(bytes * 2);
+            report(gated ? "act_bwd gated silu 32768x3072" : "act_bwd gelu-tanh 32768x3072",
+                   OP_ACT_BWD, &a, n * (gated ? 10 : 6), 0);
+        }
+    }
+    if (wanted("rope 32768x12x64")) {
+        struct rope_args a = {.N = N, .heads = 12, .head_dim = 64, .rope_dim = 64};
+        a.positions = take_ints(N, 1024, 1);
+        a.cos_table = take(1024 * 32 * 4);
+        a.sin_table = take(1024 * 32 * 4);
+        a.x = take(bytes / 4);
+        report("rope 32768x12x64", OP_ROPE, &a, n, 0);
+    }
+    if (wanted("dropout_fwd 32768x768 + residual")) {
+        struct dropout_args a = {.n = N * 768, .dropout = {.p = 0.1f}};
+        a.x = take(bytes / 4);
+        a.residual = take(bytes / 4);
+        a.y = take(bytes / 4);
+        report("dropout_fwd 32768x768 + residual", OP_DROPOUT_FWD, &a, n / 4 * 6, 0);
+    }
+}
+
+static void bench_optimizer(void)
+{
+    const int64_t n = (int64_t)124 << 20;
+    const float step[4] = {1e-4f, 0.1f, 0.01f, 0};
+    size_t f32 = (size_t)n * 4;
+
+    if (wanted("adamw 124Mi")) {
+        struct adamw_args a = {.n = n, .n_decay = n, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f};
+        struct clip_args c = {.n = 64, .max_norm = 1, .inv_scale = 1};
+        double ones[64];
+        struct err err = {0};
+        for (int i = 0; i < 64; i++)
+            ones[i] = 1;
+        void *partial = take(sizeof ones);
+        must(device_copy(device, stream, COPY_H2D, partial, ones, sizeof ones, &err), &err);
+        c.partial = partial;
+        c.result = take(sizeof(struct clip_result));
+        (void)call(OP_CLIP, &c);
+        a.weight_decay = 0.1f;
+        a.step = take_floats(step, 4);
+        a.clip = c.result;
+        a.grad = take(f32);
+        a.master = take(f32);
+        a.m = take(f32);
+        a.v = take(f32);
+        a.param = take(f32 / 2);
+        must(device_zero(device, stream, a.v, f32, &err), &err);
+        report("adamw 124Mi", OP_ADAMW, &a, 30.0 * (double)n, 0);
+    }
+    if (wanted("sumsq 124Mi")) {
+        struct sumsq_args a = {.n = n, .x = take(f32), .partial = take(1 << 20)};
+        report("sumsq 124Mi", OP_SUMSQ, &a, 4.0 * (double)n, 0);
+    }
+    if (wanted("clip of 107,000 partials (7B)")) {
+        struct clip_args a = {.n = 107000, .max_norm = 1, .inv_scale = 1};
+        a.partial = take(107000 * 8);
+        a.result = take(sizeof(struct clip_result));
+        report("clip of 107,000 partials (7B)", OP_CLIP, &a, 8.0 * 107000, 0);
+    }
+    if (wanted("cast f32 to bf16 124Mi")) {
+        struct cast_args a = {.n = n, .from = DT_F32, .to = DT_BF16};
+        a.src = take(f32);
+        a.dst = take(f32 / 2);
+        report("cast f32 to bf16 124Mi", OP_CAST, &a, 6.0 * (double)n, 0);
+    }
+    if (wanted("add 124Mi")) {
+        struct add_args a = {.n = n, .x = take(f32), .y = take(f32)};
+        report("add 124Mi", OP_ADD, &a, 12.0 * (double)n, 0);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    struct err err = {0};
+    void *p = NULL;
+
+    bool tune = argc > 1 && strcmp(argv[1], "-t") == 0;
+    only = argc > 1 + tune ? argv[1 + tune] : NULL;
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    if (device_count(DEVICE_CUDA) == 0) {
+        printf("gpu_ops: no GPU here\n");
+        return 0;
+    }
+    must(device_open(DEVICE_CUDA, 0, NULL, &device, &err), &err);
+    must(device_stream_create(device, 0, &stream, &err), &err);
+    must(device_mark_create(device, &from, &err), &err);
+    must(device_mark_create(device, &to, &err), &err);
+    must(device_alloc(device, ARENA, "the arena of the benchmark", &p, &err), &err);
+    arena = p;
+    ops = device_ops(device, DT_BF16);
+    device_cuda_tune(device, tune);
+    fill_arena();
+    ceilings();
+    bench_attention(32, 1024, 12, 12, 64, 0);
+    bench_attention(8, 1024, 32, 32, 64, 0);
+    bench_attention(4, 4096, 32, 32, 128, 0);
+    bench_attention(4, 4096, 32, 8, 128, 0);
+    bench_attention(32, 1024, 12, 12, 64, 0.1f);
+    bench_norm(32768, 768, NORM_LAYER);
+    bench_norm(8192, 2048, NORM_LAYER);
+    bench_norm(16384, 4096, NORM_RMS);
+    bench_linear(32768, 768, 2304, ACT_NONE);
+    bench_linear(32768, 768, 768, ACT_NONE);
+    bench_linear(32768, 768, 3072, ACT_GELU_TANH);
+    bench_linear(32768, 768, 3072, ACT_RELU);
+    bench_linear(32768, 3072, 768, ACT_NONE);
+    bench_linear(32768, 768, 50304, ACT_NONE);
+    bench_linear(8192, 4096, 11008, ACT_NONE);
+    bench_embed(32768, 768, 50257);
+    bench_loss(32768, 50257, 50304);
+    bench_loss(32768, 50257, 50257);
+    bench_loss(4096, 151936, 151936);
+    bench_elementwise();
+    bench_optimizer();
+    device_free(device, arena, ARENA);
+    device_mark_destroy(device, from);
+    device_mark_destroy(device, to);
+    device_stream_destroy(device, stream);
+    device_close(device);
+    return 0;
+}
