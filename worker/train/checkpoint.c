@@ -325,6 +325,22 @@ static int newest_first(const void *a, const void *b)
     return (x < y) - (x > y);
 }
 
+/* Out of sight first: what is called step-N is complete, whenever the process dies. */
+static int remove_one(const char *jobdir, const char *parent, int64_t step, struct err *err)
+{
+    char *dir = job_dir_checkpoint(jobdir, step);
+    char *tmp = xasprintf("%s/tmp-step-%lld", parent, (long long)step);
+    int rc = 0;
+
+    TRY(fs_remove_tree(tmp, err));
+    TRY(fs_rename_sync(dir, tmp, err));
+    TRY(fs_remove_tree(tmp, err));
+out:
+    free(tmp);
+    free(dir);
+    return rc;
+}
+
 int checkpoint_prune(const char *jobdir, int64_t keep, int64_t best_step, struct err *err)
 {
     char *parent = job_dir_checkpoints(jobdir);
@@ -345,9 +361,7 @@ int checkpoint_prune(const char *jobdir, int64_t keep, int64_t best_step, struct
     for (int64_t k = keep < 1 ? 1 : keep; k < n; k++) {
         if (steps[k] == best_step)
             continue;
-        char *dir = job_dir_checkpoint(jobdir, steps[k]);
-        rc = fs_remove_tree(dir, err);
-        free(dir);
+        rc = remove_one(jobdir, parent, steps[k], err);
         if (rc)
             break;
     }

@@ -169,9 +169,9 @@ int run_checkpoint(struct run *r, const char *request, struct err *err)
     TRY(run_phase(r, PHASE_CHECKPOINTING, err));
     TRY(checkpoint_save(r->options->jobdir, r->plan, r->executor, &r->state,
                         (uint64_t)r->session.spec.seed, &bytes, err));
+    r->last_saved = r->state.step;
     TRY(checkpoint_prune(r->options->jobdir, r->session.spec.optimization.keep_checkpoints,
                          r->state.best_step, err));
-    r->last_saved = r->state.step;
     snprintf(path, sizeof path, "checkpoints/step-%lld", (long long)r->state.step);
     struct event e = {.type = EVENT_CHECKPOINT,
                       .checkpoint = {.step = r->state.step,

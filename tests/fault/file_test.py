@@ -1,0 +1,191 @@
+#!/usr/bin/env python3
+"""What happens to a training run when the file system fails: each operation in turn, and a disk that is full."""
+import errno
+import os
+import shutil
+import subprocess
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, "../e2e"))
+import rig  # noqa: E402
+from rig import Job, Skip, differences  # noqa: E402
+
+CHANGES = {"steps": 6, "validation": 4, "optimization": {"checkpoint_interval": 2, "keep_checkpoints": 1}}
+
+
+def equal(got, want):
+    assert got == want, "%r is not %r" % (got, want)
+
+
+class Fault:
+    """castor-worker with fail_calls.c preloaded."""
+
+    def __init__(self, root):
+        self.library = os.path.join(root, "fail_calls.so")
+        self.count = os.path.join(root, "calls")
+        built = subprocess.run(["cc", "-shared", "-fPIC", "-D_GNU_SOURCE", "-O1", "-o", self.library,
+                                os.path.join(HERE, "fail_calls.c"), "-ldl"], capture_output=True, text=True)
+        equal((built.returncode, built.stderr), (0, ""))
+
+    def run(self, job, path, calls, nth, every=False, number=errno.ENOSPC):
+        """The exit status and how many operations there were."""
+        env = dict(job.env)
+        job.env.update(LD_PRELOAD=self.library, FAULT_PATH=path, FAULT_CALLS=calls, FAULT_NTH=str(nth),
+                       FAULT_EVERY=str(int(every)), FAULT_ERRNO=str(number), FAULT_COUNT=self.count,
+                       ASAN_OPTIONS="verify_asan_link_order=0")
+        if os.path.exists(self.count):
+            os.remove(self.count)
+        code = job.run().returncode
+        job.env = env
+        return code, int(rig.read_bytes(self.count)) if os.path.exists(self.count) else 0
+
+
+def stopped_at_two(root):
+    """A job as if killed behind step 2, and the model that it comes to when it goes on undisturbed."""
+    job = Job(root, "start", **CHANGES)
+    keep = job.spec["optimization"]["keep_checkpoints"]
+    job.spec["optimization"]["keep_checkpoints"] = 100
+    rig.write_json(job.path("spec.json"), job.spec)
+    equal(job.run().returncode, 0)
+    output = job.output()
+    for path in ("attempt-1", "output", "checkpoints/step-4", "checkpoints/step-6"):
+        shutil.rmtree(job.path(path))
+    equal(job.checkpoints(), [2])
+    job.spec["optimization"]["keep_checkpoints"] = keep
+    rig.write_json(job.path("spec.json"), job.spec)
+    return job, output
+
+
+def copy(root, job, name):
+    other = Job.__new__(Job)
+    other.dir, other.env = os.path.join(root, name), dict(job.env)
+    shutil.rmtree(other.dir, ignore_errors=True)
+    shutil.copytree(job.dir, other.dir)
+    return other
+
+
+def check(root, job, output, name):
+    """Whatever happened: it was reported, nothing is half-written, and the next attempt gets the same model."""
+    end = job.end()
+    assert end["type"] in ("finished", "failed"), (name, end)
+    if end["type"] == "finished":
+        equal((name, differences(job.output(), output)), (name, []))
+    else:
+        assert end["code"] in ("nospace", "io") and root in end["message"], (name, end)
+        equal((name, job.exit()["ok"]), (name, False))
+    for warning in job.events(type="warning"):
+        equal((name, warning["code"]), (name, "checkpoint_failed"))
+        assert root in warning["message"], (name, warning)
+    for step in job.checkpoints():
+        state = rig.read_safetensors(job.path("checkpoints", "step-%d" % step, "state.safetensors"))
+        assert len(state) > 50 and os.path.exists(job.path("checkpoints", "step-%d" % step, "checkpoint.json"))
+    assert job.checkpoints(), name
+    equal(job.run().returncode, 0)
+    equal((name, job.end()["type"]), (name, "finished"))
+    equal((name, differences(job.output(), output)), (name, []))
+    equal((name, job.leftovers()), (name, []))
+    return end["type"]
+
+
+def each_operation(root, path, calls, number, most):
+    """Fail the 1st, 2nd, ... operation of a run; beyond `most` of them a spread over all."""
+    start, output = stopped_at_two(root)
+    fault = Fault(root)
+    code, count = fault.run(copy(root, start, "count"), path, calls, 0)
+    assert code == 0 and count > 0, (code, count)
+    nths = range(1, count + 1) if count <= most else sorted({1 + i * (count - 1) // (most - 1) for i in range(most)})
+    ends = []
+    for nth in nths:
+        job = copy(root, start, "job")
+        fault.run(job, path, calls, nth, number=number)
+        ends.append(check(root, job, output, "%s %s %d of %d" % (path, calls, nth, count)))
+    return ends
+
+
+def writes_of_checkpoints(root):
+    ends = each_operation(root, "/checkpoints/", "write", errno.ENOSPC, 8)
+    # a full disk in the midst of training costs a checkpoint, not the run
+    assert "finished" in ends and "failed" in ends, ends
+
+
+def failing_writes_of_checkpoints(root):
+    equal(set(each_operation(root, "/checkpoints/", "write", errno.EIO, 4)), {"failed"})
+
+
+def fsyncs_of_checkpoints(root):
+    each_operation(root, "/checkpoints", "fsync", errno.EIO, 12)
+
+
+def renames_and_directories(root):
+    each_operation(root, "/checkpoints/", "rename", errno.ENOSPC, 8)
+    shutil.rmtree(os.path.join(root, "start"))
+    each_operation(root, "/checkpoints", "mkdir", errno.ENOSPC, 4)
+
+
+def exports(root):
+    equal(set(each_operation(root, "/tmp-output/", "write", errno.ENOSPC, 6)), {"failed"})
+
+
+def ends_of_exports(root):
+    equal(set(each_operation(root, "/tmp-output", "fsync", errno.EIO, 6)), {"failed"})
+
+
+def old_checkpoints_that_cannot_be_removed(root):
+    each_operation(root, "/checkpoints/", "unlink", errno.EIO, 4)
+
+
+def a_disk_that_stays_full(root):
+    """Nothing can be written beside events: training goes on as far as the end, which needs a checkpoint."""
+    start, output = stopped_at_two(root)
+    job = copy(root, start, "job")
+    equal(Fault(root).run(job, "/checkpoints/", "write", 1, every=True)[0], 1)
+    equal([e["step"] for e in job.events(type="step")], [3, 4, 5, 6])
+    equal([e["code"] for e in job.events(type="warning")], ["checkpoint_failed"])
+    equal((job.end()["type"], job.end()["code"]), ("failed", "nospace"))
+    equal(job.checkpoints(), [2])
+    check(root, job, output, "full")
+
+
+def events_wait_for_room(root):
+    """Events that cannot be written are written later, in order; none is lost."""
+    job = Job(root, **CHANGES)
+    fault = Fault(root)
+    count = fault.run(copy(root, job, "count"), "/events.jsonl", "write", 0)[1]
+    for nth in (1, 2, count // 2, count - 1):
+        again = copy(root, job, "again")
+        equal(fault.run(again, "/events.jsonl", "write", nth)[0], 0)
+        equal(again.end()["type"], "finished")
+        equal([e["step"] for e in again.events(type="step")], list(range(1, 7)))
+
+
+def a_small_disk(root):
+    """The whole job directory on a file system that holds one checkpoint and a half."""
+    start, output = stopped_at_two(root)
+    state = os.path.getsize(start.path("checkpoints", "step-2", "state.safetensors"))
+    total = sum(os.path.getsize(os.path.join(d, f)) for d, _, files in os.walk(start.dir) for f in files)
+    job = copy(root, start, "job")
+    result = os.path.join(root, "result")
+    script = ('mount -t tmpfs -o size=%d none "$1" && cp -a "$2/." "$1" && { "$3" "$1"; code=$?; cp -a "$1" "$4"; '
+              'exit $code; }' % (total + state // 2 + 150000))
+    mount = os.path.join(root, "mount")
+    os.makedirs(mount)
+    p = subprocess.run(["unshare", "-m", "sh", "-c", script, "sh", mount, job.dir, Job.worker, result], env=job.env,
+                       capture_output=True, text=True, timeout=100)
+    if "unshare" in p.stderr or "mount:" in p.stderr:
+        raise Skip("no right to make a mount namespace")
+    equal(p.returncode, 1)
+    job.dir = result
+    equal((job.end()["type"], job.end()["code"]), ("failed", "nospace"))
+    assert "No space left" in job.end()["message"], job.end()
+    equal([e["step"] for e in job.events(type="step")], [3, 4, 5, 6])
+    equal(job.checkpoints(), [2])
+    equal(job.leftovers(), [])
+
+
+CASES = [writes_of_checkpoints, failing_writes_of_checkpoints, fsyncs_of_checkpoints, renames_and_directories,
+         exports, ends_of_exports, old_checkpoints_that_cannot_be_removed, a_disk_that_stays_full,
+         events_wait_for_room, a_small_disk]
+
+if __name__ == "__main__":
+    rig.main(CASES, __doc__)
