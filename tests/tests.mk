@@ -106,7 +106,7 @@ demo: deps  ## fine-tune a small model through the API on this machine (MODEL=or
 	+@$(SUBMAKE) CUDA=0 demo-built
 demo-built: all
 	@deploy/demo $(B)
-demo-model: deps $(PYTHON)  ## make the demo's model again: corpus, tokenizer, pretraining by Castor (half an hour)
+demo-model: deps $(PYTHON)  ## make the demo's model again: corpus, tokenizer, pretraining by Castor (minutes on a GPU)
 	+@$(SUBMAKE) all
 	$(PYTHON) tests/hub/make_demo_model.py prepare $(B)/demo-model
 	$(PYTHON) tests/hub/make_demo_model.py pretrain $(B)/demo-model $(B)

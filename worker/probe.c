@@ -28,6 +28,8 @@ struct probe {
     struct device *device;
     struct stream *stream;
     void *a, *b, *c, *host; /* STREAM_BYTES each */
+    void *workspace;
+    size_t workspace_bytes;
     int64_t gemm;
 };
 
@@ -57,11 +59,21 @@ out:
     return rc;
 }
 
+static struct linear_args gemm_args(const struct probe *p)
+{
+    return (struct linear_args){.N = p->gemm,
+                                .I = p->gemm,
+                                .O = p->gemm,
+                                .x = p->a,
+                                .w = p->b,
+                                .y = p->c,
+                                .workspace = p->workspace};
+}
+
 static int do_gemm(struct probe *p, const void *ud, struct err *err)
 {
     const struct op_table *ops = ud;
-    struct linear_args a = {
-        .N = p->gemm, .I = p->gemm, .O = p->gemm, .x = p->a, .w = p->b, .y = p->c};
+    struct linear_args a = gemm_args(p);
     int rc = ops->linear_fwd(p->stream, &a);
     return rc ? err_set(err, rc, "matrix product of size %lld", (long long)p->gemm) : 0;
 }
@@ -97,13 +109,21 @@ static int do_update(struct probe *p, const void *ud, struct err *err)
 static int gemm_rate(struct probe *p, enum dtype compute, double *rate, struct err *err)
 {
     const struct op_table *ops = device_ops(p->device, compute);
+    struct linear_args a = gemm_args(p);
     double seconds;
     int rc = 0;
+
     if (!ops) /* planned as if in float: such a job is refused anyway */
         return 0;
+    p->workspace_bytes = ops->workspace(OP_LINEAR_FWD, &a);
+    if (p->workspace_bytes > 0)
+        TRY(device_alloc(p->device, p->workspace_bytes, "a workspace", &p->workspace, err));
     TRY(measure(p, do_gemm, ops, &seconds, err));
     *rate = 2.0 * (double)p->gemm * (double)p->gemm * (double)p->gemm / seconds;
 out:
+    if (p->workspace)
+        device_free(p->device, p->workspace, p->workspace_bytes);
+    p->workspace = NULL;
     return rc;
 }
 

@@ -28,7 +28,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 REPO = "castor/opt-3m"
 VOCAB, HIDDEN, LAYERS, HEADS, FFN, POSITIONS = 4096, 192, 4, 6, 768, 256
 SEED = 20
-STEPS = 800
+STEPS = 4000
 INIT_REPO = "castor/opt-3m-init"
 
 
@@ -144,10 +144,11 @@ def prepare(out):
 
 REQUEST = {
     "model": INIT_REPO, "seed": SEED,
-    "method": {"type": "supervised", "supervised": {"hyperparameters": {"batch_size": 16, "n_epochs": 50}}},
+    "method": {"type": "supervised", "supervised": {"hyperparameters": {"batch_size": 32, "n_epochs": 50}}},
     "optimization": {"learning_rate": 2e-3, "schedule": "cosine", "warmup_ratio": 0.03, "weight_decay": 0.1, "beta2": 0.98,
-                     "max_steps": STEPS, "micro_batch_size": 16, "checkpoint_interval": 200, "eval_interval": STEPS},
+                     "max_steps": STEPS, "micro_batch_size": 32, "checkpoint_interval": 1000, "eval_interval": STEPS},
     "dataset": {"max_seq_length": POSITIONS, "packing": True},
+    "precision": {"compute": "fp32"},
 }
 
 
