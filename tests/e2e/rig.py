@@ -253,9 +253,10 @@ class Job:
             f.write(line)
 
     def leftovers(self):
-        """Half-written things that an attempt should not leave."""
+        """Half-written things that an attempt should not leave, nor find. (A killed supervisor's own stay.)"""
         found = []
         for d, dirs, files in os.walk(self.dir):
+            dirs[:] = [n for n in dirs if not n.startswith("attempt-")]
             found += [os.path.join(d, n) for n in dirs + files if "tmp" in n]
         return found
 

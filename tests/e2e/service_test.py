@@ -77,7 +77,7 @@ def create(c, request):
 
 def long_job(c, root, **more):
     """Some seconds of training in steps of some milliseconds."""
-    return create(c, body(root, upload(c, steps=10, batch=8), batch=8, epochs=50, **more))
+    return create(c, body(root, upload(c, steps=10, batch=64), batch=64, epochs=30, **more))
 
 
 def get(c, id, what=""):
@@ -205,7 +205,7 @@ def castord_killed_while_training(root):
             wait_step(c, id, at + 20)
         job = wait_end(c, id)
         equal((job["status"], job["attempt"]), ("succeeded", 1))
-        equal([e["step"] for e in worker_events(c, id) if e["type"] == "step"], list(range(1, 501)))
+        equal([e["step"] for e in worker_events(c, id) if e["type"] == "step"], list(range(1, 301)))
         same_events(c, id)
     finally:
         c.close()
@@ -215,7 +215,7 @@ def finished_while_castord_was_dead(root):
     c = service(root)
     try:
         c.wait_ready()
-        id = create(c, body(root, upload(c, steps=200), epochs=2))
+        id = create(c, body(root, upload(c, steps=20, batch=64), batch=64, epochs=10))
         wait_step(c, id, 5)
         pid = supervisor(c, id)
         kill_castord(c)
@@ -253,7 +253,7 @@ def worker_killed_and_restarted(root):
         wait_step(c, id, 30)
         os.kill(rank(c, id), signal.SIGKILL)
         job = wait_end(c, id)
-        equal((job["status"], job["attempt"], job["progress"]["step"]), ("succeeded", 2, 500))
+        equal((job["status"], job["attempt"], job["progress"]["step"]), ("succeeded", 2, 300))
         first = [e["step"] for e in worker_events(c, id, 2) if e["type"] == "step"][0]
         assert first > 20 and first % 10 == 1, first
         same_events(c, id, 2)
@@ -295,9 +295,9 @@ def pauses_and_resumes(root):
     c = service(root)
     try:
         c.wait_ready()
-        plain = create(c, body(root, upload(c, steps=10, batch=8), batch=8, epochs=20))
+        plain = create(c, body(root, upload(c, steps=10, batch=32), batch=32, epochs=15))
         want = wait_end(c, plain)
-        id = create(c, body(root, upload(c, steps=10, batch=8), batch=8, epochs=20))
+        id = create(c, body(root, upload(c, steps=10, batch=32), batch=32, epochs=15))
         wait_step(c, id, 20)
         equal(c.request("POST", "%s/%s/pause" % (JOBS, id))[0], 200)
         job = c.wait_status(id, ("paused", "failed", "succeeded"), 10)
@@ -315,7 +315,7 @@ def pauses_and_resumes(root):
         equal(rig.read_bytes(os.path.join(job_dir(c, id), "output", "model.safetensors")),
               rig.read_bytes(os.path.join(job_dir(c, plain), "output", "model.safetensors")))
         steps = [e["step"] for a in (1, 2) for e in worker_events(c, id, a) if e["type"] == "step"]
-        equal(steps, list(range(1, 201)))
+        equal(steps, list(range(1, 151)))
         same_events(c, id, 2)
     finally:
         c.close()

@@ -132,8 +132,9 @@ def epochs_reshuffle(root):
 
 # ---- interruptions -------------------------------------------------------------------------------------------
 
-RESUMABLE = {"steps": 24, "validation": 8,
-             "optimization": {"eval_interval": 6, "checkpoint_interval": 4, "dropout": 0.1}}
+# Steps of some milliseconds, so that there is time to interfere.
+RESUMABLE = {"steps": 24 * 8, "validation": 8, "hyperparameters": {"batch_size": 32},
+             "optimization": {"eval_interval": 6, "checkpoint_interval": 4, "dropout": 0.1, "micro_batch_size": 1}}
 
 
 def reference(root):
@@ -146,7 +147,7 @@ def killed_rank_resumes(root):
     want, output, evals = reference(root)
     job = Job(root, **RESUMABLE)
     rng = random.Random()
-    kills = sorted(rng.sample(range(3, 22), 2))
+    kills = sorted(rng.sample(range(3, 19), 2))
     for attempt, kill_at in enumerate(kills, 1):
         p = job.start()
         job.wait_step(kill_at, attempt=attempt)
@@ -170,7 +171,7 @@ def killed_supervisor_resumes(root):
     want, output, _ = reference(root)
     job = Job(root, **RESUMABLE)
     p = job.start()
-    job.wait_step(random.Random().randint(5, 20))
+    job.wait_step(random.Random().randint(5, 18))
     rank = job.rank_pid(p)
     os.kill(p.pid, signal.SIGKILL)
     p.communicate()
@@ -239,7 +240,7 @@ def pauses_and_goes_on(root):
 
 
 def cancels(root):
-    job = Job(root, steps=200, optimization={"checkpoint_interval": 5})
+    job = Job(root, steps=200, hyperparameters={"n_epochs": 50}, optimization={"checkpoint_interval": 5})
     p = job.start()
     job.wait_step(7)
     job.control("cancel", "ctl-c")
@@ -262,18 +263,18 @@ def cancelled_before_it_starts(root):
 
 
 def checkpoints_on_request(root):
-    job = Job(root, steps=40)
+    job = Job(root, **RESUMABLE)
     p = job.start()
     job.wait_step(5)
     with open(job.path("control.jsonl"), "a") as f:
         f.write('{"v":1,"id":"ctl-new","t":1,"type":"dance"}\nnot JSON\n')  # a newer castord's, and rubbish
     job.control("checkpoint", "ctl-1")
-    job.wait_event(lambda e: e["type"] == "checkpoint")
+    job.wait_event(lambda e: e.get("request") == "ctl-1")
     job.control("checkpoint", "ctl-2")
     equal(finish(p), 0)
     made = job.events(type="checkpoint")
-    equal([e.get("request") for e in made], ["ctl-1", "ctl-2", None])
-    for e in made:
+    equal([e["request"] for e in made if "request" in e], ["ctl-1", "ctl-2"])
+    for e in made[-3:]:
         equal(os.path.getsize(job.path(e["path"], "state.safetensors")), e["bytes"])
     equal(job.end()["type"], "finished")
 
@@ -311,7 +312,8 @@ def early_stopping_exports_best(root):
 
 def two_attempts_at_once(root):
     """The second waits for the first one's ranks, then gives up; the first goes on."""
-    job = Job(root, steps=200, hyperparameters={"n_epochs": 50})
+    job = Job(root, steps=1600, hyperparameters={"n_epochs": 50, "batch_size": 32},
+              optimization={"micro_batch_size": 1})
     p = job.start()
     job.wait_step(2)
     equal(job.run("--attempt", "2", job.dir).returncode, 1)
@@ -422,7 +424,7 @@ def not_finite(root):
 
 
 def damaged_checkpoint(root):
-    job = Job(root, steps=20)
+    job = Job(root, **RESUMABLE)
     p = job.start()
     job.wait_step(4)
     p.send_signal(signal.SIGTERM)

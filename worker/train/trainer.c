@@ -171,6 +171,9 @@ static int load_weights(struct run *r, struct err *err)
     if (step >= 0) {
         TRY(checkpoint_load(r->options->jobdir, step, r->plan, r->executor,
                             (uint64_t)r->session.spec.seed, &r->state, err));
+        /* the attempt before may have died between saving and pruning */
+        TRY(checkpoint_prune(r->options->jobdir, r->session.spec.optimization.keep_checkpoints,
+                             r->state.best_step, err));
         log_info("train", "resumed step=%lld", (long long)step);
     } else {
         rc = weights_open(r->session.model_dir, &r->session.model, &weights, err);
