@@ -11,6 +11,14 @@
 #include "core/err.h"
 #include "worker/model/model.h"
 
+/* How a file's tensor lies, seen from ours. */
+enum file_layout {
+    FILE_ROWS,        /* the same rows                                                     */
+    FILE_TRANSPOSED,  /* (in, out): GPT-2's Conv1D                                         */
+    FILE_GROUPED_QKV, /* for each key-value head: its heads' q, then k, then v; head_dim
+                         rows each (NeoX, BLOOM, newer Falcons)                            */
+};
+
 /* Where a part of one of our tensors comes from. "{i}" in the name is the layer. Several rows with
  * one role stack by rows in the order given (q, k, v). */
 struct name_map {
@@ -19,6 +27,7 @@ struct name_map {
     int64_t part, parts; /* this source is part `part` of `parts` of the role, rows by
                             family_part_rows; 0 parts means 1 */
     bool bare;           /* the name never carries a prefix: lm_head */
+    enum file_layout layout;
 };
 
 struct family {
@@ -35,7 +44,8 @@ const struct family *family_find(const char *model_type); /* NULL = unknown */
 /* "opt, ...": what family_find knows, for error texts. */
 void family_list(char *out, size_t n);
 
-extern const struct family family_opt;
+extern const struct family family_opt, family_gpt2;
+extern const struct family family_llama, family_mistral, family_qwen2; /* family_llama.c */
 
 /* Rows of our tensor that name_map part p covers: q, k, v parts differ in height under GQA. */
 void family_part_rows(const struct decoder_config *c, const struct tensor_desc *t,
@@ -45,7 +55,19 @@ void family_part_rows(const struct decoder_config *c, const struct tensor_desc *
 int family_get_act(const json_t *config_json, const char *key, enum act_kind *out, struct err *err);
 /* "dtype", or "torch_dtype" as it was called before transformers 5. */
 int family_get_dtype(const json_t *config_json, enum dtype *out, struct err *err);
-/* bos_token_id, eos_token_id, pad_token_id. */
+/* bos_token_id, eos_token_id (of a list the first), pad_token_id. */
 int family_get_special_ids(const json_t *config_json, struct decoder_config *out, struct err *err);
+/* Rope on that fraction of each head unless partial_rotary_factor says otherwise: rope_theta and
+ * rope_scaling, or rope_parameters since transformers 5. After sizes. */
+int family_get_rope(const json_t *config_json, double fraction, struct decoder_config *c,
+                    struct err *err);
+/* layer_types, where the layers called sliding have that window. After sizes. */
+int family_get_windows(const json_t *config_json, int64_t window, struct decoder_config *c,
+                       struct err *err);
+void family_set_window(struct decoder_config *c, int64_t layer, int64_t window);
+/* head_dim = hidden / heads, or ERR_INVALID with param `key`. */
+int family_head_dim(struct decoder_config *c, const char *key, struct err *err);
+/* ERR_UNSUPPORTED, unsupported_architecture: "key: what, which this build does not train". */
+int family_refuse(const char *key, const char *what, struct err *err);
 
 #endif

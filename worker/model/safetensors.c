@@ -1,18 +1,16 @@
 #include "worker/model/safetensors.h"
 
 #include <assert.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "core/alloc.h"
 #include "core/fs.h"
 #include "core/json.h"
+#include "worker/model/weight_file.h"
 
 /* The format's own limit on the header. */
 enum { HEADER_MAX_BYTES = 100 * 1000 * 1000 };
@@ -220,27 +218,6 @@ out:
     return rc;
 }
 
-static int open_regular(const char *path, int *fd, size_t *bytes, struct err *err)
-{
-    struct stat st;
-    int opened = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO must not hang us */
-    int rc = 0;
-
-    if (opened < 0)
-        return err_set_errno(err, errno, "cannot open %s", path);
-    if (fstat(opened, &st) != 0)
-        rc = err_set_errno(err, errno, "cannot look at %s", path);
-    else if (!S_ISREG(st.st_mode))
-        rc = err_set(err, ERR_INVALID, "%s is not a file", path);
-    if (rc != 0) {
-        close(opened);
-        return rc;
-    }
-    *fd = opened;
-    *bytes = (size_t)st.st_size;
-    return 0;
-}
-
 int safetensors_open(const char *path, struct safetensors_file *out, struct err *err)
 {
     struct safetensors_file f = {.fd = -1, .path = xstrdup(path)};
@@ -250,7 +227,7 @@ int safetensors_open(const char *path, struct safetensors_file *out, struct err 
     struct err json_err = {0};
     int rc = 0;
 
-    TRY(open_regular(path, &f.fd, &file_bytes, err));
+    TRY(weight_file_open_regular(path, &f.fd, &file_bytes, err));
     TRY(read_header(&f, file_bytes, &text, &text_bytes, err));
     if (json_parse_limited(text, text_bytes, HEADER_MAX_BYTES, HEADER_MAX_DEPTH, &header,
                            &json_err) != 0)

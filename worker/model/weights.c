@@ -11,7 +11,7 @@
 #include "core/fs.h"
 #include "core/json.h"
 #include "worker/model/family.h"
-#include "worker/model/safetensors.h"
+#include "worker/model/weight_file.h"
 #include "worker/model/weights_names.h"
 
 enum {
@@ -22,9 +22,10 @@ enum {
 };
 
 struct source { /* one tensor of the files: part of one of ours */
-    const struct safetensors_file *file;
-    const struct safetensor *tensor;
-    int64_t first_row, rows;
+    const struct weight_file *file;
+    const struct weight_tensor *tensor;
+    int64_t first_row, rows; /* of ours */
+    enum file_layout layout;
 };
 
 struct tensor_sources {
@@ -34,7 +35,7 @@ struct tensor_sources {
 
 struct weights_reader {
     const struct model *model;
-    struct safetensors_file *files;
+    struct weight_file *files;
     int64_t n_files;
     struct tensor_sources *sources; /* by tensor */
 };
@@ -43,7 +44,7 @@ static int add_file(struct weights_reader *r, const char *model_dir, const char 
                     struct err *err)
 {
     char *path = fs_join(model_dir, name);
-    int rc = safetensors_open(path, &r->files[r->n_files], err);
+    int rc = weight_file_open(path, &r->files[r->n_files], err);
 
     if (rc == 0)
         r->n_files++;
@@ -52,18 +53,17 @@ static int add_file(struct weights_reader *r, const char *model_dir, const char 
 }
 
 /* A shard's name becomes part of a path: no folders, no way up. */
-static bool is_plain_name(const char *name)
+static bool is_plain_name(const char *name, const char *suffix)
 {
-    size_t n = strlen(name);
+    size_t n = strlen(name), s = strlen(suffix);
 
-    return n > strlen(".safetensors") && n < 256 && name[0] != '.' &&
-           strpbrk(name, "/\\") == NULL &&
-           strcmp(name + n - strlen(".safetensors"), ".safetensors") == 0;
+    return n > s && n < 256 && name[0] != '.' && strpbrk(name, "/\\") == NULL &&
+           strcmp(name + n - s, suffix) == 0;
 }
 
 /* The shards that the index names, each once. */
 static int open_shards(struct weights_reader *r, const char *model_dir, const char *index_path,
-                       struct err *err)
+                       const char *suffix, struct err *err)
 {
     json_t *index = NULL, *map, *value, *shards = json_object();
     const char *name;
@@ -75,10 +75,10 @@ static int open_shards(struct weights_reader *r, const char *model_dir, const ch
         TRY(err_set(err, ERR_CORRUPT, "%s: has no weight_map", index_path));
     json_object_foreach(map, name, value)
     {
-        if (!json_is_string(value) || !is_plain_name(json_string_value(value)))
+        if (!json_is_string(value) || !is_plain_name(json_string_value(value), suffix))
             TRY(err_set(err, ERR_CORRUPT,
-                        "%s: tensor %.100s is not mapped to a .safetensors file beside the index",
-                        index_path, name));
+                        "%s: tensor %.100s is not mapped to a %s file beside the index", index_path,
+                        name, suffix));
         json_object_set_new(shards, json_string_value(value), json_true());
     }
     if (json_object_size(shards) > MAX_SHARDS)
@@ -91,7 +91,7 @@ static int open_shards(struct weights_reader *r, const char *model_dir, const ch
         bool found = false;
 
         for (int64_t i = 0; i < r->n_files && !found; i++)
-            found = safetensors_find(&r->files[i], name) != NULL;
+            found = weight_file_find(&r->files[i], name) != NULL;
         if (!found)
             TRY(err_set(err, ERR_CORRUPT, "%s: names tensor %.100s, which no shard holds",
                         index_path, name));
@@ -102,26 +102,39 @@ out:
     return rc;
 }
 
+/* In the order of preference. */
+static const struct {
+    const char *name, *suffix;
+    bool index;
+} forms[] = {
+    {"model.safetensors", ".safetensors", false},
+    {"model.safetensors.index.json", ".safetensors", true},
+    {"pytorch_model.bin", ".bin", false},
+    {"pytorch_model.bin.index.json", ".bin", true},
+};
+
 static int open_files(struct weights_reader *r, const char *model_dir, struct err *err)
 {
-    char *single = fs_join(model_dir, "model.safetensors");
-    char *index = fs_join(model_dir, "model.safetensors.index.json");
-    int rc = 0;
+    for (size_t i = 0; i < sizeof(forms) / sizeof(forms[0]); i++) {
+        char *path = fs_join(model_dir, forms[i].name);
+        bool exists = fs_exists(path);
+        int rc = 0;
 
-    if (fs_exists(single)) {
-        r->files = xcalloc(1, sizeof(*r->files));
-        rc = add_file(r, model_dir, "model.safetensors", err);
-    } else if (fs_exists(index)) {
-        rc = open_shards(r, model_dir, index, err);
-    } else {
-        rc = err_set(err, ERR_NOT_FOUND,
-                     "%s holds neither model.safetensors nor model.safetensors.index.json; weights "
-                     "in another format must be converted to safetensors first",
-                     model_dir);
+        if (exists && forms[i].index) {
+            rc = open_shards(r, model_dir, path, forms[i].suffix, err);
+        } else if (exists) {
+            r->files = xcalloc(1, sizeof(*r->files));
+            rc = add_file(r, model_dir, forms[i].name, err);
+        }
+        free(path);
+        if (exists)
+            return rc;
     }
-    free(single);
-    free(index);
-    return rc;
+    return err_set(err, ERR_NOT_FOUND,
+                   "%s holds neither model.safetensors nor pytorch_model.bin, nor an index of "
+                   "either's shards; weights in another format must be converted to safetensors "
+                   "first",
+                   model_dir);
 }
 
 /* A list of names for an error, cut off after a few. */
@@ -139,11 +152,11 @@ static void name_list_add(struct name_list *l, const char *name)
     l->n++;
 }
 
-static const struct safetensor *find_in_files(const struct weights_reader *r, const char *name,
-                                              const struct safetensors_file **file)
+static const struct weight_tensor *find_in_files(const struct weights_reader *r, const char *name,
+                                                 const struct weight_file **file)
 {
     for (int64_t i = 0; i < r->n_files; i++) {
-        const struct safetensor *t = safetensors_find(&r->files[i], name);
+        const struct weight_tensor *t = weight_file_find(&r->files[i], name);
 
         if (t != NULL) {
             *file = &r->files[i];
@@ -154,13 +167,14 @@ static const struct safetensor *find_in_files(const struct weights_reader *r, co
 }
 
 /* Under any of the family's prefixes. */
-static const struct safetensor *find_source(const struct weights_reader *r,
-                                            const struct family *family, const struct name_map *map,
-                                            int64_t layer, const struct safetensors_file **file)
+static const struct weight_tensor *find_source(const struct weights_reader *r,
+                                               const struct family *family,
+                                               const struct name_map *map, int64_t layer,
+                                               const struct weight_file **file)
 {
     for (int i = 0; family->prefixes[i] != NULL; i++) {
         char *name = weights_name(map, family->prefixes[i], layer);
-        const struct safetensor *t = find_in_files(r, name, file);
+        const struct weight_tensor *t = find_in_files(r, name, file);
 
         free(name);
         if (t != NULL)
@@ -169,21 +183,22 @@ static const struct safetensor *find_source(const struct weights_reader *r,
     return NULL;
 }
 
-static int check_source(const struct safetensors_file *file, const struct safetensor *t,
-                        const struct tensor_desc *desc, int64_t rows, struct err *err)
+static int check_source(const struct source *s, const struct tensor_desc *desc, struct err *err)
 {
-    bool vector = desc->cols == 1;
+    const struct weight_tensor *t = s->tensor;
+    bool vector = desc->cols == 1, turned = s->layout == FILE_TRANSPOSED;
+    int64_t rows = turned ? desc->cols : s->rows, cols = turned ? s->rows : desc->cols;
     bool fits =
-        t->rank == (vector ? 1 : 2) && t->shape[0] == rows && (vector || t->shape[1] == desc->cols);
+        t->rank == (vector ? 1 : 2) && t->shape[0] == rows && (vector || t->shape[1] == cols);
 
     if (!fits)
         return err_set(err, ERR_INVALID,
                        "%s: tensor %.100s does not have the shape (%" PRId64 ", %" PRId64
                        ") that config.json asks for",
-                       file->path, t->name, rows, desc->cols);
+                       s->file->path, t->name, rows, cols);
     if (!dtype_is_float(t->dtype))
         return err_set(err, ERR_UNSUPPORTED,
-                       "%s: tensor %.100s holds %s, not floating-point numbers", file->path,
+                       "%s: tensor %.100s holds %s, not floating-point numbers", s->file->path,
                        t->name, dtype_name(t->dtype));
     return 0;
 }
@@ -206,6 +221,7 @@ static int map_tensors(struct weights_reader *r, const struct family *family,
                 continue;
             assert(s->n_parts < WEIGHTS_MAX_PARTS);
             family_part_rows(&m->config, desc, map, &part->first_row, &part->rows);
+            part->layout = map->layout;
             part->tensor = find_source(r, family, map, desc->layer, &part->file);
             s->n_parts++;
             if (part->tensor == NULL) {
@@ -215,7 +231,7 @@ static int map_tensors(struct weights_reader *r, const struct family *family,
                 free(name);
                 continue;
             }
-            TRY(check_source(part->file, part->tensor, desc, part->rows, err));
+            TRY(check_source(part, desc, err));
         }
         assert(s->n_parts > 0);
     }
@@ -272,7 +288,7 @@ static void list_unexpected(const struct weights_reader *r, const struct family 
     qsort(used, n, sizeof(*used), by_address);
     for (int64_t f = 0; f < r->n_files; f++) {
         for (int64_t i = 0; i < r->files[f].n_tensors; i++) {
-            const struct safetensor *t = &r->files[f].tensors[i];
+            const struct weight_tensor *t = &r->files[f].tensors[i];
 
             if (bsearch(&t, used, n, sizeof(*used), by_address) == NULL &&
                 !is_ignored(m, family, t->name))
@@ -315,47 +331,76 @@ void weights_close(struct weights_reader *r)
     if (r == NULL)
         return;
     for (int64_t i = 0; i < r->n_files; i++)
-        safetensors_close(&r->files[i]);
+        weight_file_close(&r->files[i]);
     free(r->files);
     free(r->sources);
     free(r);
 }
 
-/* All of one source, converted piece by piece into its rows of `out`. */
-static int read_source(const struct source *s, int64_t elements, enum dtype to, char *out,
-                       void *piece, struct err *err)
+/* Elements [first, first + n) of a source, converted piece by piece. */
+static int read_elements(const struct source *s, int64_t first, int64_t n, enum dtype to, char *out,
+                         void *piece, struct err *err)
 {
-    size_t from_size = dtype_size(s->tensor->dtype), to_size = dtype_size(to);
-    int64_t at_a_time = PIECE_BYTES / (int64_t)from_size;
+    enum dtype from = s->tensor->dtype;
+    int64_t at_a_time = PIECE_BYTES / (int64_t)dtype_size(from);
     int rc = 0;
 
-    if (s->tensor->dtype == to)
-        return safetensors_read(s->file, s->tensor, 0, (size_t)elements * to_size, out, err);
-    for (int64_t done = 0; done < elements; done += at_a_time) {
-        int64_t n = elements - done < at_a_time ? elements - done : at_a_time;
+    if (from == to)
+        return weight_file_read(s->file, s->tensor, first, n, out, err);
+    for (int64_t done = 0; done < n; done += at_a_time) {
+        int64_t some = n - done < at_a_time ? n - done : at_a_time;
 
-        TRY(safetensors_read(s->file, s->tensor, (size_t)done * from_size, (size_t)n * from_size,
-                             piece, err));
-        dtype_convert(to, out + (size_t)done * to_size, s->tensor->dtype, piece, n);
+        TRY(weight_file_read(s->file, s->tensor, first + done, some, piece, err));
+        dtype_convert(to, out + (size_t)done * dtype_size(to), from, piece, some);
     }
 out:
+    return rc;
+}
+
+/* A file's (cols, rows) into our (rows, cols) at `out`. */
+static int read_transposed(const struct source *s, int64_t cols, enum dtype to, char *out,
+                           void *piece, struct err *err)
+{
+    int64_t n = s->rows * cols, at_a_time = PIECE_BYTES / (int64_t)dtype_size(to);
+    void *turned = xmalloc(PIECE_BYTES);
+    int rc = 0;
+
+    for (int64_t done = 0; done < n; done += at_a_time) {
+        int64_t some = n - done < at_a_time ? n - done : at_a_time;
+
+        TRY(read_elements(s, done, some, to, turned, piece, err));
+        weights_scatter(out, s->rows, cols, done, some, turned, dtype_size(to));
+    }
+out:
+    free(turned);
     return rc;
 }
 
 int weights_read(struct weights_reader *r, int64_t tensor, enum dtype to, void *out,
                  struct err *err)
 {
+    const struct decoder_config *c = &r->model->config;
     const struct tensor_desc *desc = &r->model->tensors[tensor];
     const struct tensor_sources *s = &r->sources[tensor];
     void *piece = xmalloc(PIECE_BYTES);
+    size_t row_bytes = (size_t)desc->cols * dtype_size(to);
     int rc = 0;
 
     assert(tensor >= 0 && tensor < r->model->n_tensors && dtype_is_float(to));
     for (int64_t i = 0; i < s->n_parts; i++) {
         const struct source *part = &s->part[i];
-        size_t before = (size_t)(part->first_row * desc->cols) * dtype_size(to);
+        char *at = (char *)out + (size_t)part->first_row * row_bytes;
 
-        TRY(read_source(part, part->rows * desc->cols, to, (char *)out + before, piece, err));
+        if (part->layout == FILE_TRANSPOSED) {
+            TRY(read_transposed(part, desc->cols, to, at, piece, err));
+            continue;
+        }
+        for (int64_t b = 0; b < weights_blocks(c, part->layout); b++) {
+            struct row_block block = weights_block(c, part->layout, part->rows, b);
+
+            TRY(read_elements(part, block.file_row * desc->cols, block.rows * desc->cols, to,
+                              at + (size_t)block.our_row * row_bytes, piece, err));
+        }
     }
 out:
     free(piece);

@@ -1,10 +1,10 @@
 /*
  * Weights between Hugging Face files and our tensors.
  *
- * Reading: model.safetensors, or model.safetensors.index.json with its shards. Every one of our
- * tensors must be found, every tensor of the files must be known (or in the family's ignore list):
- * missing and unexpected names are errors that list them. Any floating type converts to the wanted
- * one on the way.
+ * Reading: model.safetensors, or model.safetensors.index.json with its shards, or else PyTorch's
+ * pytorch_model.bin, or its index with shards. Every one of our tensors must be found, every tensor
+ * of the files must be known (or in the family's ignore list): missing and unexpected names are
+ * errors that list them. Any floating type converts to the wanted one on the way.
  *
  * Writing: one model.safetensors (or shards of at most 5 GB with an index) with the family's names,
  * as transformers reads them.

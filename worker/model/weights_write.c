@@ -82,6 +82,10 @@ static int declare_tensor(const struct export *e, struct safetensors_writer *w, 
         if (map->role != t->role)
             continue;
         family_part_rows(&e->m->config, t, map, &first_row, &shape[0]);
+        if (map->layout == FILE_TRANSPOSED) {
+            shape[1] = shape[0];
+            shape[0] = t->cols;
+        }
         name = weights_name(map, e->family->prefixes[0], t->layer);
         rc = safetensors_writer_declare(w, name, e->to, t->cols == 1 ? 1 : 2, shape, err);
         free(name);
@@ -109,9 +113,29 @@ out:
     return rc;
 }
 
+/* Our (rows, cols) as the file's (cols, rows). */
+static int write_transposed(const struct export *e, struct safetensors_writer *w, const char *data,
+                            enum dtype from, int64_t rows, int64_t cols, struct err *err)
+{
+    void *turned = xmalloc(CONVERT_ELEMENTS * dtype_size(from));
+    int64_t n = rows * cols;
+    int rc = 0;
+
+    for (int64_t done = 0; done < n; done += CONVERT_ELEMENTS) {
+        int64_t some = n - done < CONVERT_ELEMENTS ? n - done : CONVERT_ELEMENTS;
+
+        weights_gather(data, rows, cols, done, some, turned, dtype_size(from));
+        TRY(write_elements(e, w, turned, from, some, err));
+    }
+out:
+    free(turned);
+    return rc;
+}
+
 static int write_tensor(const struct export *e, struct safetensors_writer *w, int64_t tensor,
                         struct err *err)
 {
+    const struct decoder_config *c = &e->m->config;
     const struct tensor_desc *t = &e->m->tensors[tensor];
     const void *data = NULL;
     enum dtype from = DT_F32;
@@ -120,14 +144,24 @@ static int write_tensor(const struct export *e, struct safetensors_writer *w, in
     TRY(e->source(e->ud, tensor, &data, &from, err));
     assert(data != NULL && dtype_is_float(from));
     for (const struct name_map *map = e->family->names; map->name != NULL; map++) {
+        size_t row_bytes = (size_t)t->cols * dtype_size(from);
         int64_t first_row, rows;
-        size_t before;
+        const char *part;
 
         if (map->role != t->role)
             continue;
-        family_part_rows(&e->m->config, t, map, &first_row, &rows);
-        before = (size_t)(first_row * t->cols) * dtype_size(from);
-        TRY(write_elements(e, w, (const char *)data + before, from, rows * t->cols, err));
+        family_part_rows(c, t, map, &first_row, &rows);
+        part = (const char *)data + (size_t)first_row * row_bytes;
+        if (map->layout == FILE_TRANSPOSED) {
+            TRY(write_transposed(e, w, part, from, rows, t->cols, err));
+            continue;
+        }
+        for (int64_t i = 0; i < weights_blocks(c, map->layout); i++) {
+            struct row_block b = weights_block(c, map->layout, rows, i);
+
+            TRY(write_elements(e, w, part + (size_t)b.our_row * row_bytes, from, b.rows * t->cols,
+                               err));
+        }
     }
 out:
     return rc;

@@ -248,7 +248,7 @@ Test(weights, missing_and_unexpected_are_listed)
 
     small_model(&m, true);
     small_model(&untied, false);
-    expect_refused(&m, ERR_NOT_FOUND, "converted to safetensors");
+    expect_refused(&m, ERR_NOT_FOUND, "pytorch_model.bin");
     write_model(&m, DT_F32, 0);
     expect_refused(&untied, ERR_INVALID, "1 missing tensors (lm_head.weight), 0 unexpected ()");
     rewrite(NULL, "stranger", DT_F32);
