@@ -20,7 +20,7 @@ enum {
     GEMM_CPU = 768,  /* square sizes: a second or less on two cores, ... */
     GEMM_GPU = 8192, /* ... and enough to fill a GPU */
     STREAM_BYTES = 256 << 20,
-    UPDATE_PARAMS = 4 << 20,
+    UPDATE_PARAMS = 16 << 20, /* beyond any cache */
     DISK_BYTES = 64 << 20,
 };
 
@@ -148,6 +148,8 @@ static int update_rate(double *rate, struct err *err)
     p.a = xcalloc(UPDATE_PARAMS, sizeof(float));
     p.b = xcalloc(UPDATE_PARAMS, 2 * sizeof(float));
     p.c = xcalloc(UPDATE_PARAMS, sizeof(float));
+    for (int64_t i = 0; i < UPDATE_PARAMS; i++) /* untouched pages would all be one page of zeros */
+        ((float *)p.a)[i] = 1e-3f;
     TRY(measure(&p, do_update, device_ops(p.device, DT_F32), &seconds, err));
     *rate = UPDATE_PARAMS / seconds;
 out:

@@ -454,6 +454,25 @@ def check_command(root):
     equal((p.returncode, json.loads(p.stdout)["ok"]), (1, False))
 
 
+def probe_serves_plans(root):
+    job = Job(root, steps=5)
+    equal(job.plan()[1].get("step_seconds"), None)
+    p = job.run("--probe")
+    equal(p.returncode, 0)
+    profile = json.loads(p.stdout.splitlines()[0])
+    equal(profile["kind"], "cpu")
+    for rate in ("flops_f32", "memory_rate", "h2d_rate", "cpu_update_rate", "disk_read_rate", "disk_write_rate"):
+        assert 1e6 < profile[rate] < 1e16, (rate, profile[rate])
+    # AdamW reads four floats a parameter and writes three
+    assert profile["cpu_update_rate"] * 28 < 4 * profile["memory_rate"], profile
+    code, plan = job.plan()
+    equal((code, plan["basis"]), (0, "measured"))
+    assert 0 < plan["step_seconds_bound"] <= plan["step_seconds"] < 1, plan["step_seconds"]
+    equal(job.run().returncode, 0)
+    for e in job.events(type="step"):
+        equal(e["planned_seconds"], plan["step_seconds"])
+
+
 def usage(root):
     job = Job(root)
     for arguments in (["--dance"], ["--plan"], ["--check"], ["--attempt"], ["--attempt", "x", job.dir],
@@ -558,7 +577,8 @@ CASES = [trains, repeats_itself, micro_batch_need_not_divide, epochs_reshuffle, 
          killed_supervisor_resumes, killed_while_writing_resumes, terminated_stops_and_resumes, pauses_and_goes_on,
          cancels, cancelled_before_it_starts, checkpoints_on_request, keeps_newest_checkpoints,
          early_stopping_exports_best, two_attempts_at_once, broken_models, bad_data, unsupported_specs,
-         too_little_memory, not_finite, damaged_checkpoint, check_command, usage, model_from_hub, hub_faults]
+         too_little_memory, not_finite, damaged_checkpoint, check_command,
+         probe_serves_plans, usage, model_from_hub, hub_faults]
 
 if __name__ == "__main__":
     rig.main(CASES, __doc__)
