@@ -11,6 +11,14 @@
     "\"num_attention_heads\":12,\"ffn_dim\":3072,\"vocab_size\":50272,"                            \
     "\"max_position_embeddings\":2048"
 
+#define GPT2                                                                                       \
+    "\"model_type\":\"gpt2\",\"n_layer\":2,\"n_embd\":64,\"n_head\":4,\"vocab_size\":100,"         \
+    "\"n_positions\":32"
+
+#define SIZES                                                                                      \
+    "\"num_hidden_layers\":2,\"hidden_size\":64,\"intermediate_size\":96,"                         \
+    "\"num_attention_heads\":4,\"vocab_size\":100,\"max_position_embeddings\":2048"
+
 static int parse(const char *text, struct decoder_config *c, struct err *err)
 {
     json_t *j = NULL;
@@ -82,6 +90,80 @@ Test(config, opt_flags)
     decoder_config_fini(&c);
 }
 
+Test(config, gpt2)
+{
+    struct decoder_config c;
+    struct err err = {0};
+
+    cr_assert_eq(parse("{" GPT2 ",\"n_inner\":null,\"scale_attn_weights\":false}", &c, &err), 0,
+                 "%s", err.msg);
+    cr_assert_eq(c.ffn, 256);
+    cr_assert(c.tied && c.qkv_bias && c.final_norm);
+    cr_assert_eq(c.attn_scale, 1);
+    cr_assert_float_eq(c.embed_dropout, 0.1, 1e-15);
+    cr_assert_eq(c.position_offset, 0);
+    decoder_config_fini(&c);
+}
+
+/* Llama 3.1's members, and the same as transformers 5 writes them. */
+Test(config, llama_rope_old_and_new)
+{
+    const char *const texts[] = {
+        "{\"model_type\":\"llama\"," SIZES
+        ",\"rope_theta\":500000.0,\"rope_scaling\":{\"factor\":8.0,"
+        "\"low_freq_factor\":1.0,\"high_freq_factor\":4.0,\"rope_type\":\"llama3\","
+        "\"original_max_position_embeddings\":512},\"num_key_value_heads\":2,"
+        "\"eos_token_id\":[7,8,9],\"head_dim\":null}",
+        "{\"model_type\":\"llama\"," SIZES
+        ",\"rope_parameters\":{\"rope_theta\":500000.0,\"factor\":8.0,"
+        "\"low_freq_factor\":1.0,\"high_freq_factor\":4.0,\"rope_type\":\"llama3\","
+        "\"original_max_position_embeddings\":512},\"num_key_value_heads\":2,"
+        "\"eos_token_id\":7,\"head_dim\":16}",
+    };
+
+    for (int i = 0; i < 2; i++) {
+        struct decoder_config c;
+        struct err err = {0};
+
+        cr_assert_eq(parse(texts[i], &c, &err), 0, "%s", err.msg);
+        cr_assert_eq(c.rope.base, 500000);
+        cr_assert_eq(c.rope.dim, 16);
+        cr_assert_eq(c.rope.scaling, ROPE_SCALING_LLAMA3);
+        cr_assert_eq(c.rope.factor, 8);
+        cr_assert_eq(c.rope.original_max_positions, 512);
+        cr_assert_eq(c.kv_heads, 2);
+        cr_assert_eq(c.eos_id, 7);
+        cr_assert(!c.tied && !c.qkv_bias && c.gated && c.norm == NORM_RMS);
+        cr_assert_null(c.window);
+        decoder_config_fini(&c);
+    }
+}
+
+Test(config, windows)
+{
+    const char *const texts[] = {
+        "{\"model_type\":\"mistral\"," SIZES ",\"sliding_window\":9}",
+        "{\"model_type\":\"mistral\"," SIZES ",\"sliding_window\":null}",
+        "{\"model_type\":\"qwen2\"," SIZES ",\"sliding_window\":9}",
+        "{\"model_type\":\"qwen2\"," SIZES
+        ",\"sliding_window\":9,\"use_sliding_window\":true,\"max_window_layers\":1}",
+        "{\"model_type\":\"qwen2\"," SIZES ",\"sliding_window\":9,\"use_sliding_window\":true,"
+        "\"layer_types\":[\"full_attention\",\"sliding_attention\"]}",
+    };
+    const int64_t want[][2] = {{9, 9}, {0, 0}, {0, 0}, {0, 9}, {0, 9}};
+
+    for (int i = 0; i < 5; i++) {
+        struct decoder_config c;
+        struct err err = {0};
+
+        cr_assert_eq(parse(texts[i], &c, &err), 0, "%s", err.msg);
+        for (int l = 0; l < 2; l++)
+            cr_assert_eq(c.window != NULL ? c.window[l] : 0, want[i][l], "case %d layer %d", i, l);
+        cr_assert_eq(c.qkv_bias, i >= 2);
+        decoder_config_fini(&c);
+    }
+}
+
 /* A later member would be a duplicate, so each bad value replaces the good one. */
 static const struct {
     const char *text;
@@ -90,7 +172,7 @@ static const struct {
     {"[]", ERR_INVALID},
     {"{}", ERR_INVALID},
     {"{\"model_type\":7}", ERR_INVALID},
-    {"{\"model_type\":\"llama\"}", ERR_UNSUPPORTED},
+    {"{\"model_type\":\"t5\"}", ERR_UNSUPPORTED},
     {"{\"model_type\":\"opt\"}", ERR_INVALID},
     {"{" OPT_125M ",\"layerdrop\":0.1}", ERR_UNSUPPORTED},
     {"{" OPT_125M ",\"quantization_config\":{\"bits\":4}}", ERR_UNSUPPORTED},
@@ -103,7 +185,24 @@ static const struct {
     {"{" OPT_125M ",\"word_embed_proj_dim\":0}", ERR_INVALID},
     {"{" OPT_125M ",\"word_embed_proj_dim\":1e9}", ERR_INVALID},
     {"{" OPT_125M ",\"pad_token_id\":50272}", ERR_INVALID},
-    {"{" OPT_125M ",\"eos_token_id\":[1,2]}", ERR_INVALID},
+    {"{" OPT_125M ",\"eos_token_id\":\"2\"}", ERR_INVALID},
+    {"{" OPT_125M ",\"eos_token_id\":[-2]}", ERR_INVALID},
+    {"{" OPT_125M ",\"eos_token_id\":[50272]}", ERR_INVALID},
+    {"{" GPT2 ",\"scale_attn_by_inverse_layer_idx\":true}", ERR_UNSUPPORTED},
+    {"{" GPT2 ",\"add_cross_attention\":true}", ERR_UNSUPPORTED},
+    {"{" GPT2 ",\"n_inner\":0}", ERR_INVALID},
+    {"{\"model_type\":\"llama\"," SIZES ",\"hidden_act\":\"mish\"}", ERR_UNSUPPORTED},
+    {"{\"model_type\":\"llama\"," SIZES ",\"num_key_value_heads\":3}", ERR_INVALID},
+    {"{\"model_type\":\"llama\"," SIZES ",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4}}",
+     ERR_UNSUPPORTED},
+    {"{\"model_type\":\"llama\"," SIZES ",\"rope_scaling\":{\"rope_type\":\"new\"}}",
+     ERR_UNSUPPORTED},
+    {"{\"model_type\":\"llama\"," SIZES ",\"rope_scaling\":{\"type\":\"linear\"}}", ERR_INVALID},
+    {"{\"model_type\":\"qwen2\"," SIZES ",\"layer_types\":[\"full_attention\"]}", ERR_INVALID},
+    {"{\"model_type\":\"qwen2\"," SIZES
+     ",\"layer_types\":[\"full_attention\",\"sliding_attention\"]}",
+     ERR_UNSUPPORTED}, /* sliding without a window */
+    {"{\"model_type\":\"qwen2\"," SIZES ",\"use_sliding_window\":true}", ERR_INVALID},
     {"{" OPT_125M ",\"bos_token_id\":-2}", ERR_INVALID},
     {"{" OPT_125M ",\"tie_word_embeddings\":1}", ERR_INVALID},
 };

@@ -1,4 +1,5 @@
-/* Logits, losses and every gradient of small OPT models against PyTorch (tests/golden/gen.py). */
+/* Logits, losses and every gradient of small models against PyTorch (tests/golden/gen.py and
+ * families_gen.py). */
 #include <criterion/criterion.h>
 #include <math.h>
 #include <stdio.h>
@@ -6,11 +7,12 @@
 #include <string.h>
 
 #include "core/alloc.h"
+#include "core/fs.h"
 #include "tests/unit/worker/model/rig.h"
 #include "worker/model/safetensors.h"
 #include "worker/model/weights.h"
 
-#define ROOT "tests/golden/opt/"
+#define ROOT "tests/golden/"
 
 /* The worst |a - b| seen, as a share of its allowance: rtol times the largest |b| of the tensor,
  * since elements near 0 come from sums of larger terms. */
@@ -130,35 +132,131 @@ static void check_case(const char *name, enum dtype compute, bool reference, dou
 
 Test(golden, pre_norm_double)
 {
-    check_case("pre", DT_F64, true, 1e-12);
+    check_case("opt/pre", DT_F64, true, 1e-12);
 }
 
 Test(golden, pre_norm_float)
 {
-    check_case("pre", DT_F32, true, 1e-5);
-    check_case("pre", DT_F32, false, 1e-5); /* the fast ops, where the build has them */
+    check_case("opt/pre", DT_F32, true, 1e-5);
+    check_case("opt/pre", DT_F32, false, 1e-5); /* the fast ops, where the build has them */
 }
 
 Test(golden, post_norm_narrow_embedding_double)
 {
-    check_case("post", DT_F64, true, 1e-12);
+    check_case("opt/post", DT_F64, true, 1e-12);
 }
 
 Test(golden, post_norm_narrow_embedding_float)
 {
-    check_case("post", DT_F32, true, 1e-5);
-    check_case("post", DT_F32, false, 1e-5); /* the fast ops, where the build has them */
+    check_case("opt/post", DT_F32, true, 1e-5);
+    check_case("opt/post", DT_F32, false, 1e-5); /* the fast ops, where the build has them */
 }
 
 Test(golden, gelu_without_biases_untied_double)
 {
-    check_case("plain", DT_F64, true, 1e-12);
+    check_case("opt/plain", DT_F64, true, 1e-12);
 }
 
 Test(golden, gelu_without_biases_untied_float)
 {
-    check_case("plain", DT_F32, true, 1e-5);
-    check_case("plain", DT_F32, false, 1e-5); /* the fast ops, where the build has them */
+    check_case("opt/plain", DT_F32, true, 1e-5);
+    check_case("opt/plain", DT_F32, false, 1e-5); /* the fast ops, where the build has them */
+}
+
+struct supply {
+    struct weights_reader *reader;
+    const struct model *m;
+    void *data;
+};
+
+static int supply(void *ud, int64_t tensor, const void **data, enum dtype *from, struct err *err)
+{
+    struct supply *s = ud;
+
+    s->data = xrealloc(s->data, (size_t)tensor_elements(&s->m->tensors[tensor]) * sizeof(float));
+    *data = s->data;
+    *from = DT_F32;
+    return weights_read(s->reader, tensor, DT_F32, s->data, err);
+}
+
+static void expect_same_file(const char *a_path, const char *b_path)
+{
+    struct safetensors_file a, b;
+    struct err err = {0};
+
+    cr_assert_eq(safetensors_open(a_path, &a, &err), 0, "%s", err.msg);
+    cr_assert_eq(safetensors_open(b_path, &b, &err), 0, "%s", err.msg);
+    cr_assert_eq(a.n_tensors, b.n_tensors);
+    for (int64_t i = 0; i < a.n_tensors; i++) {
+        int64_t n, m;
+        void *x = load(&a, a.tensors[i].name, &n), *y = load(&b, a.tensors[i].name, &m);
+
+        cr_assert_eq(n, m);
+        cr_assert_arr_eq(a.tensors[i].shape, b.tensors[i].shape, sizeof(a.tensors[i].shape));
+        cr_assert_arr_eq(x, y, a.tensors[i].bytes, "%s differs", a.tensors[i].name);
+        free(x);
+        free(y);
+    }
+    safetensors_close(&a);
+    safetensors_close(&b);
+}
+
+/* What comes out is what transformers wrote: the same names, shapes and bytes. */
+static void check_export(const char *name)
+{
+    struct decoder_config config;
+    struct model m;
+    struct supply s = {.m = &m};
+    struct err err = {0};
+    char dir[] = "/tmp/castor-export-XXXXXX", model[256], from[300], to[300];
+
+    cr_assert_not_null(mkdtemp(dir));
+    snprintf(model, sizeof(model), ROOT "%s/model", name);
+    cr_assert_eq(decoder_config_load(model, &config, &err), 0, "%s", err.msg);
+    model_init(&m, &config);
+    cr_assert_eq(weights_open(model, &m, &s.reader, &err), 0, "%s", err.msg);
+    cr_assert_eq(weights_write(dir, &m, DT_F32, supply, &s, &err), 0, "%s", err.msg);
+    snprintf(from, sizeof(from), "%s/model.safetensors", model);
+    snprintf(to, sizeof(to), "%s/model.safetensors", dir);
+    expect_same_file(from, to);
+    weights_close(s.reader);
+    free(s.data);
+    model_fini(&m);
+    cr_assert_eq(fs_remove_tree(dir, &err), 0);
+}
+
+/* The fast ops and float are held to the same answers where a family adds a shape of its own. */
+static void check_family(const char *name)
+{
+    check_case(name, DT_F64, true, 1e-12);
+    check_case(name, DT_F32, true, 1e-5);
+    check_case(name, DT_F32, false, 1e-5);
+    check_export(name);
+}
+
+Test(golden, gpt2)
+{
+    check_family("gpt2/plain");
+}
+
+Test(golden, llama_grouped_queries_llama3_rope)
+{
+    check_family("llama/grouped");
+}
+
+Test(golden, llama_biased_tied)
+{
+    check_family("llama/biased");
+}
+
+Test(golden, mistral_sliding_window)
+{
+    check_family("mistral/window");
+}
+
+Test(golden, qwen2_window_in_some_layers)
+{
+    check_family("qwen2/mixed");
 }
 
 /* One update of every tensor, as the executor makes it: norm over all, then AdamW on each. */
@@ -222,10 +320,10 @@ Test(golden, ten_adamw_steps)
     int64_t n, targets = 0;
     double *losses, *norms, *rates, *params, **moments, worst = 0;
 
-    cr_assert_eq(decoder_config_load(ROOT "pre/model", &config, &err), 0, "%s", err.msg);
+    cr_assert_eq(decoder_config_load(ROOT "opt/pre/model", &config, &err), 0, "%s", err.msg);
     rig_open(&r, &config, DT_F64, true, 4, 12);
-    rig_load(&r, ROOT "pre/model");
-    cr_assert_eq(safetensors_open(ROOT "pre/batch.safetensors", &batch, &err), 0);
+    rig_load(&r, ROOT "opt/pre/model");
+    cr_assert_eq(safetensors_open(ROOT "opt/pre/batch.safetensors", &batch, &err), 0);
     load_batch(&r, &batch);
     losses = load(&batch, "adamw.losses", &n);
     norms = load(&batch, "adamw.norms", &n);

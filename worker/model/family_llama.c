@@ -1,0 +1,158 @@
+/*
+ * Llama and those that share its anatomy (Touvron et al., "LLaMA: Open and efficient foundation
+ * language models", 2023): pre-norm with RMS, rope, grouped queries, a gated SiLU MLP without
+ * biases. Mistral adds a sliding window, Qwen2 biases of q, k and v.
+ */
+#include <math.h>
+#include <stddef.h>
+
+#include "core/json.h"
+#include "worker/model/family.h"
+
+static int parse_sizes(const json_t *j, struct decoder_config *c, struct err *err)
+{
+    const json_t *head_dim = json_object_get(j, "head_dim");
+    int rc = 0;
+
+    TRY(json_get_int64(j, "", "num_hidden_layers", true, 1, CONFIG_MAX_LAYERS, &c->layers, err));
+    TRY(json_get_int64(j, "", "hidden_size", true, 1, CONFIG_MAX_WIDTH, &c->hidden, err));
+    TRY(json_get_int64(j, "", "intermediate_size", true, 1, CONFIG_MAX_FFN, &c->ffn, err));
+    TRY(json_get_int64(j, "", "num_attention_heads", true, 1, CONFIG_MAX_HEADS, &c->heads, err));
+    TRY(json_get_int64(j, "", "vocab_size", true, 2, CONFIG_MAX_VOCAB, &c->vocab, err));
+    TRY(json_get_int64(j, "", "max_position_embeddings", true, 1, CONFIG_MAX_POSITIONS,
+                       &c->max_positions, err));
+    c->kv_heads = c->heads;
+    TRY(json_get_int64(j, "", "num_key_value_heads", false, 1, CONFIG_MAX_HEADS, &c->kv_heads,
+                       err));
+    c->embed_dim = c->hidden;
+    if (json_is_integer(head_dim))
+        TRY(json_get_int64(j, "", "head_dim", true, 1, CONFIG_MAX_HEAD_DIM, &c->head_dim, err));
+    else
+        TRY(family_head_dim(c, "hidden_size", err));
+    c->attn_scale = 1 / sqrt((double)c->head_dim);
+out:
+    return rc;
+}
+
+/* All that the three have in common. */
+static int parse_common(const json_t *j, struct decoder_config *c, struct err *err)
+{
+    int rc = 0;
+
+    c->norm = NORM_RMS;
+    c->norm_eps = 1e-6;
+    c->norm_affine = c->final_norm = true;
+    c->act = ACT_SILU;
+    c->gated = true;
+    TRY(parse_sizes(j, c, err));
+    TRY(json_get_double(j, "", "rms_norm_eps", false, 0, 1, &c->norm_eps, err));
+    TRY(family_get_act(j, "hidden_act", &c->act, err));
+    TRY(json_get_bool(j, "", "tie_word_embeddings", false, &c->tied, err));
+    TRY(json_get_double(j, "", "attention_dropout", false, 0, 1, &c->attn_dropout, err));
+    TRY(family_get_rope(j, 1, c, err));
+    TRY(family_get_special_ids(j, c, err));
+    TRY(family_get_dtype(j, &c->dtype, err));
+out:
+    return rc;
+}
+
+static int parse_llama(const json_t *config_json, struct decoder_config *c, struct err *err)
+{
+    int rc = 0;
+
+    TRY(parse_common(config_json, c, err));
+    TRY(json_get_bool(config_json, "", "attention_bias", false, &c->qkv_bias, err));
+    TRY(json_get_bool(config_json, "", "mlp_bias", false, &c->mlp_bias, err));
+    c->out_bias = c->qkv_bias;
+out:
+    return rc;
+}
+
+static int parse_mistral(const json_t *config_json, struct decoder_config *c, struct err *err)
+{
+    int64_t window = 0;
+    int rc = 0;
+
+    TRY(parse_common(config_json, c, err));
+    TRY(json_get_int64(config_json, "", "sliding_window", false, 1, CONFIG_MAX_POSITIONS, &window,
+                       err));
+    for (int64_t i = 0; i < c->layers && window > 0; i++)
+        family_set_window(c, i, window);
+    TRY(family_get_windows(config_json, window, c, err));
+out:
+    return rc;
+}
+
+static int parse_qwen2(const json_t *config_json, struct decoder_config *c, struct err *err)
+{
+    int64_t window = 0, first = 28;
+    bool sliding = false;
+    int rc = 0;
+
+    TRY(parse_common(config_json, c, err));
+    c->qkv_bias = true;
+    TRY(json_get_bool(config_json, "", "use_sliding_window", false, &sliding, err));
+    if (sliding) {
+        TRY(json_get_int64(config_json, "", "sliding_window", true, 1, CONFIG_MAX_POSITIONS,
+                           &window, err));
+        TRY(json_get_int64(config_json, "", "max_window_layers", false, 0, CONFIG_MAX_LAYERS,
+                           &first, err));
+    }
+    for (int64_t i = first; i < c->layers && window > 0; i++)
+        family_set_window(c, i, window);
+    TRY(family_get_windows(config_json, window, c, err));
+out:
+    return rc;
+}
+
+#define LAYER "layers.{i}."
+
+static const struct name_map names[] = {
+    {TENSOR_EMBED, "embed_tokens.weight"},
+    {TENSOR_NORM1_W, LAYER "input_layernorm.weight"},
+    {TENSOR_QKV_W, LAYER "self_attn.q_proj.weight", 0, 3},
+    {TENSOR_QKV_W, LAYER "self_attn.k_proj.weight", 1, 3},
+    {TENSOR_QKV_W, LAYER "self_attn.v_proj.weight", 2, 3},
+    {TENSOR_QKV_B, LAYER "self_attn.q_proj.bias", 0, 3},
+    {TENSOR_QKV_B, LAYER "self_attn.k_proj.bias", 1, 3},
+    {TENSOR_QKV_B, LAYER "self_attn.v_proj.bias", 2, 3},
+    {TENSOR_OUT_W, LAYER "self_attn.o_proj.weight"},
+    {TENSOR_OUT_B, LAYER "self_attn.o_proj.bias"},
+    {TENSOR_NORM2_W, LAYER "post_attention_layernorm.weight"},
+    {TENSOR_UP_W, LAYER "mlp.gate_proj.weight", 0, 2},
+    {TENSOR_UP_W, LAYER "mlp.up_proj.weight", 1, 2},
+    {TENSOR_UP_B, LAYER "mlp.gate_proj.bias", 0, 2},
+    {TENSOR_UP_B, LAYER "mlp.up_proj.bias", 1, 2},
+    {TENSOR_DOWN_W, LAYER "mlp.down_proj.weight"},
+    {TENSOR_DOWN_B, LAYER "mlp.down_proj.bias"},
+    {TENSOR_FINAL_NORM_W, "norm.weight"},
+    {TENSOR_HEAD_W, "lm_head.weight", .bare = true},
+    {.name = NULL},
+};
+
+static const char *const prefixes[] = {"model.", "", NULL};
+static const char *const ignored[] = {"layers.*.self_attn.rotary_emb.inv_freq", NULL};
+
+const struct family family_llama = {
+    .model_type = "llama",
+    .prefixes = prefixes,
+    .ignored = ignored,
+    .names = names,
+    .parse = parse_llama,
+};
+
+const struct family family_mistral = {
+    .model_type = "mistral",
+    .prefixes = prefixes,
+    .ignored = ignored,
+    .names = names,
+    .parse = parse_mistral,
+};
+
+const struct family family_qwen2 = {
+    .model_type = "qwen2",
+    .prefixes = prefixes,
+    .ignored = ignored,
+    .names = names,
+    .parse = parse_qwen2,
+};
