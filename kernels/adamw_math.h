@@ -23,6 +23,26 @@ struct adamw_consts { /* derived once a call, in float */
     float grad_coef;
 };
 
+/* From the values of a step. Every operation below rounds once, on every device: the divisions and
+ * the square root are correctly rounded, the rest cannot be contracted. */
+CASTOR_HD static inline struct adamw_consts adamw_consts_make(float beta1, float beta2, float eps,
+                                                              float weight_decay, float lr,
+                                                              float bias1, float bias2,
+                                                              float grad_coef)
+{
+    struct adamw_consts c;
+    c.beta1 = beta1;
+    c.one_minus_beta1 = 1.0f - beta1;
+    c.beta2 = beta2;
+    c.one_minus_beta2 = 1.0f - beta2;
+    c.eps = eps;
+    c.decay = fmaf(-lr, weight_decay, 1.0f);
+    c.step_size = lr / bias1;
+    c.inv_sqrt_bias2 = 1.0f / sqrtf(bias2);
+    c.grad_coef = grad_coef;
+    return c;
+}
+
 CASTOR_HD static inline float adamw_flush(float x)
 {
     return fabsf(x) < FLT_MIN ? 0.0f : x;

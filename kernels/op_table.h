@@ -136,7 +136,7 @@ struct linear_args {
     enum accum dx_accum; /* with ACCUM_ADD the product is added to dx (act_x must be ACT_NONE) */
     void *dx;            /* (N, I) */
     /* linear_bwd_weight: dw += dy^T x, dbias += column sums of dy */
-    enum accum dw_accum; /* ACCUM_ASSIGN for the first micro-batch of a step */
+    enum accum dw_accum; /* of dw and dbias; ACCUM_ASSIGN for the first micro-batch of a step */
     void *dw;            /* (O, I) grad, or NULL */
     void *dbias;         /* (O) grad, or NULL    */
     void *workspace;

@@ -29,16 +29,6 @@ int cpu_cast(struct stream *s, const struct cast_args *a)
 
 struct adamw_consts cpu_adamw_consts(const struct adamw_args *a, bool decay)
 {
-    struct adamw_consts c = {
-        .beta1 = a->beta1,
-        .one_minus_beta1 = 1.0f - a->beta1,
-        .beta2 = a->beta2,
-        .one_minus_beta2 = 1.0f - a->beta2,
-        .eps = a->eps,
-        .decay = decay ? fmaf(-a->step->lr, a->weight_decay, 1.0f) : 1.0f,
-        .step_size = a->step->lr / a->step->bias1,
-        .inv_sqrt_bias2 = 1.0f / sqrtf(a->step->bias2),
-        .grad_coef = a->clip->coef,
-    };
-    return c;
+    return adamw_consts_make(a->beta1, a->beta2, a->eps, decay ? a->weight_decay : 0.0f,
+                             a->step->lr, a->step->bias1, a->step->bias2, a->clip->coef);
 }

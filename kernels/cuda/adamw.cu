@@ -13,18 +13,8 @@ enum { THREADS = 256 };
 
 static __device__ __forceinline__ struct adamw_consts consts_of(const struct adamw_args &a)
 {
-    struct adamw_consts c;
-    float lr = a.step->lr;
-    c.beta1 = a.beta1;
-    c.one_minus_beta1 = __fsub_rn(1.0f, a.beta1);
-    c.beta2 = a.beta2;
-    c.one_minus_beta2 = __fsub_rn(1.0f, a.beta2);
-    c.eps = a.eps;
-    c.decay = fmaf(-lr, a.weight_decay, 1.0f);
-    c.step_size = __fdiv_rn(lr, a.step->bias1);
-    c.inv_sqrt_bias2 = __frcp_rn(__fsqrt_rn(a.step->bias2));
-    c.grad_coef = a.clip->coef;
-    return c;
+    return adamw_consts_make(a.beta1, a.beta2, a.eps, a.weight_decay, a.step->lr, a.step->bias1,
+                             a.step->bias2, a.clip->coef);
 }
 
 /* The constants of one element: decay only before n_decay. */
