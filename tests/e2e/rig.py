@@ -11,7 +11,6 @@ import math
 import os
 import random
 import shutil
-import signal
 import struct
 import subprocess
 import sys
@@ -178,7 +177,7 @@ def merge(into, changes):
 class Job:
     """One job directory; `changes` are merged over SPEC. `steps` sets the size of the data: batches of 4."""
 
-    worker = None  # path of castor-worker, set by main()
+    worker = castord = None  # paths of the programs, set by main()
     model = None   # directory of the model that jobs use unless told otherwise
 
     def __init__(self, root, name="job", steps=8, validation=0, data=None, model=None, **changes):
@@ -339,10 +338,12 @@ def main(cases, doc):
     """Run the functions of `cases`, each in a fresh directory; the last line counts."""
     p = argparse.ArgumentParser(description=doc)
     p.add_argument("--build", default="build")
+    p.add_argument("--worker", help="another build's, as castord's limits leave AddressSanitizer no room in a worker")
     p.add_argument("--keep", action="store_true", help="keep the directories of failed cases")
     p.add_argument("only", nargs="*")
     o = p.parse_args()
-    Job.worker = os.path.abspath(os.path.join(o.build, "castor-worker"))
+    Job.worker = os.path.abspath(o.worker or os.path.join(o.build, "castor-worker"))
+    Job.castord = os.path.abspath(os.path.join(o.build, "castord"))
     passed = failed = skipped = 0
     top = tempfile.mkdtemp(prefix="castor-train-")
     Job.model = write_model(os.path.join(top, "model"))

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import castord
@@ -46,12 +45,11 @@ def kill_worker(pid, state):
 
 def service(root, **more):
     """A castord with the real worker, whose local models lie in root/models."""
-    castord.BIN = more.pop("binary", None) or os.path.join(os.path.dirname(rig.Job.worker), "castord")
+    castord.BIN = more.pop("binary", rig.Job.castord)
     models = os.path.join(root, "models")
     if not os.path.isdir(models):
         shutil.copytree(rig.Job.model, os.path.join(models, "tiny"))
-    config = {"worker": rig.Job.worker, "local_model_dirs": [models]}
-    config.update(more.pop("config", {}))
+    config = {"worker": rig.Job.worker, "local_model_dirs": [models], "limits": more.pop("limits", {})}
     return Service(config, env=rig.environment(root), **more)
 
 
@@ -362,7 +360,7 @@ def disk_full_at_upload(root):
     if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
         raise Skip("no right to make a mount namespace")
     path = wrapped()
-    with service(root, binary=path, config={"limits": {"free_bytes": 0}}) as c:
+    with service(root, binary=path, limits={"free_bytes": 0}) as c:
         status, _, answer = c.upload(rig.make_data(300000))
         equal((status, answer["error"]["code"]), (507, "disk_full"))
         equal(c.request("GET", "/v1/files")[2]["data"], [])

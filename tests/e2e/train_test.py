@@ -1,6 +1,5 @@
 #!/usr/bin/env python3
 """castor-worker end to end, without a server: a job directory goes in, events, checkpoints and a model come out."""
-import http.server
 import json
 import os
 import random
@@ -8,12 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 
 import rig
-from rig import Job, Skip, check_sanitizers, differences, finish, wait_gone
+from rig import Job, differences, finish, wait_gone
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
