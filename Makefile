@@ -113,6 +113,9 @@ $(B)/obj/%.cu.o: %.cu $(B)/flags
 	@mkdir -p $(@D)
 	$(call say,NVCC,$<)$(NVCC) $(NVCCFLAGS) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
 
+# .incbin: the compiler does not know of it.
+$(B)/obj/server/openapi.c.o: api/openapi.json
+
 # The fast ops and their pool use OpenMP; the reference ops do not.
 openmp = $(if $(filter kernels/cpu/fast%,$<),-fopenmp)
 CPPFLAGS_kernels := $(if $(filter 1,$(HAVE_CUDA)),-DCASTOR_CUDA=1)

@@ -74,6 +74,7 @@ Test(job_spec, minimal_request_has_the_documented_defaults)
     cr_assert(spec.optimization.epsilon == 1e-8 && spec.optimization.max_grad_norm == 1.0);
     cr_assert(spec.optimization.schedule == LR_LINEAR && spec.optimization.keep_checkpoints == 3);
     cr_assert(spec.optimization.learning_rate.is_auto && spec.optimization.dropout.is_auto);
+    cr_assert(spec.dataset.packing);
     cr_assert(spec.dataset.min_examples == 10 && spec.sample_tokens == 64);
     cr_assert(spec.parallelism.is_auto && spec.parallelism.data == 1);
     cr_assert(spec.placement.policy == PLACE_AUTO && !spec.lora.enabled);
