@@ -38,6 +38,11 @@ char *job_dir_supervisor(const char *jobdir, int64_t attempt)
     return xasprintf("%s/attempt-%" PRId64 "/supervisor.json", jobdir, attempt);
 }
 
+char *job_dir_supervisor_wait(const char *jobdir, int64_t attempt)
+{
+    return xasprintf("%s/attempt-%" PRId64 "/supervisor.wait", jobdir, attempt);
+}
+
 char *job_dir_supervisor_log(const char *jobdir, int64_t attempt)
 {
     return xasprintf("%s/attempt-%" PRId64 "/supervisor.log", jobdir, attempt);

@@ -6,7 +6,8 @@
  *     control.jsonl              castord appends, rank 0 reads (api/control.h)
  *     attempt-N/events.jsonl     rank 0 appends, the scheduler tails (api/event.h)
  *     attempt-N/exit.json        the supervisor writes, last (api/attempt_exit.h)
- *     attempt-N/supervisor.json  pid and start time of the supervisor, written by it first
+ *     attempt-N/supervisor.json  pid and start time of the supervisor: there once it may run
+ *     attempt-N/supervisor.wait  the same while it waits for the launcher's word
  *     attempt-N/supervisor.log   its stderr; made by the launcher
  *     attempt-N/rank-K.log       stderr of each rank
  *     attempt-N/crumb-K          breadcrumb of rank K: step, instruction, collective (mmap, binary)
@@ -29,6 +30,7 @@ char *job_dir_attempt(const char *jobdir, int64_t attempt);
 char *job_dir_events(const char *jobdir, int64_t attempt);
 char *job_dir_exit(const char *jobdir, int64_t attempt);
 char *job_dir_supervisor(const char *jobdir, int64_t attempt);
+char *job_dir_supervisor_wait(const char *jobdir, int64_t attempt);
 char *job_dir_supervisor_log(const char *jobdir, int64_t attempt);
 char *job_dir_rank_log(const char *jobdir, int64_t attempt, int64_t rank);
 char *job_dir_crumb(const char *jobdir, int64_t attempt, int64_t rank);

@@ -22,22 +22,27 @@ enum {
     LOG_MAX = 64 << 20,
     EXIT_JSON_MAX = 4 << 20, /* 1024 ranks with their tails */
 };
-static const double retry_seconds = 1.0;
+static const double retry_seconds = 1.0, undecided_seconds = 0.05;
 
 bool job_uses_gpu(const struct job *job)
 {
     const char *kind =
         json_string_value(json_object_get(json_object_get(job->plan, "device"), "kind"));
 
+    if (job->spec.resources.device == DEVICE_ONLY_CPU)
+        return false;
     return kind ? strcmp(kind, "cpu") != 0 : job->spec.resources.device == DEVICE_ONLY_GPU;
 }
 
-/* Device number `slot` of those castord itself may use. Fresh; NULL = leave the variable alone. */
+/* Device number `slot` of those castord itself may use, and none for a job of a CPU slot. Fresh;
+ * NULL = leave the variable alone. */
 static char *visible_devices(const struct scheduler *s, const struct job *job)
 {
     const char *mine = getenv("CUDA_VISIBLE_DEVICES");
 
-    if (!job_uses_gpu(job) || s->gpu_slots < 2)
+    if (!job_uses_gpu(job))
+        return xstrdup("");
+    if (s->gpu_slots < 2)
         return NULL;
     if (!mine || !*mine)
         return xasprintf("%" PRId64, job->slot);
@@ -189,6 +194,10 @@ static bool ensure_process(struct scheduler *s, struct live *l)
     free(jobdir);
     if (rc == 0)
         return true;
+    if (rc == ERR_CONFLICT) {
+        l->retry_at = clock_monotonic() + undecided_seconds;
+        return false;
+    }
     if (++l->launch_failures < MAX_LAUNCH_FAILURES)
         retry_later(l, "starting the attempt", &err);
     else

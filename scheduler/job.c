@@ -186,6 +186,8 @@ static void take_plan(struct job *job, const struct plan_report *plan)
     spec.created_at = job->spec.created_at;
     spec.seed = job->spec.seed;
     spec.scheduling = job->spec.scheduling;
+    if (job->spec.resources.device == DEVICE_ONLY_CPU)
+        spec.resources.device = DEVICE_ONLY_CPU;
 #define KEEP(member)                                                                               \
     do {                                                                                           \
         __typeof__(spec.member) old_ = spec.member;                                                \

@@ -40,7 +40,7 @@ static void free_environment(char **envp)
     free(envp);
 }
 
-/* Record the waiting child, then let it run. */
+/* Record the waiting child, then let it run; it makes the record final itself. */
 static int record_and_release(pid_t pid, const char *path, int gate_fd, struct attempt_process *out,
                               struct err *err)
 {
@@ -62,11 +62,17 @@ static int local_start(const struct launch *launch, struct attempt_process *out,
 {
     char *dir = job_dir_attempt(launch->jobdir, launch->attempt);
     char *log = job_dir_supervisor_log(launch->jobdir, launch->attempt);
+    char *waiting = job_dir_supervisor_wait(launch->jobdir, launch->attempt);
     char *record = job_dir_supervisor(launch->jobdir, launch->attempt);
     char *number = xasprintf("%" PRId64, launch->attempt);
     char **envp = make_environment(launch->visible_devices);
     const char *const argv[] = {launch->worker_path, launch->jobdir, "--attempt", number, NULL};
-    struct spawn spawn = {.argv = argv, .envp = envp, .stdout_fd = -1, .stderr_fd = -1};
+    struct spawn spawn = {.argv = argv,
+                          .envp = envp,
+                          .stdout_fd = -1,
+                          .stderr_fd = -1,
+                          .claim_from = waiting,
+                          .claim_to = record};
     int gate[2] = {-1, -1};
     pid_t pid = -1;
     int rc = 0;
@@ -84,7 +90,7 @@ static int local_start(const struct launch *launch, struct attempt_process *out,
     }
     spawn.gate_fd = gate[0];
     TRY(spawn_start(&spawn, &pid, err));
-    rc = record_and_release(pid, record, gate[1], out, err);
+    rc = record_and_release(pid, waiting, gate[1], out, err);
 out:
     if (gate[0] >= 0)
         close(gate[0]);
@@ -94,26 +100,58 @@ out:
         close(spawn.stderr_fd);
     if (rc != 0 && pid > 0) { /* still behind the gate, which is closed now */
         waitpid(pid, NULL, 0);
-        unlink(record);
+        unlink(waiting);
     }
     free_environment(envp);
     free(number);
     free(record);
+    free(waiting);
     free(log);
     free(dir);
     return rc;
+}
+
+/* Is there a sign that it ran, besides its record? A power failure can take back the renaming. */
+static bool left_traces(const char *jobdir, int64_t attempt)
+{
+    char *events = job_dir_events(jobdir, attempt), *end = job_dir_exit(jobdir, attempt);
+    bool traces = fs_exists(events) || fs_exists(end);
+
+    free(end);
+    free(events);
+    return traces;
 }
 
 static int local_find(const char *jobdir, int64_t attempt, struct attempt_process *out,
                       struct err *err)
 {
     struct attempt_process process = {0};
-    char *path = job_dir_supervisor(jobdir, attempt);
-    int rc = supervisor_record_load(path, &process.record, err);
+    char *record = job_dir_supervisor(jobdir, attempt);
+    char *waiting = job_dir_supervisor_wait(jobdir, attempt);
+    struct err why = {0};
+    int waits = supervisor_record_load(waiting, &process.record, &why);
+    bool alive = waits == 0 && supervisor_record_alive(&process.record);
+    int rc;
 
+    /* In this order: once the child that waited is gone, nobody renames its record any more. */
+    if (fs_exists(record)) {
+        rc = supervisor_record_load(record, &process.record, err);
+    } else if (alive) {
+        rc =
+            err_set(err, ERR_CONFLICT, "process %" PRId64 " has not begun yet", process.record.pid);
+    } else if (waits == 0 && left_traces(jobdir, attempt)) {
+        rc = 0;
+    } else if (waits == 0 || waits == ERR_NOT_FOUND) {
+        rc = err_set(err, ERR_NOT_FOUND, "attempt %" PRId64 " never ran", attempt);
+    } else {
+        rc = waits;
+        if (err)
+            *err = why;
+    }
     if (rc == 0)
         *out = process;
-    free(path);
+    free(waiting);
+    free(record);
     return rc;
 }
 

@@ -58,6 +58,7 @@ int plan_child_start(const char *worker_path, const char *jobdir, const struct p
         .stdout_fd = pipe_out[1],
         .stderr_fd = pipe_log[1],
         .gate_fd = -1,
+        .die_with_starter = true,
         .max_memory = limits->memory,
         .max_file = MAX_FILE,
         .max_cpu_seconds = limits->seconds,
@@ -121,6 +122,7 @@ static void drain(struct plan_child *c, int *fd, struct buf *to, size_t keep)
 
 static void kill_group(struct plan_child *c)
 {
+    kill(c->pid, SIGKILL); /* it may not lead its group yet */
     kill(-c->pid, SIGKILL);
     while (waitpid(c->pid, &c->wait_status, 0) < 0 && errno == EINTR)
         continue;

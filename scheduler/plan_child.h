@@ -23,7 +23,7 @@ enum {
 
 struct plan_limits {
     int64_t seconds; /* wall, and CPU time too  */
-    size_t memory;   /* address space            */
+    size_t memory;   /* writable memory of its own */
 };
 
 struct plan_child;

@@ -106,7 +106,8 @@ static void take_answer(struct scheduler *s, struct live *l)
     else if (rc == 0 && strcmp(report.spec.id, l->job.id) != 0)
         err_set_reason(&why, err_set(&why, ERR_CORRUPT, "the plan is that of another job"),
                        "invalid_plan");
-    else if (rc == 0 && strcmp(report.device_kind, "cpu") != 0 && s->gpu_slots == 0)
+    else if (rc == 0 && strcmp(report.device_kind, "cpu") != 0 && s->gpu_slots == 0 &&
+             l->job.spec.resources.device != DEVICE_ONLY_CPU)
         err_set_reason(&why,
                        err_set(&why, ERR_UNSUPPORTED,
                                "the job needs a GPU, and this server was given none; set "

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -13,10 +14,11 @@
 #include "core/clock.h"
 #include "core/fs.h"
 #include "core/log.h"
+#include "scheduler/devices.h"
 #include "scheduler/scheduler_impl.h"
 #include "scheduler/store_write.h"
 
-enum { POST_SECONDS = 30, MAX_WATCHED = 8 };
+enum { POST_SECONDS = 30, MAX_WATCHED = 8, DEVICE_SECONDS = 20 };
 static const size_t default_plan_memory = (size_t)8 << 30;
 static const double stale_tick_seconds = 10, touch_seconds = 5, lock_patience_seconds = 2;
 
@@ -154,6 +156,21 @@ static int load_jobs(struct scheduler *s, struct err *err)
     return 0;
 }
 
+static void count_gpus(struct scheduler *s, int64_t seconds)
+{
+    struct err err = {0};
+
+    s->gpu_slots = 0;
+    if (devices_count_gpus(s->worker_path, seconds > 0 ? seconds : DEVICE_SECONDS, &s->gpu_slots,
+                           &err) != 0)
+        log_warn("scheduler",
+                 "no GPU will be used: %s. Repair that and start castord again, or set the number "
+                 "of GPU slots",
+                 err.msg);
+    else
+        log_info("scheduler", "gpu_slots=%" PRId64, s->gpu_slots);
+}
+
 static int start_thread(struct scheduler *s, struct err *err)
 {
     sigset_t all, old;
@@ -179,7 +196,7 @@ static struct scheduler *allocate(const struct scheduler_config *config)
     s->worker_path = xstrdup(config->worker_path);
     s->organization = xstrdup(config->organization ? config->organization : "org-castor");
     s->cpu_slots = config->cpu_slots < 0 ? 1 : config->cpu_slots;
-    s->gpu_slots = config->gpu_slots < 0 ? 0 : config->gpu_slots;
+    s->gpu_slots = config->gpu_slots;
     s->grace_seconds = config->grace_seconds > 0 ? (double)config->grace_seconds : 30;
     s->plan_limits.seconds = config->plan_seconds > 0 ? config->plan_seconds : 600;
     s->plan_limits.memory = config->plan_memory > 0 ? config->plan_memory : default_plan_memory;
@@ -235,7 +252,10 @@ int scheduler_create(const struct scheduler_config *config, struct scheduler **o
     TRY(store_open(s->state_dir, &s->store, err));
     s->context = (struct change_context){
         .store = s->store, .state_dir = s->state_dir, .organization = s->organization};
+    orphans_remove(s);
     TRY(load_jobs(s, err));
+    if (s->gpu_slots < 0)
+        count_gpus(s, config->device_seconds);
     if (pipe2(s->wake, O_CLOEXEC | O_NONBLOCK) != 0) {
         rc = err_set_errno(err, errno, "cannot make a pipe");
         goto out;

@@ -27,12 +27,13 @@ struct scheduler;
 
 struct scheduler_config {
     const char *state_dir;
-    const char *worker_path;  /* the castor-worker program */
-    int64_t cpu_slots;        /* jobs that may run at once on the CPU; 1 */
-    int64_t gpu_slots;        /* -1 = as many as the probe finds (for now: none) */
-    int64_t plan_seconds;     /* deadline of the --plan child; 600 (it may download configs) */
-    size_t plan_memory;       /* address-space limit of that child, bytes; 0 = 8 GiB */
+    const char *worker_path; /* the castor-worker program */
+    int64_t cpu_slots;       /* jobs that may run at once on the CPU; 1 */
+    int64_t gpu_slots;    /* -1 = as many as GPUs are found; none with a warning if looking fails */
+    int64_t plan_seconds; /* deadline of the --plan child; 600 (it may download configs) */
+    size_t plan_memory;   /* memory limit of that child, bytes; 0 = 8 GiB */
     const char *organization; /* shown as organization_id and in model names; "org-castor" */
+    int64_t device_seconds;   /* that looking for GPUs may take; 0 = 20 */
     int64_t grace_seconds;    /* what an attempt that must end is given before SIGTERM, and again
                                  before SIGKILL; 0 = 30 */
 };

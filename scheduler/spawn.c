@@ -3,7 +3,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdio.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -24,7 +26,7 @@ static void say(const char *text)
 }
 
 /* Between fork and exec of a program with threads: only functions that are async-signal-safe. */
-static _Noreturn void become(const struct spawn *s, int null_fd)
+static _Noreturn void become(const struct spawn *s, int null_fd, pid_t starter)
 {
     struct rlimit no_core = {0, 0};
     sigset_t none;
@@ -32,6 +34,11 @@ static _Noreturn void become(const struct spawn *s, int null_fd)
     ssize_t n;
 
     setsid();
+    if (s->die_with_starter) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        if (getppid() != starter) /* it died before the line above */
+            _exit(EXIT_CANNOT_RUN);
+    }
     for (int sig = 1; sig < 32; sig++)
         signal(sig, SIG_DFL);
     sigemptyset(&none);
@@ -46,14 +53,14 @@ static _Noreturn void become(const struct spawn *s, int null_fd)
         do
             n = read(STDERR_FILENO + 1, &byte, 1);
         while (n < 0 && errno == EINTR);
-        if (n != 1)
+        if (n != 1 || rename(s->claim_from, s->claim_to) != 0)
             _exit(EXIT_CANNOT_RUN);
     }
     close_range(STDERR_FILENO + 1, ~0U, 0);
     setrlimit(RLIMIT_CORE, &no_core);
     limit(RLIMIT_CPU, (uint64_t)s->max_cpu_seconds);
     limit(RLIMIT_FSIZE, s->max_file);
-    limit(RLIMIT_AS, s->max_memory);
+    limit(RLIMIT_DATA, s->max_memory);
     execve(s->argv[0], (char *const *)s->argv, s->envp ? s->envp : environ);
     const char *why = strerrordesc_np(errno);
     say("cannot run ");
@@ -82,9 +89,10 @@ int spawn_start(const struct spawn *spawn, pid_t *pid, struct err *err)
     safe.stdout_fd = out_fd;
     safe.stderr_fd = err_fd;
     safe.gate_fd = gate_fd;
+    pid_t starter = getpid();
     pid_t child = high_null < 0 ? -1 : fork();
     if (child == 0)
-        become(&safe, high_null);
+        become(&safe, high_null, starter);
     if (child < 0)
         rc = err_set_errno(err, errno, "cannot start %s", spawn->argv[0]);
     else

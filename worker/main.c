@@ -1,11 +1,12 @@
 /*
- * castor-worker: one program, five ways to call it.
+ * castor-worker: one program, six ways to call it.
  *
  *   castor-worker JOBDIR [--attempt N]   train: supervise the ranks of one attempt on this host
  *   castor-worker --rank K JOBDIR --attempt N   one rank, started by the supervisor
  *   castor-worker --plan JOBDIR          resolve, check and plan the job; print a plan report
  *   castor-worker --check FILE           check a data file; print what is wrong with it
  *   castor-worker --probe                measure this machine; print and keep the device profile
+ *   castor-worker --devices              count this machine's devices; print the numbers
  *
  * Exit status: 0 = done, 1 = failed (the report or the attempt's last event says why), 2 = wrong
  * usage.
@@ -42,7 +43,8 @@ static int usage(void)
     fputs("usage: castor-worker JOBDIR [--attempt N]\n"
           "       castor-worker --plan JOBDIR\n"
           "       castor-worker --check FILE\n"
-          "       castor-worker --probe\n",
+          "       castor-worker --probe\n"
+          "       castor-worker --devices\n",
           stderr);
     return 2;
 }
@@ -132,5 +134,7 @@ int main(int argc, char **argv)
         return worker_check(a.path);
     if (strcmp(a.mode, "--probe") == 0 && !a.path)
         return worker_probe();
+    if (strcmp(a.mode, "--devices") == 0 && !a.path)
+        return worker_devices();
     return usage();
 }

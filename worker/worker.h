@@ -19,6 +19,9 @@ int worker_check(const char *path);
 /* Measure the devices of this machine, keep the profiles (worker/plan/profile.h) and print them. */
 int worker_probe(void);
 
+/* Print {"cuda":n}: how many CUDA devices this machine has and this build can use. */
+int worker_devices(void);
+
 /* Start the ranks of one attempt on this host, watch them, end all when one dies, write exit.json.
  * Returns 0 when every rank exited with 0. SIGTERM (*terminate) is passed on to the ranks. */
 int supervise(const char *jobdir, int64_t attempt, const volatile sig_atomic_t *terminate,

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Stands in for castor-worker: `--plan JOBDIR` and `JOBDIR --attempt N`, with the job directory's
-contract and no training. The spec's metadata say what to do:
+"""Stands in for castor-worker: `--plan JOBDIR`, `--devices` and `JOBDIR --attempt N`, with the job
+directory's contract and no training. FAKE_DEVICES is what --devices prints, or hang or crash. The
+spec's metadata say what else to do:
 
-  plan   ok (default) | refuse | huge | deep | garbage | empty | hang | crash | other_job | lie |
+  plan   ok (default) | refuse | huge | deep | garbage | empty | hang | sleep | crash | other_job | lie |
          memory | gpu
   run    ok (default) | fail | crash | crash_once | silent_exit | stubborn | deaf | linger | orphan |
          bad_lines | long_line
@@ -51,6 +52,8 @@ def plan(jobdir):
         while True:
             sys.stderr.write("busy\n" * 1000)
             sys.stderr.flush()
+    elif mode == "sleep":
+        time.sleep(1000)
     elif mode == "memory":
         hog = []
         while True:
@@ -130,6 +133,8 @@ class Run:
         if self.mode == "orphan" and os.fork() == 0:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             time.sleep(1000)
+        self.event("warning", code="devices",
+                   message="visible: " + os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
         self.event("phase", phase="downloading")
         self.event("download", file="x", bytes_done=5, bytes_total=10, total_bytes_done=5,
                    total_bytes_total=10)
@@ -183,7 +188,19 @@ class Run:
             self.write(b"x" * (9 << 20) + b"\n")
 
 
-if sys.argv[1] == "--plan":
+def devices():
+    answer = os.environ.get("FAKE_DEVICES", '{"cuda":0}')
+    if answer == "hang":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(1000)
+    if answer == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    print(answer)
+
+
+if sys.argv[1] == "--devices":
+    devices()
+elif sys.argv[1] == "--plan":
     plan(sys.argv[2])
 else:
     assert sys.argv[2] == "--attempt"
