@@ -12,9 +12,11 @@ enum {
     AUTO_EPOCHS = 3,
     AUTO_SEQ_LENGTH = 1024,
     AUTO_BATCH_MAX = 32,
-    AUTO_STEPS_PER_EPOCH = 64, /* aimed at when the batch size is left to us           */
-    AUTO_MICRO_TOKENS = 8192,  /* tokens of a micro-batch: enough for full GEMM speed  */
-    HEAD_LOGITS = 8 << 20,     /* logits held at a time: 32 MiB of float               */
+    AUTO_STEPS_PER_EPOCH = 64,   /* aimed at when the batch size is left to us           */
+    AUTO_MICRO_TOKENS = 8192,    /* tokens of a micro-batch: enough for full GEMM speed  */
+    HEAD_LOGITS_CPU = 8 << 20,   /* logits held at a time: 32 MiB of float               */
+    HEAD_LOGITS_GPU = 256 << 20, /* 512 MiB of bf16: products large enough for full rate */
+    HEAD_ROWS_TILE = 256,        /* rows of a slice are a multiple of this where they can */
 };
 /* Default peak learning rate for full fine-tuning, as Hugging Face's Trainer has it. */
 static const double auto_learning_rate = 5e-5;
@@ -99,6 +101,12 @@ out:
 /* ---- choices
  * ------------------------------------------------------------------------------------- */
 
+enum device_kind session_device(const struct job_spec *spec)
+{
+    bool gpu = spec->resources.device != DEVICE_ONLY_CPU && device_count(DEVICE_CUDA) > 0;
+    return gpu ? DEVICE_CUDA : DEVICE_CPU;
+}
+
 static int64_t clamp(int64_t x, int64_t low, int64_t high)
 {
     return x < low ? low : x > high ? high : x;
@@ -131,6 +139,15 @@ static int choose_length(struct session *s, struct err *err)
     return 0;
 }
 
+static void choose_head_rows(struct session *s)
+{
+    bool gpu = session_device(&s->spec) == DEVICE_CUDA;
+    int64_t rows = (gpu ? HEAD_LOGITS_GPU : HEAD_LOGITS_CPU) / s->model.config.vocab;
+    if (rows > HEAD_ROWS_TILE)
+        rows -= rows % HEAD_ROWS_TILE;
+    s->head_rows = clamp(rows, 16, s->micro_batch * s->seq_length);
+}
+
 static void choose_steps(struct session *s)
 {
     struct job_spec *spec = &s->spec;
@@ -150,18 +167,12 @@ static void choose_steps(struct session *s)
     s->micro_batch = clamp(spec->optimization.micro_batch_size.value, 1, batch);
     spec->optimization.micro_batch_size.value = s->micro_batch;
     s->micro_batches = (batch + s->micro_batch - 1) / s->micro_batch;
-    s->head_rows = clamp(HEAD_LOGITS / s->model.config.vocab, 16, s->micro_batch * s->seq_length);
+    choose_head_rows(s);
 
     s->steps_per_epoch = (stats.rows + batch - 1) / batch;
     s->total_steps = s->steps_per_epoch * spec->hyper.n_epochs.value;
     if (spec->optimization.max_steps > 0 && spec->optimization.max_steps < s->total_steps)
         s->total_steps = spec->optimization.max_steps;
-}
-
-enum device_kind session_device(const struct job_spec *spec)
-{
-    bool gpu = spec->resources.device != DEVICE_ONLY_CPU && device_count(DEVICE_CUDA) > 0;
-    return gpu ? DEVICE_CUDA : DEVICE_CPU;
 }
 
 static void choose_rest(struct session *s)
@@ -172,6 +183,9 @@ static void choose_rest(struct session *s)
         spec->precision.compute = session_device(spec) == DEVICE_CUDA ? COMPUTE_BF16 : COMPUTE_FP32;
     if (spec->placement.policy == PLACE_AUTO)
         spec->placement.policy = PLACE_CUDA; /* what the planner of this build does */
+    /* Head slices and GEMMs follow the device: a job that resumes elsewhere must not change. */
+    spec->resources.device =
+        session_device(spec) == DEVICE_CUDA ? DEVICE_ONLY_GPU : DEVICE_ONLY_CPU;
     spec->parallelism.is_auto = false;
     spec->resolved = true;
 }
