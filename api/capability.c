@@ -30,8 +30,6 @@ static const struct capability capabilities[] = {
      "no integration is supported; leave `integrations` out and read the job's events instead"},
     {"webhook", "null", "unsupported_webhook",
      "webhooks are not supported; leave `webhook` out and poll the job or its events"},
-    {"dataset.format", "auto|text|prompt|plain", "unsupported_format",
-     "conversations are not supported; use lines with `text`, or with `prompt` and `completion`"},
     {"lora", "null", "unsupported_lora",
      "only full fine-tuning is supported; leave `lora` out or null"},
     {"precision.compute", "auto|fp32|bf16", "unsupported_precision",

@@ -193,11 +193,12 @@ int dataset_load(const char *path, const struct tokenizer *tokenizer,
                  const struct dataset_options *options, struct dataset **out, struct err *err)
 {
     struct dataset *d = xcalloc(1, sizeof(*d));
-    struct loading l = {.d = d,
-                        .encoder = {.tokenizer = tokenizer, .loss_on = options->loss_on},
-                        .options = options,
-                        .starts_cap = 1,
-                        .source_cap = 1};
+    struct loading l = {
+        .d = d,
+        .encoder = {.tokenizer = tokenizer, .chat = options->chat, .loss_on = options->loss_on},
+        .options = options,
+        .starts_cap = 1,
+        .source_cap = 1};
     int rc = 0;
 
     assert(options->max_seq_length > 1);

@@ -34,13 +34,15 @@
 
 enum { TARGET_IGNORE = -100 };
 
+struct chat_template;
 struct dataset;
 
 struct dataset_options {
     enum data_format
         format; /* DATA_AUTO: by the file's first line, then by each object's members */
     enum loss_on loss_on;
-    int64_t max_seq_length; /* row length in tokens, > 1           */
+    const struct chat_template *chat; /* for conversations; NULL: the model has none */
+    int64_t max_seq_length;           /* row length in tokens, > 1           */
     bool packing;
     int64_t max_examples, min_examples; /* of the file, before cutting; 0 = no bound */
     uint64_t seed;                      /* of packing and order */

@@ -7,6 +7,18 @@
  *   messages  made of an instruction, for a model without a chat template: system prompt, questions
  *             and answers as paragraphs, special tokens and end-of-text as above
  *
+ *   messages  rendered by the model's chat template, which writes its special tokens itself: none
+ *             are added, except an end-of-text token behind a conversation that ends with the
+ *             assistant's answer and would have none in it. Each turn of the assistant is encoded
+ *             apart from what is before and behind
+ *
+ * What the assistant says is what the template puts in {% generation %} blocks, where it has any.
+ * Otherwise it is found by rendering the messages before a turn with add_generation_prompt, and
+ * those up to and with it without: what the second has more than the first. Both must be the
+ * beginning of the whole rendering, or the line is refused: the template writes a conversation's
+ * beginning otherwise once it goes on, so one line cannot teach all its turns (make the earlier
+ * ones' weight 0, or split it).
+ *
  * The end-of-text token is not doubled where text or suffix end with it. LOSS_ON_AUTO and
  * LOSS_ON_ASSISTANT train on a text, a completion (with its end-of-text) or the assistant's turns
  * whose weight is not 0; LOSS_ON_ALL on every token.
@@ -22,10 +34,12 @@
 #include "api/job_spec.h"
 #include "core/err.h"
 #include "worker/text/shapes.h"
+#include "worker/text/template.h"
 #include "worker/text/tokenizer.h"
 
 struct example_encoder {
     const struct tokenizer *tokenizer; /* has an end-of-text token */
+    const struct chat_template *chat;  /* NULL: the model has none */
     enum loss_on loss_on;
 };
 

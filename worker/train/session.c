@@ -7,6 +7,7 @@
 
 #include "api/capability.h"
 #include "core/alloc.h"
+#include "worker/text/template.h"
 
 enum {
     AUTO_EPOCHS = 3,
@@ -80,8 +81,11 @@ static int load_data(struct session *s, struct err *err)
                                 .seed = (uint64_t)spec->seed,
                                 .param = "training_file",
                                 .name = spec->training_file.filename};
+    struct chat_template *chat = NULL;
     int rc = 0;
 
+    TRY(chat_template_load(s->model_dir, (time_t)spec->created_at, &chat, err));
+    o.chat = chat;
     TRY(dataset_load(spec->training_file.path, s->tokenizer, &o, &s->train, err));
     if (spec->validation_file.id) {
         o.min_examples = 1;
@@ -93,6 +97,7 @@ static int load_data(struct session *s, struct err *err)
         TRY(dataset_split(s->train, spec->dataset.validation_fraction, &s->validation, err));
     }
 out:
+    chat_template_destroy(chat);
     if (rc && err && !err->param[0])
         err_set_param(err, rc, o.param);
     return rc;

@@ -233,7 +233,6 @@ Test(job_spec, what_is_not_built_is_refused_by_name)
         {",\"webhook\":{\"url\":\"https://example.org\"}", "webhook", "unsupported_webhook"},
         {",\"validation_file\":\"hf://datasets/a/b/c.jsonl\"", "validation_file",
          "unsupported_dataset"},
-        {",\"dataset\":{\"format\":\"messages\"}", "dataset.format", "unsupported_format"},
         {",\"lora\":{\"rank\":8,\"target_modules\":[\"q_proj\"]}", "lora", "unsupported_lora"},
         {",\"lora\":{\"target_modules\":\"all-linear\"}", "lora", "unsupported_lora"},
         {",\"precision\":{\"compute\":\"fp16\"}", "precision.compute", "unsupported_precision"},

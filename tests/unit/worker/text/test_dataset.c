@@ -8,6 +8,7 @@
 #include "tests/unit/worker/text/scratch_dir.h"
 #include "worker/text/dataset.h"
 #include "worker/text/rows.h"
+#include "worker/text/template.h"
 
 enum { BOS = 0, EOS = 1, PAD = 2 };
 
@@ -505,6 +506,7 @@ Test(dataset, eos_is_not_doubled)
 static char *show_rows(const char *lines, struct dataset_options o, struct err *err)
 {
     struct tokenizer *t = load_tokenizer();
+    int rc;
     struct dataset_stats stats;
     struct dataset *set = NULL;
     struct scratch_dir d;
@@ -513,7 +515,7 @@ static char *show_rows(const char *lines, struct dataset_options o, struct err *
 
     scratch_dir_init(&d);
     o.packing = false;
-    int rc = dataset_load(scratch_dir_text(&d, "f", lines), t, &o, &set, err);
+    rc = dataset_load(scratch_dir_text(&d, "f", lines), t, &o, &set, err);
     scratch_dir_fini(&d);
     if (rc == 0) {
         dataset_get_stats(set, &stats);
@@ -593,6 +595,110 @@ Test(dataset, conversations_need_a_chat_template)
     cr_expect_str_eq(err.reason, "missing_chat_template");
     cr_expect_str_eq(err.param, "training_file");
     cr_expect_not_null(strstr(err.msg, "line 2: conversations cannot"), "%s", err.msg);
+}
+
+/* As expect_rows, through a chat template. `want` NULL: the error must have `reason` in it. */
+static void expect_talk(const char *template, const char *line, enum loss_on loss_on,
+                        const char *want, const char *reason)
+{
+    struct dataset_options o = options();
+    struct chat_template *chat = NULL;
+    json_t *tokens = json_pack("{s:s}", "eos_token", "</s>");
+    struct err err = {0};
+
+    cr_assert_eq(chat_template_create(template, strlen(template), tokens, 0, &chat, &err), 0, "%s",
+                 err.msg);
+    json_decref(tokens);
+    o.loss_on = loss_on;
+    o.max_seq_length = 64;
+    o.chat = chat;
+    char *got = show_rows(line, o, &err);
+    if (want) {
+        cr_expect_str_eq(err.msg, "", "%s: %s", line, err.msg);
+        cr_expect_str_eq(got, want, "%s: %s", line, got);
+    } else {
+        cr_expect_not_null(strstr(err.msg, reason), "%s: %s", line, err.msg);
+    }
+    free(got);
+    chat_template_destroy(chat);
+}
+
+#define USER(text)      "{\"role\": \"user\", \"content\": \"" text "\"}"
+#define ASSISTANT(text) "{\"role\": \"assistant\", \"content\": \"" text "\"}"
+
+static const char by_prefix[] =
+    "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}{{ eos_token if m.role == 'assistant' "
+    "}}{% endfor %}{{ 'a:' if add_generation_prompt }}";
+static const char by_marks[] =
+    "{% for m in messages %}{% if m.role == 'assistant' %}a:{% generation %}{{ m.content }}</s>"
+    "{% endgeneration %}{% else %}{{ m.role[0] }}:{{ m.content }}{% endif %}{% endfor %}"
+    "{{ 'a:' if add_generation_prompt }}";
+
+Test(dataset, assistant_turns_are_trained_on_by_marks_and_by_prefixes_alike)
+{
+    static const char talk[] = "{\"messages\": [" USER("x") ", " ASSISTANT("the") ", " USER(
+        "y") ", " ASSISTANT(" the") "]}";
+    static const char weighed[] = "{\"messages\": [" USER(
+        "x") ", {\"role\": \"assistant\", \"content\": \"the\", \"weight\": "
+             "0}, " USER("y") ", " ASSISTANT(" the") "]}";
+    static const char all_weighed[] =
+        "{\"messages\": [{\"role\": \"assistant\", \"content\": \"the\", \"weight\": 0}]}";
+
+    for (int i = 0; i < 2; i++) {
+        const char *template = i ? by_marks : by_prefix;
+        expect_talk(template, talk, LOSS_ON_AUTO,
+                    "[u][:][x][a][:]>[th]>[e]>[</s>][u][:][y][a][:]>[ the]>[</s>]\n", NULL);
+        expect_talk(template, weighed, LOSS_ON_ASSISTANT,
+                    "[u][:][x][a][:][th][e][</s>][u][:][y][a][:]>[ the]>[</s>]\n", NULL);
+        expect_talk(template, all_weighed, LOSS_ON_AUTO, NULL, "no token to train on");
+    }
+    /* No first token is taken from the tokenizer's own template: no second <s>. */
+    expect_talk("<s>{{ messages[0].content }}{{ eos_token }}",
+                "{\"messages\": [" ASSISTANT("a") "]}", LOSS_ON_ALL, "[<s>]>[a]>[</s>]\n", NULL);
+}
+
+Test(dataset, instructions_and_other_conversations_go_through_the_template)
+{
+    expect_talk(by_prefix, "{\"instruction\": \"x\", \"input\": \"\", \"output\": \"the\"}",
+                LOSS_ON_AUTO, "[u][:][x][a][:]>[th]>[e]>[</s>]\n", NULL);
+    expect_talk(by_prefix,
+                "{\"conversations\": [{\"from\": \"human\", \"value\": \"x\"}, {\"from\": \"gpt\", "
+                "\"value\": \"the\"}]}",
+                LOSS_ON_AUTO, "[u][:][x][a][:]>[th]>[e]>[</s>]\n", NULL);
+    expect_talk(by_prefix,
+                "{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"text\", \"text\": "
+                "\"x\"}]}, " ASSISTANT("the") "]}",
+                LOSS_ON_AUTO, "[u][:][x][a][:]>[th]>[e]>[</s>]\n", NULL);
+}
+
+Test(dataset, a_conversation_that_would_not_end_gets_an_end)
+{
+    static const char endless[] =
+        "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}"
+        "{{ 'a:' if add_generation_prompt }}";
+
+    expect_talk(endless, "{\"messages\": [" USER("x") ", " ASSISTANT("the") "]}", LOSS_ON_AUTO,
+                "[u][:][x][;][a][:]>[th]>[e]>[;]>[</s>]\n", NULL);
+    expect_talk(endless, "{\"messages\": [" ASSISTANT("the") ", " USER("x") "]}", LOSS_ON_AUTO,
+                "[a][:]>[th]>[e]>[;][u][:][x][;]\n", NULL);
+}
+
+Test(dataset, templates_that_hide_or_refuse_are_said_so)
+{
+    /* Writes the last answer only. */
+    expect_talk(
+        "{% for m in messages %}{{ m.content if loop.last or m.role == 'user' }}{% endfor %}",
+        "{\"messages\": [" USER("x") ", " ASSISTANT("a") ", " USER("y") ", " ASSISTANT("b") "]}",
+        LOSS_ON_AUTO, NULL,
+        "line 1: the model's chat template writes the first 2 messages otherwise");
+    expect_talk("{{ raise_exception('never') }}", "{\"messages\": [" ASSISTANT("a") "]}",
+                LOSS_ON_ALL, NULL, "refuses the conversation: never");
+    expect_talk(
+        "{% for m in messages %}{% generation %}a{% endgeneration %}{% generation %}b"
+        "{% endgeneration %}{% endfor %}",
+        "{\"messages\": [{\"role\": \"assistant\", \"content\": \"a\", \"weight\": 0}, " ASSISTANT(
+            "b") "]}",
+        LOSS_ON_AUTO, NULL, "marks 4 answers where the conversation has 2");
 }
 
 Test(rows, permute_is_a_permutation_and_a_mixed_one)
