@@ -189,9 +189,27 @@ json_t *event_to_json(const struct event *event)
     record_write(tables[event->type].fields, tables[event->type].n, event, line);
     if (event->type == EVENT_PLAN)
         json_object_set(line, "plan", (json_t *)event->plan);
+    if (event->type == EVENT_CHECKPOINT && event->checkpoint.kept)
+        json_object_set(line, "kept", (json_t *)event->checkpoint.kept);
     if (event->type == EVENT_FAILED)
         json_object_set_new(line, "code", json_string(err_code_name(event->failed.code)));
     return line;
+}
+
+static int read_kept(const json_t *line, struct event *e, struct err *err)
+{
+    json_t *kept = json_object_get(line, "kept"), *step;
+    size_t i;
+
+    if (kept && !json_is_array(kept))
+        return err_set(err, ERR_INVALID, "`kept` must be an array of steps");
+    json_array_foreach(kept, i, step)
+    {
+        if (!json_is_integer(step))
+            return err_set(err, ERR_INVALID, "`kept` must be an array of steps");
+    }
+    e->checkpoint.kept = kept;
+    return 0;
 }
 
 int event_from_json(const json_t *line, struct event *out, struct err *err)
@@ -218,6 +236,11 @@ int event_from_json(const json_t *line, struct event *out, struct err *err)
         e.plan = json_object_get(line, "plan");
         if (!json_is_object(e.plan))
             return err_set(err, ERR_INVALID, "a plan event must carry an object `plan`");
+    }
+    if (e.type == EVENT_CHECKPOINT) {
+        rc = read_kept(line, &e, err);
+        if (rc != 0)
+            return rc;
     }
     if (e.type == EVENT_FAILED)
         e.failed.code = err_code_from_name(json_string_value(json_object_get(line, "code")));

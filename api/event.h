@@ -96,6 +96,7 @@ struct event_checkpoint {
     double seconds;
     double train_loss, train_accuracy, valid_loss, valid_accuracy; /* newest known, NaN = none */
     const char *request; /* id of the control request it answers, or NULL */
+    const json_t *kept;  /* array: the steps of all checkpoints there are now; NULL = not said */
 };
 
 struct event_failed {

@@ -125,3 +125,47 @@ int job_dir_last_checkpoint(const char *jobdir, int64_t *step, struct err *err)
     free(dir);
     return rc;
 }
+
+static int ascending(const void *a, const void *b)
+{
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+
+    return (x > y) - (x < y);
+}
+
+int job_dir_checkpoint_steps(const char *jobdir, int64_t **steps, int64_t *n, struct err *err)
+{
+    char *dir = job_dir_checkpoints(jobdir);
+    const struct dirent *entry;
+    int64_t *list = NULL, count = 0, step;
+    int failed, rc = 0;
+
+    DIR *d = opendir(dir);
+    if (!d && errno != ENOENT) {
+        rc = err_set_errno(err, errno, "cannot list %s", dir);
+        goto out;
+    }
+    while (d && (errno = 0, entry = readdir(d))) {
+        step = numbered(entry->d_name, "step-");
+        if (step < 0)
+            continue;
+        list = xrealloc(list, (size_t)(count + 1) * sizeof(*list));
+        list[count++] = step;
+    }
+    failed = d ? errno : 0;
+    if (d)
+        closedir(d);
+    if (failed) {
+        rc = err_set_errno(err, failed, "cannot list %s", dir);
+        goto out;
+    }
+    if (count > 0)
+        qsort(list, (size_t)count, sizeof(*list), ascending);
+    *steps = list;
+    *n = count;
+    list = NULL;
+out:
+    free(list);
+    free(dir);
+    return rc;
+}

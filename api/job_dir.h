@@ -40,6 +40,8 @@ char *job_dir_output(const char *jobdir);
 
 /* The highest attempt-N there is, 0 when none. */
 int job_dir_last_attempt(const char *jobdir, int64_t *attempt, struct err *err);
+/* The steps of all complete checkpoints, ascending; *steps is malloc'ed. */
+int job_dir_checkpoint_steps(const char *jobdir, int64_t **steps, int64_t *n, struct err *err);
 /* The newest complete checkpoint's step, -1 when none. */
 int job_dir_last_checkpoint(const char *jobdir, int64_t *step, struct err *err);
 

@@ -144,6 +144,8 @@ static int checkpoint_rows(const struct change_context *c, const struct job *job
     put_real(row.metrics, "valid_loss", k->valid_loss);
     put_real(row.metrics, "valid_mean_token_accuracy", k->valid_accuracy);
     TRY(store_put_checkpoint(c->store, &row, err));
+    if (k->kept) /* the worker removed the others; said in the event, so that a replay is exact */
+        TRY(store_keep_checkpoints(c->store, job->id, k->step, k->kept, err));
     TRY(add_row(c, job, e->t, "info", "message", json_incref(row.metrics), err,
                 "Checkpoint created at step %" PRId64, k->step));
 out:

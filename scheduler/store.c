@@ -101,6 +101,8 @@ static const char *const texts[SQL_COUNT] = {
     [SQL_PUT_CHECKPOINT] = "INSERT INTO checkpoints (id, job_id, model, path, created_at, step,"
                            " metrics) VALUES (?1,?2,?3,?4,?5,?6,?7) ON CONFLICT (job_id, step)"
                            " DO UPDATE SET path = ?4, created_at = ?5, metrics = ?7",
+    [SQL_KEEP_CHECKPOINTS] = "DELETE FROM checkpoints WHERE job_id = ?1 AND step <> ?2"
+                             " AND step NOT IN (SELECT value FROM json_each(?3))",
     [SQL_PUT_MODEL] = "INSERT OR REPLACE INTO models (id, job_id, base, path, created_at)"
                       " VALUES (?1,?2,?3,?4,?5)",
     [SQL_DELETE_MODEL] = "DELETE FROM models WHERE id = ?1",

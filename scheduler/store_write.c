@@ -133,6 +133,20 @@ int store_put_checkpoint(struct store *s, const struct store_checkpoint *c, stru
     return store_run(s, q, err);
 }
 
+int store_keep_checkpoints(struct store *s, const char *job_id, int64_t step, const json_t *kept,
+                           struct err *err)
+{
+    sqlite3_stmt *q;
+    int rc = store_use(s, SQL_KEEP_CHECKPOINTS, &q, err);
+
+    if (rc != 0)
+        return rc;
+    store_bind_text(q, 1, job_id);
+    sqlite3_bind_int64(q, 2, step);
+    store_bind_json(q, 3, kept);
+    return store_run(s, q, err);
+}
+
 int store_put_model(struct store *s, const struct store_model *m, struct err *err)
 {
     sqlite3_stmt *q = NULL;

@@ -30,6 +30,9 @@ int store_find_dedupe(struct store *s, const char *dedupe, int64_t since, struct
 int store_insert_event(struct store *s, const char *job_id, int64_t created_at, const char *level,
                        const char *type, const char *message, const json_t *data, struct err *err);
 int store_put_checkpoint(struct store *s, const struct store_checkpoint *c, struct err *err);
+/* Forget a job's checkpoints but that of `step` and those of `kept`, an array of steps. */
+int store_keep_checkpoints(struct store *s, const char *job_id, int64_t step, const json_t *kept,
+                           struct err *err);
 int store_put_model(struct store *s, const struct store_model *m, struct err *err);
 int store_delete_model(struct store *s, const char *id, struct err *err);
 

@@ -1,9 +1,12 @@
 /* The training steps of one attempt: queue, collect, report, and what happens at step boundaries.
  */
+#include <jansson.h>
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "api/job_dir.h"
 #include "core/clock.h"
 #include "worker/train/lr.h"
 #include "worker/train/run.h"
@@ -159,10 +162,25 @@ out:
 /* ---- between steps
  * ------------------------------------------------------------------------------- */
 
+/* After pruning; an array of steps. */
+static int list_kept(const struct run *r, json_t **out, struct err *err)
+{
+    int64_t *steps = NULL, n = 0;
+    int rc = job_dir_checkpoint_steps(r->options->jobdir, &steps, &n, err);
+    if (rc)
+        return rc;
+    *out = json_array();
+    for (int64_t i = 0; i < n; i++)
+        json_array_append_new(*out, json_integer(steps[i]));
+    free(steps);
+    return 0;
+}
+
 int run_checkpoint(struct run *r, const char *request, struct err *err)
 {
     double start = clock_monotonic();
     int64_t bytes = 0;
+    json_t *kept = NULL;
     char path[64];
     int rc = 0;
 
@@ -172,6 +190,7 @@ int run_checkpoint(struct run *r, const char *request, struct err *err)
     r->last_saved = r->state.step;
     TRY(checkpoint_prune(r->options->jobdir, r->session.spec.optimization.keep_checkpoints,
                          r->state.best_step, err));
+    TRY(list_kept(r, &kept, err));
     snprintf(path, sizeof path, "checkpoints/step-%lld", (long long)r->state.step);
     struct event e = {.type = EVENT_CHECKPOINT,
                       .checkpoint = {.step = r->state.step,
@@ -182,9 +201,11 @@ int run_checkpoint(struct run *r, const char *request, struct err *err)
                                      .train_accuracy = r->state.train_accuracy,
                                      .valid_loss = r->state.valid_loss,
                                      .valid_accuracy = r->state.valid_accuracy,
-                                     .request = request}};
+                                     .request = request,
+                                     .kept = kept}};
     TRY(event_write(&r->events, &e, err));
 out:
+    json_decref(kept);
     return rc;
 }
 

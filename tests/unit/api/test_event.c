@@ -139,3 +139,26 @@ Test(event, only_three_types_end_an_attempt)
         cr_assert(event_is_final((enum event_type)t) == (t >= EVENT_STOPPED));
     cr_assert_str_eq(event_phase_name(PHASE_COMPILING), "compiling");
 }
+
+Test(event, a_checkpoint_says_which_ones_are_kept)
+{
+    json_t *kept = json_pack("[i,i]", 3, 9);
+    struct event e = {.seq = 1,
+                      .attempt = 1,
+                      .t = 1,
+                      .type = EVENT_CHECKPOINT,
+                      .checkpoint = {.step = 9, .path = "checkpoints/step-9", .kept = kept}};
+    struct event back;
+    json_t *line = event_to_json(&e);
+
+    cr_assert(event_from_json(line, &back, NULL) == 0);
+    cr_assert(json_equal(back.checkpoint.kept, kept));
+    json_object_set_new(line, "kept", json_pack("[s]", "3"));
+    cr_assert(event_from_json(line, &back, NULL) == ERR_INVALID);
+    json_object_set_new(line, "kept", json_integer(3));
+    cr_assert(event_from_json(line, &back, NULL) == ERR_INVALID);
+    json_object_del(line, "kept");
+    cr_assert(event_from_json(line, &back, NULL) == 0 && back.checkpoint.kept == NULL);
+    json_decref(line);
+    json_decref(kept);
+}

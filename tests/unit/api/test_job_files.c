@@ -68,6 +68,10 @@ Test(job_files, highest_attempt_and_checkpoint)
     make_dir("checkpoints/tmp-step-70");
     cr_assert(job_dir_last_attempt(dir, &n, NULL) == 0 && n == 10);
     cr_assert(job_dir_last_checkpoint(dir, &n, NULL) == 0 && n == 40);
+    int64_t *steps = NULL;
+    cr_assert(job_dir_checkpoint_steps(dir, &steps, &n, NULL) == 0);
+    cr_assert(n == 2 && steps[0] == 5 && steps[1] == 40);
+    free(steps);
     char *file = fs_join(dir, "spec.json");
     cr_assert(fs_write_file_atomic(file, "x", 1, NULL) == 0);
     cr_assert(job_dir_last_attempt(file, &n, NULL) != 0);

@@ -6,7 +6,7 @@ spec's metadata say what else to do:
   plan   ok (default) | refuse | huge | deep | garbage | empty | hang | sleep | crash | other_job | lie |
          memory | gpu
   run    ok (default) | fail | crash | crash_once | silent_exit | stubborn | deaf | linger | orphan |
-         bad_lines | long_line
+         bad_lines | long_line | prune
   steps  how many (default 3);  delay  seconds a step (default 0.01)
 """
 import json
@@ -114,8 +114,9 @@ class Run:
     def checkpoint(self, step, request=None):
         path = f"checkpoints/step-{step}"
         os.makedirs(os.path.join(self.jobdir, path), exist_ok=True)
+        names = os.listdir(os.path.join(self.jobdir, "checkpoints"))
         self.event("checkpoint", step=step, path="../../escape", bytes=1, train_loss=1.0 / step,
-                   valid_loss=2.0, request=request)
+                   valid_loss=2.0, request=request, kept=[int(n.split("-")[1]) for n in names])
 
     def first_step(self):
         try:
@@ -156,6 +157,10 @@ class Run:
                        loss=1.0 / step, accuracy=0.5, grad_norm=1.0, learning_rate=0.1, tokens=10,
                        target_tokens=9, total_target_tokens=9 * step, seconds=self.delay,
                        tokens_per_second=100.0)
+            if self.mode == "prune":
+                if step > 2:
+                    os.rmdir(os.path.join(self.jobdir, f"checkpoints/step-{step - 2}"))
+                self.checkpoint(step)
             if step == 2:
                 self.after_two_steps()
         self.event("eval", step=self.steps, loss=1.5, accuracy=0.25, full=True, best=True)

@@ -217,3 +217,24 @@ Test(scheduler, two_schedulers_cannot_share_a_state_directory)
     err_clear(&err);
     cr_assert(scheduler_healthy(sched, &err) == 0, "%s", err.msg);
 }
+
+Test(scheduler, checkpoints_that_the_worker_removed_are_not_listed)
+{
+    struct store_checkpoint *rows = NULL;
+    int64_t n = 0;
+    bool more;
+
+    test_start(test_config());
+    char *id = test_create("{\"run\":\"prune\",\"steps\":\"6\"}", "");
+    struct job job = wait_for(id, JOB_SUCCEEDED);
+    struct store_page page = {.limit = 10};
+    cr_assert(store_list_checkpoints(reader, id, page, &rows, &n, &more, NULL) == 0);
+    cr_assert(n == 2, "%ld are listed", (long)n);
+    for (int64_t i = 0; i < n; i++) {
+        cr_assert(fs_exists(rows[i].path), "%s is listed and gone", rows[i].path);
+        store_checkpoint_fini(&rows[i]);
+    }
+    free(rows);
+    job_fini(&job);
+    free(id);
+}
