@@ -152,6 +152,8 @@ static void end_attempt(struct scheduler *s, struct live *l, const char *code, c
     l->launch_failures = 0;
     l->ending_since = 0;
     l->signal_sent = 0;
+    l->silence = (struct silence){0};
+    buf_fini(&l->silent);
 }
 
 static int launch(struct scheduler *s, struct live *l, const char *jobdir, struct err *err)
@@ -267,6 +269,17 @@ static void check_time_limit(struct scheduler *s, struct live *l)
         retry_later(l, "storing the time limit", &err);
 }
 
+/* A hung worker answers no request and no SIGTERM. */
+static void check_silence(struct scheduler *s, struct live *l, bool heard)
+{
+    if (l->job.status != JOB_RUNNING || l->silent.len > 0)
+        return;
+    char *jobdir = change_jobdir(&s->context, l->job.id);
+    if (silence_is_over_limit(&l->silence, jobdir, &l->job, s->silence_seconds, heard, &l->silent))
+        send_signal(s, l, SIGKILL);
+    free(jobdir);
+}
+
 bool attempt_pass(struct scheduler *s, struct live *l)
 {
     struct err err = {0};
@@ -288,17 +301,21 @@ bool attempt_pass(struct scheduler *s, struct live *l)
         return true;
     if (!alive) {
         struct buf cause = {0};
-        if (broken)
+        const char *code = l->silent.len > 0 ? "worker_silent" : "worker_crashed";
+        if (l->silent.len > 0)
+            buf_add_str(&cause, buf_str(&l->silent));
+        else if (broken)
             buf_printf(&cause, "the worker's events cannot be read: %s", err.msg);
         else
             describe_death(&cause, s, l);
-        end_attempt(s, l, "worker_crashed", buf_str(&cause));
+        end_attempt(s, l, code, buf_str(&cause));
         buf_fini(&cause);
         return true;
     }
     if (broken)
         send_signal(s, l, SIGKILL);
     write_control(s, l);
+    check_silence(s, l, n_lines > 0);
     check_time_limit(s, l);
     hasten_end(s, l);
     return false;

@@ -40,6 +40,7 @@ struct live *schedule_find(struct scheduler *s, const char *job_id)
 static void live_destroy(struct live *l)
 {
     plan_child_destroy(l->child);
+    buf_fini(&l->silent);
     job_fini(&l->job);
     free(l);
 }

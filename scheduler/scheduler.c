@@ -18,7 +18,7 @@
 #include "scheduler/scheduler_impl.h"
 #include "scheduler/store_write.h"
 
-enum { POST_SECONDS = 30, MAX_WATCHED = 8, DEVICE_SECONDS = 20 };
+enum { POST_SECONDS = 30, MAX_WATCHED = 8, DEVICE_SECONDS = 20, SILENCE_SECONDS = 1800 };
 static const size_t default_plan_memory = (size_t)8 << 30;
 static const double stale_tick_seconds = 10, touch_seconds = 5, lock_patience_seconds = 2;
 
@@ -198,6 +198,8 @@ static struct scheduler *allocate(const struct scheduler_config *config)
     s->cpu_slots = config->cpu_slots < 0 ? 1 : config->cpu_slots;
     s->gpu_slots = config->gpu_slots;
     s->grace_seconds = config->grace_seconds > 0 ? (double)config->grace_seconds : 30;
+    s->silence_seconds =
+        config->silence_seconds > 0 ? (double)config->silence_seconds : SILENCE_SECONDS;
     s->plan_limits.seconds = config->plan_seconds > 0 ? config->plan_seconds : 600;
     s->plan_limits.memory = config->plan_memory > 0 ? config->plan_memory : default_plan_memory;
     s->launcher = &launcher_local;

@@ -34,6 +34,8 @@ struct scheduler_config {
     size_t plan_memory;   /* memory limit of that child, bytes; 0 = 8 GiB */
     const char *organization; /* shown as organization_id and in model names; "org-castor" */
     int64_t device_seconds;   /* that looking for GPUs may take; 0 = 20 */
+    int64_t silence_seconds;  /* a live attempt that gives no sign of life for so long is ended;
+                                 scheduler/silence.h; 0 = 1800 */
     int64_t grace_seconds;    /* what an attempt that must end is given before SIGTERM, and again
                                  before SIGKILL; 0 = 30 */
 };

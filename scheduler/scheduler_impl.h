@@ -13,6 +13,7 @@
 #include "scheduler/launcher.h"
 #include "scheduler/plan_child.h"
 #include "scheduler/scheduler.h"
+#include "scheduler/silence.h"
 
 /* A job that still needs attention: not final, or with an attempt that may live. */
 struct live {
@@ -24,7 +25,9 @@ struct live {
     int64_t launch_failures;
     double retry_at;     /* monotonic: nothing is tried again before */
     double ending_since; /* monotonic: the final event was seen, the process lives on; 0 = no */
-    int signal_sent;     /* to the live attempt: 0, SIGTERM or SIGKILL */
+    struct silence silence;
+    struct buf silent; /* why the live attempt is being ended for its silence, or empty */
+    int signal_sent;   /* to the live attempt: 0, SIGTERM or SIGKILL */
 };
 
 typedef int (*command_fn)(struct scheduler *s, void *args, struct err *err);
@@ -42,7 +45,7 @@ struct command {
 struct scheduler {
     char *state_dir, *worker_path, *organization;
     int64_t cpu_slots, gpu_slots;
-    double grace_seconds;
+    double grace_seconds, silence_seconds;
     struct plan_limits plan_limits;
     const struct launcher_ops *launcher;
     int lock_fd;

@@ -44,6 +44,7 @@ void config_init(struct server_config *c)
                 .connections = 512,
                 .connections_per_address = 256,
                 .idle_seconds = 60,
+                .silence_seconds = 1800,
                 .plan_seconds = 600,
                 .plan_bytes = INT64_C(8) << 30,
                 .check_seconds = 120,
@@ -127,17 +128,11 @@ out:
 
 static int limits_parse(struct server_limits *l, const json_t *obj, struct err *err)
 {
-    static const char *const known[] = {"file_bytes",
-                                        "body_bytes",
-                                        "free_bytes",
-                                        "connections",
-                                        "idle_seconds",
-                                        "connections_per_address",
-                                        "plan_seconds",
-                                        "plan_bytes",
-                                        "check_seconds",
-                                        "check_bytes",
-                                        NULL};
+    static const char *const known[] = {
+        "file_bytes",      "body_bytes",   "free_bytes",
+        "connections",     "idle_seconds", "connections_per_address",
+        "silence_seconds", "plan_seconds", "plan_bytes",
+        "check_seconds",   "check_bytes",  NULL};
     const int64_t day = 86400, tera = INT64_C(1) << 40;
     const struct {
         const char *key;
@@ -149,6 +144,7 @@ static int limits_parse(struct server_limits *l, const json_t *obj, struct err *
         {"connections", 4, 100000, &l->connections},
         {"connections_per_address", 1, 100000, &l->connections_per_address},
         {"idle_seconds", 1, day, &l->idle_seconds},
+        {"silence_seconds", 1, 365 * day, &l->silence_seconds},
         {"plan_seconds", 1, day, &l->plan_seconds},
         {"plan_bytes", 0, tera, &l->plan_bytes},
         {"check_seconds", 1, day, &l->check_seconds},

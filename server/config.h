@@ -9,7 +9,7 @@
  *    "slots":{"cpu":1,"gpu":-1},
  *    "limits":{"file_bytes":536870912,"body_bytes":1048576,"free_bytes":67108864,
  *              "connections":512,"connections_per_address":256,"idle_seconds":60,
- *              "plan_seconds":600,"plan_bytes":8589934592,
+ *              "silence_seconds":1800,"plan_seconds":600,"plan_bytes":8589934592,
  *              "check_seconds":120,"check_bytes":8589934592}}
  *
  * Keys are kept as SHA-256 only (`printf %s "$KEY" | sha256sum`), so the file holds no secret; a
@@ -49,6 +49,7 @@ struct server_limits {
     int64_t free_bytes; /* kept free on the state's disk; less means not ready  */
     int64_t connections, connections_per_address;
     int64_t idle_seconds;               /* a silent connection is closed after that */
+    int64_t silence_seconds;            /* an attempt without a sign of life is ended */
     int64_t plan_seconds, plan_bytes;   /* of a castor-worker --plan child          */
     int64_t check_seconds, check_bytes; /* of a castor-worker --check child; bytes 0 = none */
 };

@@ -163,6 +163,7 @@ static int serve(struct server_config *config, const struct listen_address *list
                                   .worker_path = config->worker_path,
                                   .cpu_slots = config->cpu_slots,
                                   .gpu_slots = config->gpu_slots,
+                                  .silence_seconds = config->limits.silence_seconds,
                                   .plan_seconds = config->limits.plan_seconds,
                                   .plan_memory = (size_t)config->limits.plan_bytes,
                                   .organization = config->organization};

@@ -6,10 +6,11 @@ spec's metadata say what else to do:
   plan   ok (default) | refuse | huge | deep | garbage | empty | hang | sleep | crash | other_job | lie |
          memory | gpu
   run    ok (default) | fail | crash | crash_once | silent_exit | stubborn | deaf | linger | orphan |
-         bad_lines | long_line | prune
+         bad_lines | long_line | prune | silent | slow_step | slow_download
   steps  how many (default 3);  delay  seconds a step (default 0.01)
 """
 import json
+import mmap
 import os
 import signal
 import sys
@@ -137,6 +138,8 @@ class Run:
         self.event("warning", code="devices",
                    message="visible: " + os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
         self.event("phase", phase="downloading")
+        if self.mode == "slow_download":
+            time.sleep(3)
         self.event("download", file="x", bytes_done=5, bytes_total=10, total_bytes_done=5,
                    total_bytes_total=10)
         self.event("phase", phase="training")
@@ -174,6 +177,17 @@ class Run:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             time.sleep(1000)
 
+    def slow_step(self):
+        """Half a dozen instructions in five seconds, told by the mapped breadcrumb alone."""
+        path = os.path.join(self.jobdir, f"attempt-{self.attempt}", "crumb-0")
+        with open(path, "wb+") as f:
+            f.write(bytes(72))
+            f.flush()
+            with mmap.mmap(f.fileno(), 72) as crumb:
+                for i in range(10):
+                    crumb[8] = i + 1
+                    time.sleep(0.5)
+
     def after_two_steps(self):
         if self.mode == "fail":
             self.event("failed", code="numeric", reason="nan_loss", message="the loss is NaN",
@@ -189,6 +203,11 @@ class Run:
         if self.mode == "bad_lines":
             self.write(b"not json\n{\"seq\":1}\n[1]\n\n{\"v\":1,\"seq\":99,\"attempt\":7,\"t\":1,"
                        b"\"type\":\"failed\",\"reason\":\"x\",\"message\":\"other attempt\"}\n")
+        if self.mode == "silent":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            time.sleep(1000)
+        if self.mode == "slow_step":
+            self.slow_step()
         if self.mode == "long_line":
             self.write(b"x" * (9 << 20) + b"\n")
 

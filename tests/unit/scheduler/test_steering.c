@@ -128,3 +128,22 @@ Test(steering, nothing_of_an_ended_attempt_is_left_running)
     job_fini(&job);
     free(id);
 }
+
+Test(steering, a_worker_without_a_sign_of_life_is_ended)
+{
+    struct scheduler_config c = test_config();
+
+    c.cpu_slots = 3;
+    c.silence_seconds = 2;
+    test_start(c);
+    char *step = test_create("{\"run\":\"slow_step\"}", "");
+    char *download = test_create("{\"run\":\"slow_download\"}", "");
+    expect_failure("{\"run\":\"silent\"}", "worker_silent", "phase: training, last step: 2 of 3");
+    struct job job = wait_for(step, JOB_SUCCEEDED);
+    cr_assert(job.restarts == 0);
+    job_fini(&job);
+    job = wait_for(download, JOB_SUCCEEDED);
+    job_fini(&job);
+    free(step);
+    free(download);
+}

@@ -31,10 +31,12 @@ Test(config, a_file_is_read_over_the_defaults)
     config_init(&c);
     cr_expect_eq(c.limits.file_bytes, 536870912);
     cr_expect_eq(c.gpu_slots, -1);
+    cr_expect_eq(c.limits.silence_seconds, 1800);
     cr_expect_not_null(strstr(c.worker_path, "/castor-worker"));
     cr_assert_eq(load(&c,
                       "{\"organization\":\"acme\",\"worker\":\"/w\",\"threads\":3,"
-                      "\"slots\":{\"cpu\":2},\"limits\":{\"body_bytes\":2048},"
+                      "\"slots\":{\"cpu\":2},\"limits\":{\"body_bytes\":2048,"
+                      "\"silence_seconds\":90},"
                       "\"api_keys\":[{\"name\":\"a\",\"sha256\":\"" HASH64 "\",\"role\":\"read\"},"
                       "{\"name\":\"b\",\"sha256\":\"" HASH64 "\"}]}",
                       &err),
@@ -44,6 +46,7 @@ Test(config, a_file_is_read_over_the_defaults)
     cr_expect_eq(c.threads, 3);
     cr_expect_eq(c.cpu_slots, 2);
     cr_expect_eq(c.limits.body_bytes, 2048);
+    cr_expect_eq(c.limits.silence_seconds, 90);
     cr_expect_eq(c.limits.file_bytes, 536870912);
     cr_expect_eq(c.n_keys, 2);
     cr_expect_eq(c.keys[0].role, ROLE_READ);
@@ -64,6 +67,7 @@ Test(config, faulty_files_change_nothing)
         "{\"slots\":[]}",
         "{\"limits\":{\"file_bytes\":0}}",
         "{\"limits\":{\"files\":1}}",
+        "{\"limits\":{\"silence_seconds\":0}}",
         "{\"local_model_dirs\":[\"relative\"]}",
         "{\"local_model_dirs\":[\"/\",\"/nowhere/at/all\"]}",
         "{\"organization\":\"new\",\"api_keys\":{}}",
