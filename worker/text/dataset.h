@@ -3,9 +3,10 @@
  * batches.
  *
  * Formats: JSONL in the shapes of worker/text/shapes.h (texts, prompts with completions,
- * instructions, conversations), and plain text (an example is a paragraph: lines without a blank
- * one between). worker/text/encode.h says which tokens an example becomes and which of them are
- * trained on; the others are input only: their targets are TARGET_IGNORE.
+ * instructions, conversations), CSV with a header row (but no conversations), and plain text (an
+ * example is a paragraph: lines without a blank one between); each of them also compressed by gzip
+ * or zstd. worker/text/encode.h says which tokens an example becomes and which of them are trained
+ * on; the others are input only: their targets are TARGET_IGNORE.
  *
  * An example longer than a row is cut into several, each a new example; a cut never leaves a last
  * part of one token, since that one could not be a target. A part without any target (of a long

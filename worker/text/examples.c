@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core/json.h"
+#include "worker/text/csv.h"
 #include "worker/text/line_reader.h"
 
 struct reading {
@@ -13,6 +14,8 @@ struct reading {
     struct buf paragraph;    /* plain: the example so far */
     int64_t paragraph_line;
     bool paragraph_bad;
+    bool is_csv, begun; /* begun: the first line that is not blank was seen */
+    struct csv csv;
     example_fn fn;
     example_fault_fn fault_fn;
     void *ud;
@@ -31,13 +34,26 @@ static enum data_format guess_format(const struct buf *line)
                                                                                       : DATA_PLAIN;
 }
 
+/* One object of the file, from a line of JSON or a row of CSV. */
+static int take_object(struct reading *r, int64_t number, json_t *object, struct err *err)
+{
+    struct example example = {0};
+    char why[256];
+    int rc;
+
+    if (!shape_read(object, r->shape, &example, why, sizeof(why)))
+        rc = r->fault_fn(r->ud, number, why, err);
+    else
+        rc = r->fn(r->ud, number, &example, err);
+    example_fini(&example);
+    return rc;
+}
+
 static int take_json_line(struct reading *r, struct err *err)
 {
     int64_t number = r->lines.number;
-    struct example example = {0};
     struct err bad = {0};
     json_t *object = NULL;
-    char why[256];
     int rc = 0;
 
     if (is_blank(&r->lines.line))
@@ -45,13 +61,39 @@ static int take_json_line(struct reading *r, struct err *err)
     if (json_parse_limited(r->lines.line.data, r->lines.line.len, LINE_MAX_BYTES,
                            JSON_MAX_DEPTH_REQUEST, &object, &bad) != 0)
         rc = r->fault_fn(r->ud, number, bad.msg, err);
-    else if (!shape_read(object, r->shape, &example, why, sizeof(why)))
-        rc = r->fault_fn(r->ud, number, why, err);
     else
-        rc = r->fn(r->ud, number, &example, err);
-    example_fini(&example);
+        rc = take_object(r, number, object, err);
     json_decref(object);
     return rc;
+}
+
+static int end_row(struct reading *r, struct err *err)
+{
+    int64_t number = r->csv.line;
+    char why[256];
+    int rc = 0;
+
+    if (number == 0)
+        return 0;
+    json_t *object = csv_take(&r->csv, why, sizeof(why));
+    if (object)
+        rc = take_object(r, number, object, err);
+    else
+        rc = r->fault_fn(r->ud, number, why, err);
+    json_decref(object);
+    return rc;
+}
+
+static int take_csv_line(struct reading *r, struct err *err)
+{
+    const struct buf *line = &r->lines.line;
+
+    if (r->csv.line == 0 && is_blank(line))
+        return 0;
+    if (csv_add_line(&r->csv, r->lines.number, buf_str(line), line->len) ||
+        r->csv.record.len > LINE_MAX_BYTES)
+        return end_row(r, err);
+    return 0;
 }
 
 static int end_paragraph(struct reading *r, struct err *err)
@@ -87,16 +129,32 @@ static int take_plain_line(struct reading *r, struct err *err)
     return 0;
 }
 
+/* The first line that is not blank says what a file is. True: it was a header and is used up. */
+static bool begin_file(struct reading *r)
+{
+    const struct buf *line = &r->lines.line;
+    enum data_format guess = guess_format(line);
+
+    r->begun = true;
+    if (r->format != DATA_PLAIN && guess == DATA_PLAIN)
+        r->is_csv = csv_begin(&r->csv, buf_str(line), line->len);
+    if (r->format == DATA_AUTO)
+        r->format = guess;
+    return r->is_csv;
+}
+
 static int take_line(struct reading *r, enum line_fault fault, struct err *err)
 {
     if (fault != LINE_OK) {
         r->paragraph_bad = r->format == DATA_PLAIN;
         return r->fault_fn(r->ud, r->lines.number, line_fault_text(fault), err);
     }
-    if (r->format == DATA_AUTO && is_blank(&r->lines.line))
+    if (!r->begun && is_blank(&r->lines.line))
+        return end_paragraph(r, err); /* one that was faulty */
+    if (!r->begun && begin_file(r))
         return 0;
-    if (r->format == DATA_AUTO)
-        r->format = guess_format(&r->lines.line);
+    if (r->is_csv)
+        return take_csv_line(r, err);
     return r->format == DATA_TEXT ? take_json_line(r, err) : take_plain_line(r, err);
 }
 
@@ -120,8 +178,10 @@ int examples_read(const char *path, enum data_format format, example_fn fn,
             break;
         TRY(take_line(&r, fault, err));
     }
+    TRY(end_row(&r, err));
     TRY(end_paragraph(&r, err));
 out:
+    csv_fini(&r.csv);
     line_reader_fini(&r.lines);
     buf_fini(&r.paragraph);
     return rc;

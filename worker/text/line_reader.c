@@ -1,11 +1,7 @@
 #include "worker/text/line_reader.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "core/alloc.h"
 #include "worker/text/utf8.h"
@@ -14,28 +10,17 @@ enum { BLOCK_BYTES = 1 << 18 };
 
 int line_reader_init(struct line_reader *r, const char *path, struct err *err)
 {
-    struct stat st;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+    struct input input = {0};
+    int rc = input_init(&input, path, err);
 
-    if (fd < 0)
-        return err_set_errno(err, errno, "cannot open %s", path);
-    if (fstat(fd, &st) != 0 || S_ISDIR(st.st_mode)) {
-        close(fd);
-        return err_set(err, ERR_INVALID, "%s is not a file", path);
-    }
-    *r = (struct line_reader){.fd = fd,
-                              .path = xstrdup(path),
-                              .block = xmalloc(BLOCK_BYTES),
-                              .opened = true,
-                              .at_start = true};
-    return 0;
+    if (rc == 0)
+        *r = (struct line_reader){.input = input, .block = xmalloc(BLOCK_BYTES), .at_start = true};
+    return rc;
 }
 
 void line_reader_fini(struct line_reader *r)
 {
-    if (r->opened)
-        close(r->fd);
-    free(r->path);
+    input_fini(&r->input);
     free(r->block);
     buf_fini(&r->line);
     memset(r, 0, sizeof(*r));
@@ -43,15 +28,13 @@ void line_reader_fini(struct line_reader *r)
 
 static int fill_block(struct line_reader *r, struct err *err)
 {
-    ssize_t got;
+    size_t got = 0;
+    int rc = input_read(&r->input, r->block, BLOCK_BYTES, &got, err);
 
-    do
-        got = read(r->fd, r->block, BLOCK_BYTES);
-    while (got < 0 && errno == EINTR);
-    if (got < 0)
-        return err_set_errno(err, errno, "cannot read %s", r->path);
+    if (rc != 0)
+        return rc;
     r->at = 0;
-    r->n = (size_t)got;
+    r->n = got;
     r->at_end = got == 0;
     return 0;
 }

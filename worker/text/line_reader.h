@@ -1,7 +1,8 @@
 /*
- * Lines of a text file, streamed: memory is one line, whatever the file's size. A line ends at \n
- * or \r\n; the last one needs no end. A UTF-8 byte-order mark in front is passed over. One thread;
- * zero-initialise, line_reader_fini is idempotent.
+ * Lines of a text file, compressed or not (worker/text/input.h), streamed: memory is one line,
+ * whatever the file's size. A line ends at \n or \r\n; the last one needs no end. A UTF-8
+ * byte-order mark in front is passed over. One thread; zero-initialise, line_reader_fini is
+ * idempotent.
  */
 #ifndef CASTOR_WORKER_TEXT_LINE_READER_H
 #define CASTOR_WORKER_TEXT_LINE_READER_H
@@ -12,17 +13,17 @@
 
 #include "core/buf.h"
 #include "core/err.h"
+#include "worker/text/input.h"
 
 enum { LINE_MAX_BYTES = 10 << 20 };
 
 struct line_reader {
-    int fd;
-    char *path;
+    struct input input;
     char *block;
     size_t at, n; /* unread part of the block */
     struct buf line;
     int64_t number; /* of the current line, from 1 */
-    bool opened, at_end, at_start;
+    bool at_end, at_start;
 };
 
 /* What can be wrong with a line, apart from what it says. */

@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <zlib.h>
+#include <zstd.h>
 
 #include "tests/unit/worker/text/scratch_dir.h"
 #include "worker/text/dataset.h"
@@ -218,6 +220,132 @@ Test(dataset, load_stops_at_the_first_bad_line_with_its_number)
     cr_expect_eq(dataset_load("/no/such/file", t, &o, &set, &err), ERR_NOT_FOUND);
     scratch_dir_fini(&d);
     tokenizer_destroy(t);
+}
+
+/* --- CSV -------------------------------------------------------------------------------------- */
+
+Test(dataset, csv_rows_are_examples)
+{
+    struct faults faults;
+
+    cr_expect_eq(check_text("text\na\n\nb\n", &faults), 2);
+    cr_expect_eq(
+        check_text("\xEF\xBB\xBFid,prompt,completion\r\n1,a,b\r\n2,\"a, \"\"b\"\"\r\nc\",d",
+                   &faults),
+        2);
+    cr_expect_eq(check_text("output,instruction,history\na,b,junk\n", &faults), 1);
+    cr_expect_eq(check("text\n\nmore\n", 11, DATA_PLAIN, &faults), 2, "plain is never CSV");
+    cr_expect_eq(check_text("some text, with a comma\n", &faults), 1, "nor is what has no header");
+    cr_expect_eq(check("prompt,completion\na,b\n", 22, DATA_PROMPT, &faults), 1);
+    cr_expect_eq(faults.n, 0);
+}
+
+Test(dataset, bad_csv_rows_are_told_by_their_first_line)
+{
+    static const struct {
+        const char *row, *message;
+    } cases[] = {
+        {"a", "1 fields, but the header 2"},     {"a,b,c", "3 fields, but the header 2"},
+        {"\"a\"b,c", "behind its quote"},        {"a\"b\",c", "not quoted"},
+        {"\"a\nb\" c,\"\"", "behind its quote"},
+    };
+    struct faults faults;
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        char *text = NULL;
+        cr_assert(asprintf(&text, "prompt,completion\n\"x\ny\",z\n%s\nu,v\n", cases[i].row) > 0);
+        cr_expect_eq(check_text(text, &faults), 2, "%s", cases[i].row);
+        cr_assert_eq(faults.n, 1, "%s", cases[i].row);
+        cr_expect_eq(faults.line[0], 4, "%s", cases[i].row);
+        cr_expect_not_null(strstr(faults.message[0], cases[i].message), "%s", faults.message[0]);
+        free(text);
+    }
+    cr_expect_eq(check_text("text\na\n\"b\nc\n", &faults), 1);
+    cr_expect_eq(faults.line[0], 3);
+    cr_expect_not_null(strstr(faults.message[0], "not closed"), "%s", faults.message[0]);
+    cr_expect_eq(check_text("text\n\"\"\n", &faults), 0);
+    cr_expect_not_null(strstr(faults.message[0], "\"text\" is empty"), "%s", faults.message[0]);
+}
+
+/* --- compressed files ------------------------------------------------------------------------- */
+
+/* gzip of n bytes into `out`; returns its size. */
+static size_t gzip(const void *bytes, size_t n, unsigned char *out, size_t cap)
+{
+    z_stream z = {
+        .next_in = (void *)bytes, .avail_in = (uInt)n, .next_out = out, .avail_out = (uInt)cap};
+
+    cr_assert_eq(deflateInit2(&z, 9, Z_DEFLATED, 15 + 16, 8, Z_DEFAULT_STRATEGY), Z_OK);
+    cr_assert_eq(deflate(&z, Z_FINISH), Z_STREAM_END);
+    deflateEnd(&z);
+    return cap - z.avail_out;
+}
+
+static int check_file(const unsigned char *bytes, size_t n, int64_t *examples, struct err *err)
+{
+    struct faults faults = {0};
+    struct scratch_dir d;
+
+    scratch_dir_init(&d);
+    *examples = -1;
+    int rc = dataset_check(scratch_dir_write(&d, "f", (const char *)bytes, n), DATA_AUTO,
+                           note_fault, &faults, examples, err);
+    cr_expect_eq(faults.n, 0);
+    scratch_dir_fini(&d);
+    return rc;
+}
+
+Test(dataset, compressed_files_are_read_and_damaged_ones_refused)
+{
+    static unsigned char packed[1 << 20];
+    struct buf text = {0};
+    struct err err = {0};
+    int64_t examples;
+
+    for (int i = 0; i < 30000; i++)
+        buf_printf(&text, "{\"text\": \"number %d\"}\n", i * 7919);
+    for (int zstd = 0; zstd < 2; zstd++) {
+        size_t n = zstd ? ZSTD_compress(packed, sizeof(packed), text.data, text.len, 3)
+                        : gzip(text.data, text.len, packed, sizeof(packed));
+        cr_assert(n > 1000 && 2 * n < sizeof(packed));
+        err_clear(&err);
+        cr_expect_eq(check_file(packed, n, &examples, &err), 0, "%s", err.msg);
+        cr_expect_eq(examples, 30000);
+        memcpy(packed + n, packed, n); /* one behind the other */
+        cr_expect_eq(check_file(packed, 2 * n, &examples, &err), 0, "%s", err.msg);
+        cr_expect_eq(examples, 60000);
+        for (size_t cut = 5; cut < n; cut += n / 7) {
+            err_clear(&err);
+            cr_expect_eq(check_file(packed, cut, &examples, &err), ERR_CORRUPT, "cut at %zu", cut);
+            cr_expect_not_null(strstr(err.msg, "end too early"), "%s", err.msg);
+        }
+        packed[n] ^= 0x55;
+        err_clear(&err);
+        cr_expect_eq(check_file(packed, n + 100, &examples, &err), ERR_CORRUPT);
+        cr_expect_not_null(strstr(err.msg, "damaged"), "%s", err.msg);
+    }
+    buf_fini(&text);
+}
+
+Test(dataset, bombs_are_refused)
+{
+    size_t n = (size_t)100 << 20, cap = 1 << 20;
+    char *text = malloc(n);
+    unsigned char *packed = malloc(cap);
+    struct err err = {0};
+    int64_t examples;
+
+    memset(text, '\n', n);
+    for (int zstd = 0; zstd < 2; zstd++) {
+        size_t packed_n =
+            zstd ? ZSTD_compress(packed, cap, text, n, 1) : gzip(text, n, packed, cap);
+        cr_assert_lt(packed_n, cap);
+        err_clear(&err);
+        cr_expect_eq(check_file(packed, packed_n, &examples, &err), ERR_INVALID);
+        cr_expect_not_null(strstr(err.msg, "more than 200 times"), "%s", err.msg);
+    }
+    free(text);
+    free(packed);
 }
 
 /* --- rows ------------------------------------------------------------------------------------- */
