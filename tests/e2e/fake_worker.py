@@ -2,6 +2,7 @@
 """A worker for tests of castord: it keeps castor-worker's contract and trains nothing.
 
   --check FILE          0 when every line is a JSON object in UTF-8, else 1 and the faults
+  --devices             no GPUs
   --plan JOBDIR         a plan report; model "test/missing" cannot be found, "test/huge" does not fit
   JOBDIR --attempt N    events of an attempt; metadata {"fake": "slow" | "fail" | "die"} changes how
 
@@ -182,6 +183,9 @@ class Attempt:
 def main(argv):
     if len(argv) == 3 and argv[1] == "--check":
         return check(argv[2])
+    if argv[1:] == ["--devices"]:
+        print('{"cuda":0}')
+        return 0
     if len(argv) == 3 and argv[1] == "--plan":
         return plan(argv[2])
     if len(argv) == 4 and argv[2] == "--attempt":

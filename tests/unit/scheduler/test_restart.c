@@ -271,6 +271,7 @@ Test(restart, a_check_dies_with_its_castord)
     double until = clock_monotonic() + 10;
     while (count_processes("--plan", state) == 0 && clock_monotonic() < until)
         clock_sleep(0.02);
+    clock_sleep(0.5); /* it has no command line for a moment while it becomes another program */
     int found = count_processes("--plan", state);
     kill(pid, SIGKILL);
     waitpid(pid, NULL, 0);
