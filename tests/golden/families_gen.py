@@ -19,10 +19,15 @@ from safetensors.torch import save_file
 TOKENS = dict(bos_token_id=2, eos_token_id=2, pad_token_id=1)
 GPT2 = dict(vocab_size=61, n_embd=24, n_layer=2, n_head=3, n_positions=16, resid_pdrop=0.0, embd_pdrop=0.0,
             attn_pdrop=0.0, **TOKENS)
-LLAMA = dict(vocab_size=61, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
+LLAMA = dict(vocab_size=41, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
              num_key_value_heads=2, max_position_embeddings=32, **TOKENS)
 LLAMA3_ROPE = dict(rope_type="llama3", rope_theta=100.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
                    original_max_position_embeddings=16)
+NEOX = dict(vocab_size=41, hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=3,
+            max_position_embeddings=32, rope_parameters=dict(rope_theta=1000.0, rope_type="default",
+                                                            partial_rotary_factor=0.25), **TOKENS)
+# heads of 4, so that the scale is a float
+FALCON = dict(vocab_size=41, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, ffn_hidden_size=32, **TOKENS)
 CASES = {
     "gpt2": {"plain": (tf.GPT2Config, GPT2)},
     "llama": {
@@ -33,6 +38,26 @@ CASES = {
     "mistral": {"window": (tf.MistralConfig, dict(LLAMA, head_dim=8, sliding_window=4))},
     "qwen2": {"mixed": (tf.Qwen2Config, dict(LLAMA, tie_word_embeddings=True, use_sliding_window=True,
                                              sliding_window=3, max_window_layers=1))},
+    "qwen3": {"normed": (tf.Qwen3Config, dict(LLAMA, head_dim=8, attention_bias=True))},
+    "phi3": {"fused": (tf.Phi3Config, dict(LLAMA, sliding_window=5))},
+    "gpt_neox": {
+        "parallel": (tf.GPTNeoXConfig, NEOX),
+        "sequential": (tf.GPTNeoXConfig, dict(NEOX, use_parallel_residual=False, num_hidden_layers=1)),
+    },
+    # heads of 16, likewise
+    "gptj": {"plain": (tf.GPTJConfig, dict(vocab_size=41, n_embd=32, n_layer=2, n_head=2, n_positions=16, n_inner=40,
+                                           rotary_dim=8, **TOKENS))},
+    "phi": {"plain": (tf.PhiConfig, dict(NEOX, rope_parameters=dict(NEOX["rope_parameters"],
+                                                                    partial_rotary_factor=0.5)))},
+    "bloom": {"plain": (tf.BloomConfig, dict(vocab_size=41, hidden_size=24, n_layer=2, n_head=3, **TOKENS))},
+    "falcon": {
+        "single": (tf.FalconConfig, FALCON),
+        "grouped": (tf.FalconConfig, dict(FALCON, new_decoder_architecture=True, num_ln_in_parallel_attn=1,
+                                          num_kv_heads=2, bias=True)),
+    },
+    "gemma": {"plain": (tf.GemmaConfig, dict(LLAMA, head_dim=8, num_key_value_heads=1))},
+    "gemma2": {"plain": (tf.Gemma2Config, dict(LLAMA, head_dim=8, query_pre_attn_scalar=10, sliding_window=4,
+                                               attn_logit_softcapping=5.0, final_logit_softcapping=7.0))},
 }
 
 
@@ -75,18 +100,38 @@ def exact_frequencies(module):
     return inv
 
 
+def gptj_in_double(module):
+    """GPT-J's attention without its casts to float32, and its tables from double."""
+    def attention(self, query, key, value, attention_mask=None):
+        scores = query @ key.transpose(-1, -2) / self.scale_attn
+        if attention_mask is not None:
+            scores = scores + attention_mask
+        probabilities = plain_softmax(scores, dim=-1)
+        return probabilities @ value, probabilities
+    module._attn = attention.__get__(module)
+    dim = module.rotary_dim
+    angles = torch.arange(module.max_positions).double()[:, None] * 10000.0 ** (-torch.arange(0, dim, 2).double() / dim)
+    module.embed_positions = torch.cat((angles.sin(), angles.cos()), dim=1).float().double()
+
+
 def make_double(model):
     model = model.double().eval()
     for name, module in list(model.named_modules()):
         for key in ("eps", "variance_epsilon"):
             if isinstance(getattr(module, key, None), float):
                 setattr(module, key, gen.round_to_float(getattr(module, key)))
-        for key in ("scaling", "scale_attn"):
+        if type(module).__name__ == "GPTJAttention":
+            gptj_in_double(module)
+        if type(module).__name__ == "BloomGelu":  # its constant has nine digits
+            module.forward = lambda x: torch.nn.functional.gelu(x, approximate="tanh")
+        for key in ("scaling", "inv_norm_factor"):
             if isinstance(getattr(module, key, None), float):
                 setattr(module, key, gen.round_to_float(getattr(module, key)))
         if type(module).__name__.endswith("RMSNorm"):
             def in_double(self, x):
-                return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
+                plus = 1 if type(self).__name__.startswith("Gemma") else 0
+                eps = getattr(self, "variance_epsilon", None) or self.eps
+                return (plus + self.weight) * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps))
             module.forward = in_double.__get__(module)
         if type(module).__name__.endswith("RotaryEmbedding"):
             module.inv_freq = exact_frequencies(module)
@@ -101,22 +146,28 @@ def make_case(root, index, config_class, changes):
     torch.manual_seed(100 + index)
     shutil.rmtree(root, ignore_errors=True)
     (root / "grads").mkdir(parents=True)
-    model = tf.AutoModelForCausalLM.from_config(config_class(**changes), attn_implementation="eager")
+    attention = "sdpa" if config_class is tf.FalconConfig else "eager"
+    model = tf.AutoModelForCausalLM.from_config(config_class(**changes), attn_implementation=attention)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            norm = p.ndim == 1 and name.endswith("weight") and getattr(model.config, "model_type") not in ("gemma", "gemma2")
+            norm = p.ndim == 1 and name.endswith("weight") and model.config.model_type not in ("gemma", "gemma2")
             p.copy_(torch.randn_like(p) * (0.3 if p.ndim == 2 else 0.1) + (1.0 if norm else 0.0))
     model.save_pretrained(root / "model")
     (root / "model" / "generation_config.json").unlink(missing_ok=True)
     model = make_double(model)
     gen.BASE = dict(gen.BASE, vocab_size=model.config.vocab_size)
     batch = gen.make_batch()
+    if model.config.model_type == "bloom":  # its positions are those of the keys
+        plain = model.forward
+        model.forward = lambda position_ids=None, **rest: plain(**rest)
     logits, loss = gen.row_losses(model, *batch)
     loss.sum().backward()
     out = dict(zip(("tokens", "targets", "positions"), (x.to(torch.int32) for x in batch)))
     out |= dict(logits=logits.detach(), row_loss=loss.detach(),
                 loss=(loss.sum() / (batch[1] >= 0).sum()).detach().view(1))
-    save_file({n: p.grad for n, p in model.named_parameters()}, root / "grads" / "model.safetensors")
+    neox = model.config.model_type == "gpt_neox"  # whose file says embed_out
+    save_file({n.replace("lm_head", "embed_out") if neox else n: p.grad for n, p in model.named_parameters()},
+              root / "grads" / "model.safetensors")
     save_file(out, root / "batch.safetensors")
     print(root.parent.name, root.name, "loss", out["loss"].item())
 

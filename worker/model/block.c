@@ -163,3 +163,19 @@ void model_rope_tables(const struct decoder_config *c, int64_t positions, float 
         }
     }
 }
+
+/* A geometric series from 2^(-8/n) for n heads, a power of two; the heads beyond that take every
+ * other value of the series for 2 n. */
+void model_alibi_slopes(const struct decoder_config *c, float *slopes)
+{
+    int64_t n = 1;
+
+    while (2 * n <= c->heads)
+        n *= 2;
+    for (int64_t h = 0; h < c->heads; h++) {
+        double power =
+            h < n ? 8.0 * (double)(h + 1) / (double)n : 4.0 * (double)(2 * (h - n) + 1) / (double)n;
+
+        slopes[h] = (float)(exp2(-power) * (c->alibi_scaled ? c->attn_scale : 1));
+    }
+}

@@ -61,6 +61,7 @@ struct block_run {
     /* the micro-batch, device memory, (B, T) */
     const int32_t *tokens, *targets, *positions, *first_key;
     const float *rope_cos, *rope_sin; /* (max_positions, rope.dim / 2) or NULL */
+    const float *alibi_slopes;        /* (heads) or NULL */
 
     const void *x; /* (B*T, hidden) input of layers and head */
     void *y;       /* (B*T, hidden) = output of embedding and layers. NULL in a layer's forward with
@@ -97,5 +98,8 @@ double block_flops(const struct model *m, int64_t block, const struct block_shap
  * memory. */
 void model_rope_tables(const struct decoder_config *c, int64_t positions, float *cos_table,
                        float *sin_table);
+/* ALiBi's slope of each head (Press et al., "Train short, test long", 2022), (heads), host memory.
+ */
+void model_alibi_slopes(const struct decoder_config *c, float *slopes);
 
 #endif

@@ -208,11 +208,14 @@ int block_clear_norm_grads(struct block_ctx *c, enum tensor_role weight, enum te
         return 0;
     for (int i = 0; i < 2; i++) {
         void *grad = block_grad(c, roles[i]);
+        int64_t position = block_find(c->r->model, c->desc, roles[i]);
 
         if (grad == NULL)
             continue;
         assert(c->r->device != NULL);
-        TRY(device_zero(c->r->device, c->r->stream, grad, (size_t)c->cfg->hidden * c->grad,
+        TRY(device_zero(c->r->device, c->r->stream, grad,
+                        (size_t)tensor_elements(&c->r->model->tensors[c->desc->tensors[position]]) *
+                            c->grad,
                         c->err));
     }
 out:

@@ -1,6 +1,7 @@
 /*
  * The embedding: token rows, and learned positions where the model has them. An embedding narrower
- * than the model goes through a projection, to which the positions are added.
+ * than the model goes through a projection, to which the positions are added. A norm may follow
+ * (BLOOM); its input is looked up again for backward.
  */
 #include "worker/model/block_impl.h"
 
@@ -76,6 +77,61 @@ out:
     return rc;
 }
 
+struct embed_norm_buf { /* all NULL without a norm */
+    void *raw;          /* (N, C) */
+    void *out;          /* (N, C), backward: the norm's output, then raw's gradient */
+    void *mean, *rstd;  /* (N) stat */
+};
+
+static void take_norm(struct block_ctx *c, bool backward, struct embed_norm_buf *n)
+{
+    int64_t stream = c->N * c->cfg->hidden;
+
+    *n = (struct embed_norm_buf){0};
+    if (!c->cfg->embed_norm)
+        return;
+    n->raw = region_take(&c->scratch, stream, c->real);
+    n->mean = region_take(&c->scratch, c->N, c->stat);
+    n->rstd = region_take(&c->scratch, c->N, c->stat);
+    if (backward)
+        n->out = region_take(&c->scratch, stream, c->real);
+}
+
+/* Rows of tokens and positions into n->raw, their norm into y. */
+static int normed_forward(struct block_ctx *c, const struct embed_norm_buf *n, void *y)
+{
+    struct embed_args tokens = token_args(c);
+    struct norm_args norm = block_norm_args(c, TENSOR_EMBED_NORM_W, TENSOR_EMBED_NORM_B, c->N,
+                                            n->raw, n->mean, n->rstd);
+    int rc = 0;
+
+    add_positions(c, &tokens);
+    tokens.out = n->raw;
+    TRY(block_embed_fwd(c, &tokens));
+    norm.y = y;
+    TRY(block_norm_fwd(c, &norm));
+out:
+    return rc;
+}
+
+/* The gradient of n->raw into n->out. */
+static int norm_backward(struct block_ctx *c, const struct embed_norm_buf *n, const void *dy)
+{
+    struct norm_args norm = block_norm_args(c, TENSOR_EMBED_NORM_W, TENSOR_EMBED_NORM_B, c->N,
+                                            n->raw, n->mean, n->rstd);
+    int rc = 0;
+
+    TRY(normed_forward(c, n, n->out));
+    TRY(block_clear_norm_grads(c, TENSOR_EMBED_NORM_W, TENSOR_EMBED_NORM_B));
+    norm.dy = dy;
+    norm.dx = n->out;
+    norm.dweight = block_grad(c, TENSOR_EMBED_NORM_W);
+    norm.dbias = block_grad(c, TENSOR_EMBED_NORM_B);
+    TRY(block_norm_bwd(c, &norm));
+out:
+    return rc;
+}
+
 int block_embed_forward(struct block_ctx *c)
 {
     double p = c->r->shape.embed_dropout;
@@ -87,11 +143,15 @@ int block_embed_forward(struct block_ctx *c)
         .y = c->r->y,
     };
     void *narrow = projects(c) ? region_take(&c->scratch, c->N * c->cfg->embed_dim, c->real) : NULL;
+    struct embed_norm_buf norm;
     int rc = 0;
 
+    take_norm(c, false, &norm);
     block_ctx_ready(c);
     if (projects(c)) {
         TRY(projected_forward(c, narrow));
+    } else if (c->cfg->embed_norm) {
+        TRY(normed_forward(c, &norm, c->r->y));
     } else {
         add_positions(c, &tokens);
         tokens.out = c->r->y;
@@ -144,8 +204,10 @@ int block_embed_backward(struct block_ctx *c)
         .dy = dy,
     };
     void *narrow = projects(c) ? region_take(&c->scratch, c->N * c->cfg->embed_dim, c->real) : NULL;
+    struct embed_norm_buf norm;
     int rc = 0;
 
+    take_norm(c, true, &norm);
     drop.dx = p > 0 ? region_take(&c->scratch, stream, c->real) : NULL;
     block_ctx_ready(c);
     if (p > 0) {
@@ -155,6 +217,10 @@ int block_embed_backward(struct block_ctx *c)
     if (projects(c)) {
         TRY(projected_backward(c, dy, narrow));
     } else {
+        if (c->cfg->embed_norm) {
+            TRY(norm_backward(c, &norm, dy));
+            dy = norm.out;
+        }
         add_positions(c, &tokens);
         tokens.dout = dy;
         tokens.dwte = block_grad(c, TENSOR_EMBED);

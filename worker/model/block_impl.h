@@ -48,7 +48,7 @@ void *block_at(void *p, int64_t elements, size_t element_bytes);
 const void *block_at_const(const void *p, int64_t elements, size_t element_bytes);
 
 /* The block's weight or gradient of a role; NULL where the block has none, where it is frozen, and
- * in a dry run. */
+ * in a dry run. TENSOR_ROLE_COUNT is a role that no block has. */
 const void *block_weight(const struct block_ctx *c, enum tensor_role role);
 void *block_grad(const struct block_ctx *c, enum tensor_role role);
 
@@ -81,6 +81,31 @@ int block_clear_norm_grads(struct block_ctx *c, enum tensor_role weight, enum te
 struct norm_args block_norm_args(const struct block_ctx *c, enum tensor_role weight,
                                  enum tensor_role bias, int64_t rows, const void *x, void *mean,
                                  void *rstd);
+
+/* Attention (block_attention.c), without the norm in front and the output projection. */
+struct attention_kept {
+    void *qkv; /* (N, (H + 2 KV) D): rotated, or with norms on q and k three planes, plain */
+    void *o;   /* (N, H D)       */
+    void *lse; /* (B, H, T) stat */
+};
+struct attention_work { /* scratch; NULL without norms on q and k */
+    void *normed;       /* (N, H D) and (N, KV D): normed, rotated q and k */
+    void *rstd;         /* (N H + N KV) stat */
+};
+struct attention_back {
+    void *dout; /* (N, H D): of attention's output */
+    void *dqkv; /* as qkv                          */
+    struct attention_work work;
+};
+void block_attention_take(struct block_ctx *c, struct region *g, struct attention_kept *k);
+void block_attention_take_work(struct block_ctx *c, struct attention_work *w);
+void block_attention_take_back(struct block_ctx *c, struct attention_back *b);
+int block_attention_forward(struct block_ctx *c, const void *in, const struct attention_kept *k,
+                            const struct attention_work *w);
+/* dattn: gradient of the output projection's result. din: of `in`, assigned or added to. */
+int block_attention_backward(struct block_ctx *c, const void *in, const struct attention_kept *k,
+                             const struct attention_back *b, const void *dattn, void *din,
+                             enum accum accum);
 
 int block_embed_forward(struct block_ctx *c);
 int block_embed_backward(struct block_ctx *c);

@@ -3,24 +3,24 @@
  *
  *   pre-norm:   mid = x + attn(norm1 x);  y = mid + mlp(norm2 mid)
  *   post-norm:  mid = x + attn(x), a = norm1 mid;  last = a + mlp(a), y = norm2 last
+ *   sandwich:   mid = x + norm(attn(norm1 x));  y = mid + norm(mlp(norm2 mid))
+ *   parallel:   y = x + attn(norm1 x) + mlp(norm1 x or norm2 x)
  *
- * Both read: mid = x + attn(a norm or x itself), a norm of mid feeds the MLP, whose sum is y or
- * goes through one more norm. Kept for backward: qkv, attention's output and log-sums, mid, the
- * MLP's inner activation (ReLU: its output, which tells its own gradient; else its input) and last.
- * Norm outputs and the other activations are computed again, which costs one pass over memory each.
+ * Kept for backward: qkv, attention's output and log-sums, mid (not in parallel layers), the MLP's
+ * inner activation (ReLU: its output, which tells its own gradient; else its input), and where more
+ * norms follow what these read. Norm outputs and the other activations are computed again, which
+ * costs one pass over memory each.
  */
 #include <assert.h>
-#include <math.h>
 
 #include "worker/model/block_impl.h"
 
 struct layer_kept {
-    void *qkv;   /* (N, (H + 2 KV) D), rotated */
-    void *o;     /* (N, H D)         */
-    void *lse;   /* (B, H, T) stat   */
-    void *mid;   /* (N, C)           */
-    void *inner; /* (N, F or 2 F)    */
-    void *last;  /* (N, C), post-norm only */
+    struct attention_kept attn;
+    void *mid;            /* (N, C); in parallel layers scratch, not kept */
+    void *inner;          /* (N, F or 2 F)    */
+    void *last;           /* (N, C), post-norm only */
+    void *attn_raw, *raw; /* (N, C), sandwich only: what attention and MLP give */
 };
 
 struct layer_norm_buf {
@@ -28,19 +28,27 @@ struct layer_norm_buf {
     void *mean, *rstd; /* (N) stat */
 };
 
-static bool is_pre(const struct block_ctx *c)
+enum layer_norm { LAYER_NORM1, LAYER_NORM2, LAYER_NORM_ATTN, LAYER_NORM_MLP };
+static const enum tensor_role norm_roles[][2] = {
+    [LAYER_NORM1] = {TENSOR_NORM1_W, TENSOR_NORM1_B},
+    [LAYER_NORM2] = {TENSOR_NORM2_W, TENSOR_NORM2_B},
+    [LAYER_NORM_ATTN] = {TENSOR_POST_ATTN_NORM_W, TENSOR_ROLE_COUNT},
+    [LAYER_NORM_MLP] = {TENSOR_POST_MLP_NORM_W, TENSOR_ROLE_COUNT},
+};
+
+static bool is_post(const struct block_ctx *c)
 {
-    return c->cfg->norm_place == NORM_PLACE_PRE;
+    return c->cfg->norm_place == NORM_PLACE_POST;
 }
 
-static int64_t q_width(const struct block_ctx *c)
+static bool is_sandwich(const struct block_ctx *c)
 {
-    return c->cfg->heads * c->cfg->head_dim;
+    return c->cfg->norm_place == NORM_PLACE_SANDWICH;
 }
 
-static int64_t qkv_width(const struct block_ctx *c)
+static bool is_parallel(const struct block_ctx *c)
 {
-    return (c->cfg->heads + 2 * c->cfg->kv_heads) * c->cfg->head_dim;
+    return c->cfg->residual != RESIDUAL_SEQUENTIAL;
 }
 
 static int64_t inner_width(const struct block_ctx *c)
@@ -57,14 +65,20 @@ static bool keeps_output(const struct block_ctx *c)
 /* In scratch (nothing is kept) attention's buffers make room for the MLP's. */
 static void take_kept(struct block_ctx *c, struct region *g, bool overlay, struct layer_kept *k)
 {
+    int64_t stream = c->N * c->cfg->hidden;
     size_t mark;
 
-    k->mid = region_take(g, c->N * c->cfg->hidden, c->real);
-    k->last = is_pre(c) ? NULL : region_take(g, c->N * c->cfg->hidden, c->real);
+    *k = (struct layer_kept){0};
+    if (!is_parallel(c))
+        k->mid = region_take(g, stream, c->real);
+    if (is_post(c))
+        k->last = region_take(g, stream, c->real);
+    if (is_sandwich(c)) {
+        k->attn_raw = region_take(g, stream, c->real);
+        k->raw = region_take(g, stream, c->real);
+    }
     mark = g->used;
-    k->qkv = region_take(g, c->N * qkv_width(c), c->real);
-    k->o = region_take(g, c->N * q_width(c), c->real);
-    k->lse = region_take(g, c->N * c->cfg->heads, c->stat);
+    block_attention_take(c, g, &k->attn);
     if (overlay)
         g->used = mark;
     k->inner = region_take(g, c->N * inner_width(c), c->real);
@@ -77,73 +91,28 @@ static void take_norm(struct block_ctx *c, struct layer_norm_buf *n)
     n->rstd = region_take(&c->scratch, c->N, c->stat);
 }
 
-static int norm_to(struct block_ctx *c, int which, const void *x, const struct layer_norm_buf *n,
-                   void *y)
+static int norm_to(struct block_ctx *c, enum layer_norm which, const void *x,
+                   const struct layer_norm_buf *n, void *y)
 {
     struct norm_args a =
-        block_norm_args(c, which == 1 ? TENSOR_NORM1_W : TENSOR_NORM2_W,
-                        which == 1 ? TENSOR_NORM1_B : TENSOR_NORM2_B, c->N, x, n->mean, n->rstd);
+        block_norm_args(c, norm_roles[which][0], norm_roles[which][1], c->N, x, n->mean, n->rstd);
 
     a.y = y;
     return block_norm_fwd(c, &a);
 }
 
 /* The norm that feeds the MLP: the second of a pre-norm layer, the first of a post-norm one. */
-static int mlp_norm(const struct block_ctx *c)
+static enum layer_norm mlp_norm(const struct block_ctx *c)
 {
-    return is_pre(c) ? 2 : 1;
+    return is_post(c) || c->cfg->residual == RESIDUAL_PARALLEL_1NORM ? LAYER_NORM1 : LAYER_NORM2;
 }
 
-static struct attn_args attn_args(const struct block_ctx *c, const struct layer_kept *k)
+/* y = x + residual: a dropout that drops nothing. */
+static int add_streams(struct block_ctx *c, const void *x, const void *residual, void *y)
 {
-    const struct decoder_config *cfg = c->cfg;
-    const struct block_shape *s = &c->r->shape;
+    struct dropout_args a = {.n = c->N * c->cfg->hidden, .x = x, .residual = residual, .y = y};
 
-    return (struct attn_args){
-        .B = s->B,
-        .T = s->T,
-        .S = s->T,
-        .H = cfg->heads,
-        .KV = cfg->kv_heads,
-        .D = cfg->head_dim,
-        .ldq = qkv_width(c),
-        .ldk = qkv_width(c),
-        .ldv = qkv_width(c),
-        .ldo = q_width(c),
-        .scale = (float)cfg->attn_scale,
-        .softcap = (float)cfg->score_softcap,
-        .window = cfg->window != NULL ? cfg->window[c->desc->layer] : 0,
-        .first_key = c->r->first_key,
-        .dropout = block_dropout(c, DROPOUT_ATTN_PROBS, s->attn_dropout, cfg->heads * s->T * s->T),
-        .q = k->qkv,
-        .k = block_at(k->qkv, q_width(c), c->real),
-        .v = block_at(k->qkv, q_width(c) + cfg->kv_heads * cfg->head_dim, c->real),
-        .o = k->o,
-        .lse = k->lse,
-    };
-}
-
-/* Rotate q and k, which lie side by side, by the tokens' positions. */
-static int rotate(struct block_ctx *c, void *qkv, bool inverse)
-{
-    const struct decoder_config *cfg = c->cfg;
-    struct rope_args a = {
-        .style = cfg->rope.style,
-        .inverse = inverse,
-        .N = c->N,
-        .heads = cfg->heads + cfg->kv_heads,
-        .head_dim = cfg->head_dim,
-        .rope_dim = cfg->rope.dim,
-        .ldx = qkv_width(c),
-        .positions = c->r->positions,
-        .cos_table = c->r->rope_cos,
-        .sin_table = c->r->rope_sin,
-        .x = qkv,
-    };
-
-    if (cfg->position != POSITION_ROPE)
-        return 0;
-    return block_rope(c, &a);
+    return block_dropout_fwd(c, &a);
 }
 
 /* y = residual + dropout(x w^T + bias) */
@@ -171,35 +140,21 @@ out:
     return rc;
 }
 
-static int attention_forward(struct block_ctx *c, const void *in, const struct layer_kept *k)
+/* y = residual + what attention gives */
+static int project_out(struct block_ctx *c, const struct layer_kept *k, const void *residual,
+                       void *y)
 {
-    struct linear_args qkv = {
-        .N = c->N,
-        .I = c->cfg->hidden,
-        .O = qkv_width(c),
-        .x = in,
-        .w = block_weight(c, TENSOR_QKV_W),
-        .bias = block_weight(c, TENSOR_QKV_B),
-        .y = k->qkv,
-    };
     struct linear_args out_proj = {
         .N = c->N,
-        .I = q_width(c),
+        .I = c->cfg->heads * c->cfg->head_dim,
         .O = c->cfg->hidden,
-        .x = k->o,
+        .x = k->attn.o,
         .w = block_weight(c, TENSOR_OUT_W),
         .bias = block_weight(c, TENSOR_OUT_B),
-        .y = k->mid,
+        .y = y,
     };
-    struct attn_args attn = attn_args(c, k);
-    int rc = 0;
 
-    TRY(block_linear_fwd(c, &qkv));
-    TRY(rotate(c, k->qkv, false));
-    TRY(block_attn_fwd(c, &attn));
-    TRY(linear_residual(c, &out_proj, c->r->x, DROPOUT_ATTN_OUT));
-out:
-    return rc;
+    return linear_residual(c, &out_proj, residual, DROPOUT_ATTN_OUT);
 }
 
 /* The MLP's inner activation from what was kept: into `act` unless the kept buffer is it. */
@@ -250,31 +205,84 @@ out:
     return rc;
 }
 
+/* Behind attention: each kind of layer its own way to y. */
+static int rest_sequential(struct block_ctx *c, const struct layer_kept *k,
+                           const struct layer_norm_buf *norm, void *act)
+{
+    bool post = is_post(c);
+    int rc = 0;
+
+    TRY(project_out(c, k, c->r->x, k->mid));
+    TRY(norm_to(c, mlp_norm(c), k->mid, norm, norm->out));
+    TRY(mlp_forward(c, norm->out, k, act, post ? norm->out : k->mid, post ? k->last : c->r->y));
+    if (post && (c->r->y != NULL || c->dry))
+        TRY(norm_to(c, LAYER_NORM2, k->last, norm, c->r->y));
+out:
+    return rc;
+}
+
+static int rest_sandwich(struct block_ctx *c, const struct layer_kept *k,
+                         const struct layer_norm_buf *norm, void *act)
+{
+    int rc = 0;
+
+    TRY(project_out(c, k, NULL, k->attn_raw));
+    TRY(norm_to(c, LAYER_NORM_ATTN, k->attn_raw, norm, norm->out));
+    TRY(add_streams(c, norm->out, c->r->x, k->mid));
+    TRY(norm_to(c, LAYER_NORM2, k->mid, norm, norm->out));
+    TRY(mlp_forward(c, norm->out, k, act, NULL, k->raw));
+    if (c->r->y != NULL || c->dry) {
+        TRY(norm_to(c, LAYER_NORM_MLP, k->raw, norm, norm->out));
+        TRY(add_streams(c, norm->out, k->mid, c->r->y));
+    }
+out:
+    return rc;
+}
+
+static int rest_parallel(struct block_ctx *c, const struct layer_kept *k,
+                         const struct layer_norm_buf *norm, void *act)
+{
+    int rc = 0;
+
+    if (c->r->y != NULL || c->dry)
+        TRY(project_out(c, k, c->r->x, k->mid));
+    if (mlp_norm(c) == LAYER_NORM2)
+        TRY(norm_to(c, LAYER_NORM2, c->r->x, norm, norm->out));
+    TRY(mlp_forward(c, norm->out, k, act, k->mid, c->r->y));
+out:
+    return rc;
+}
+
 int block_layer_forward(struct block_ctx *c)
 {
     bool train = c->r->shape.train;
     struct layer_norm_buf norm;
+    struct attention_work work;
     struct layer_kept k;
-    void *act = NULL;
+    void *act = NULL, *mid = NULL;
     int rc = 0;
 
+    /* what attention's buffers must not lie over comes in front of them */
     take_norm(c, &norm);
+    if (is_parallel(c))
+        mid = region_take(&c->scratch, c->N * c->cfg->hidden, c->real);
+    block_attention_take_work(c, &work);
     take_kept(c, train ? &c->saved : &c->scratch, !train, &k);
+    if (is_parallel(c))
+        k.mid = mid;
     if (!keeps_output(c))
         act = region_take(&c->scratch, c->N * c->cfg->ffn, c->real);
     block_ctx_ready(c);
 
-    if (is_pre(c))
-        TRY(norm_to(c, 1, c->r->x, &norm, norm.out));
-    TRY(attention_forward(c, is_pre(c) ? norm.out : c->r->x, &k));
-    TRY(norm_to(c, mlp_norm(c), k.mid, &norm, norm.out));
-    if (is_pre(c)) {
-        TRY(mlp_forward(c, norm.out, &k, act, k.mid, c->r->y));
-    } else {
-        TRY(mlp_forward(c, norm.out, &k, act, norm.out, k.last));
-        if (c->r->y != NULL || c->dry)
-            TRY(norm_to(c, 2, k.last, &norm, c->r->y));
-    }
+    if (!is_post(c))
+        TRY(norm_to(c, LAYER_NORM1, c->r->x, &norm, norm.out));
+    TRY(block_attention_forward(c, is_post(c) ? c->r->x : norm.out, &k.attn, &work));
+    if (is_parallel(c))
+        TRY(rest_parallel(c, &k, &norm, act));
+    else if (is_sandwich(c))
+        TRY(rest_sandwich(c, &k, &norm, act));
+    else
+        TRY(rest_sequential(c, &k, &norm, act));
 out:
     return rc;
 }
@@ -283,32 +291,31 @@ out:
 struct layer_back {
     struct layer_norm_buf norm;
     void *dnorm;   /* (N, C): gradient of a norm's output            */
-    void *dlast;   /* (N, C): of last, post-norm only                */
+    void *dlast;   /* (N, C): of last, and of sums on the way; not in sequential pre-norm */
     void *dropped; /* (N, C): a gradient behind dropout, or NULL     */
     void *dinner;  /* (N, F or 2 F): of the up projection's output   */
     void *dact;    /* (N, F): gated only                             */
     void *act;     /* (N, F): the activation, where it was not kept  */
-    void *dout;    /* (N, H D): of attention's output                */
-    void *dqkv;    /* (N, (H + 2 KV) D)                              */
+    struct attention_back attn;
 };
 
 static void take_back(struct block_ctx *c, struct layer_back *b)
 {
     struct region *g = &c->scratch;
     int64_t stream = c->N * c->cfg->hidden;
+    bool plain = c->cfg->norm_place == NORM_PLACE_PRE && !is_parallel(c);
     size_t mark;
 
     take_norm(c, &b->norm);
     b->dnorm = region_take(g, stream, c->real);
-    b->dlast = is_pre(c) ? NULL : region_take(g, stream, c->real);
+    b->dlast = plain ? NULL : region_take(g, stream, c->real);
     b->dropped = c->r->shape.hidden_dropout > 0 ? region_take(g, stream, c->real) : NULL;
     mark = g->used;
     b->dinner = region_take(g, c->N * inner_width(c), c->real);
     b->dact = c->cfg->gated ? region_take(g, c->N * c->cfg->ffn, c->real) : NULL;
     b->act = keeps_output(c) ? NULL : region_take(g, c->N * c->cfg->ffn, c->real);
     g->used = mark;
-    b->dout = region_take(g, c->N * q_width(c), c->real);
-    b->dqkv = region_take(g, c->N * qkv_width(c), c->real);
+    block_attention_take_back(c, &b->attn);
 }
 
 /* The gradient in front of a dropout: *in = dy itself without dropout. */
@@ -349,8 +356,8 @@ static int weight_grad(struct block_ctx *c, enum tensor_role weight, enum tensor
     return block_linear_bwd_weight(c, &a);
 }
 
-/* dlast: gradient of the MLP's sum. Leaves the gradient of the MLP's input in `din`, added to what
- * is there when din is the residual's own gradient (post-norm). */
+/* dlast: gradient of the MLP's sum, whose input is b->norm.out. Leaves the gradient of that input
+ * in `din`, added to what is there when din is the residual's own gradient (post-norm). */
 static int mlp_backward(struct block_ctx *c, const struct layer_kept *k, const struct layer_back *b,
                         const void *dlast, void *din)
 {
@@ -379,12 +386,11 @@ static int mlp_backward(struct block_ctx *c, const struct layer_kept *k, const s
         TRY(block_act_bwd(c, &gate));
     }
 
-    TRY(norm_to(c, mlp_norm(c), k->mid, &b->norm, b->norm.out));
     TRY(weight_grad(c, TENSOR_UP_W, TENSOR_UP_B, cfg->hidden, inner_width(c), b->norm.out,
                     b->dinner));
     up.w = block_weight(c, TENSOR_UP_W);
     up.dy = b->dinner;
-    up.dx_accum = is_pre(c) ? ACCUM_ASSIGN : ACCUM_ADD;
+    up.dx_accum = is_post(c) ? ACCUM_ADD : ACCUM_ASSIGN;
     up.dx = din;
     TRY(block_linear_bwd_data(c, &up));
 out:
@@ -392,11 +398,10 @@ out:
 }
 
 /* Through a norm whose output was computed again into b->norm: dx = norm'(dy) + dresidual. */
-static int norm_backward(struct block_ctx *c, const struct layer_back *b, int which, const void *x,
-                         const void *dy, const void *dresidual, void *dx)
+static int norm_backward(struct block_ctx *c, const struct layer_back *b, enum layer_norm which,
+                         const void *x, const void *dy, const void *dresidual, void *dx)
 {
-    enum tensor_role weight = which == 1 ? TENSOR_NORM1_W : TENSOR_NORM2_W;
-    enum tensor_role bias = which == 1 ? TENSOR_NORM1_B : TENSOR_NORM2_B;
+    enum tensor_role weight = norm_roles[which][0], bias = norm_roles[which][1];
     struct norm_args a = block_norm_args(c, weight, bias, c->N, x, b->norm.mean, b->norm.rstd);
     int rc = 0;
 
@@ -411,68 +416,113 @@ out:
     return rc;
 }
 
-/* From the gradient of mid, in dx, to that of x, in dx as well. */
+/* dsum: gradient of attention's sum; its input is `in`. */
 static int attention_backward(struct block_ctx *c, const struct layer_kept *k,
-                              const struct layer_back *b, void *dx)
+                              const struct layer_back *b, const void *in, const void *dsum,
+                              void *din, enum accum accum)
 {
-    const struct decoder_config *cfg = c->cfg;
     const void *dattn = NULL;
-    struct linear_args out_proj = {.N = c->N, .I = q_width(c), .O = cfg->hidden};
-    struct linear_args qkv = {.N = c->N, .I = cfg->hidden, .O = qkv_width(c)};
-    struct attn_args attn = attn_args(c, k);
     int rc = 0;
 
-    TRY(behind_dropout(c, b, DROPOUT_ATTN_OUT, dx, &dattn));
-    TRY(weight_grad(c, TENSOR_OUT_W, TENSOR_OUT_B, q_width(c), cfg->hidden, k->o, dattn));
-    out_proj.w = block_weight(c, TENSOR_OUT_W);
-    out_proj.dy = dattn;
-    out_proj.dx = b->dout;
-    TRY(block_linear_bwd_data(c, &out_proj));
+    TRY(behind_dropout(c, b, DROPOUT_ATTN_OUT, dsum, &dattn));
+    TRY(block_attention_backward(c, in, &k->attn, &b->attn, dattn, din, accum));
+out:
+    return rc;
+}
 
-    attn.dout = b->dout;
-    attn.dq = b->dqkv;
-    attn.dk = block_at(b->dqkv, q_width(c), c->real);
-    attn.dv = block_at(b->dqkv, q_width(c) + cfg->kv_heads * cfg->head_dim, c->real);
-    TRY(block_attn_bwd(c, &attn));
-    TRY(rotate(c, b->dqkv, true));
+/* Attention behind its norm: dx = norm1'(...) + dresidual. */
+static int normed_attention_backward(struct block_ctx *c, const struct layer_kept *k,
+                                     const struct layer_back *b, const void *dsum,
+                                     const void *dresidual, void *dx)
+{
+    int rc = 0;
 
-    if (is_pre(c))
-        TRY(norm_to(c, 1, c->r->x, &b->norm, b->norm.out));
-    TRY(weight_grad(c, TENSOR_QKV_W, TENSOR_QKV_B, cfg->hidden, qkv_width(c),
-                    is_pre(c) ? b->norm.out : c->r->x, b->dqkv));
-    qkv.w = block_weight(c, TENSOR_QKV_W);
-    qkv.dy = b->dqkv;
-    qkv.dx_accum = is_pre(c) ? ACCUM_ASSIGN : ACCUM_ADD;
-    qkv.dx = is_pre(c) ? b->dnorm : dx;
-    TRY(block_linear_bwd_data(c, &qkv));
-    if (is_pre(c))
-        TRY(norm_backward(c, b, 1, c->r->x, b->dnorm, dx, dx));
+    TRY(norm_to(c, LAYER_NORM1, c->r->x, &b->norm, b->norm.out));
+    TRY(attention_backward(c, k, b, b->norm.out, dsum, b->dnorm, ACCUM_ASSIGN));
+    TRY(norm_backward(c, b, LAYER_NORM1, c->r->x, b->dnorm, dresidual, dx));
+out:
+    return rc;
+}
+
+static int backward_pre(struct block_ctx *c, const struct layer_kept *k, const struct layer_back *b,
+                        const void *dy, void *dx)
+{
+    int rc = 0;
+
+    TRY(norm_to(c, LAYER_NORM2, k->mid, &b->norm, b->norm.out));
+    TRY(mlp_backward(c, k, b, dy, b->dnorm));
+    TRY(norm_backward(c, b, LAYER_NORM2, k->mid, b->dnorm, dy, dx));
+    TRY(normed_attention_backward(c, k, b, dx, dx, dx));
+out:
+    return rc;
+}
+
+static int backward_post(struct block_ctx *c, const struct layer_kept *k,
+                         const struct layer_back *b, const void *dy, void *dx)
+{
+    int rc = 0;
+
+    TRY(norm_to(c, LAYER_NORM2, k->last, &b->norm, b->norm.out));
+    TRY(norm_backward(c, b, LAYER_NORM2, k->last, dy, NULL, b->dlast));
+    TRY(norm_to(c, LAYER_NORM1, k->mid, &b->norm, b->norm.out));
+    TRY(mlp_backward(c, k, b, b->dlast, b->dlast));
+    TRY(norm_backward(c, b, LAYER_NORM1, k->mid, b->dlast, NULL, dx));
+    TRY(attention_backward(c, k, b, c->r->x, dx, dx, ACCUM_ADD));
+out:
+    return rc;
+}
+
+static int backward_sandwich(struct block_ctx *c, const struct layer_kept *k,
+                             const struct layer_back *b, const void *dy, void *dx)
+{
+    int rc = 0;
+
+    TRY(norm_to(c, LAYER_NORM_MLP, k->raw, &b->norm, b->norm.out));
+    TRY(norm_backward(c, b, LAYER_NORM_MLP, k->raw, dy, NULL, b->dlast));
+    TRY(norm_to(c, LAYER_NORM2, k->mid, &b->norm, b->norm.out));
+    TRY(mlp_backward(c, k, b, b->dlast, b->dnorm));
+    TRY(norm_backward(c, b, LAYER_NORM2, k->mid, b->dnorm, dy, dx));
+    TRY(norm_to(c, LAYER_NORM_ATTN, k->attn_raw, &b->norm, b->norm.out));
+    TRY(norm_backward(c, b, LAYER_NORM_ATTN, k->attn_raw, dx, NULL, b->dlast));
+    TRY(normed_attention_backward(c, k, b, b->dlast, dx, dx));
+out:
+    return rc;
+}
+
+/* dx may be dy, so dy is read for the last time where dx is written. */
+static int backward_parallel(struct block_ctx *c, const struct layer_kept *k,
+                             const struct layer_back *b, const void *dy, void *dx)
+{
+    enum layer_norm feeds_mlp = mlp_norm(c);
+    int rc = 0;
+
+    TRY(norm_to(c, feeds_mlp, c->r->x, &b->norm, b->norm.out));
+    if (feeds_mlp == LAYER_NORM1) { /* both read the same norm: their gradients add up */
+        TRY(mlp_backward(c, k, b, dy, b->dnorm));
+        TRY(attention_backward(c, k, b, b->norm.out, dy, b->dnorm, ACCUM_ADD));
+        TRY(norm_backward(c, b, LAYER_NORM1, c->r->x, b->dnorm, dy, dx));
+        goto out;
+    }
+    TRY(mlp_backward(c, k, b, dy, b->dnorm));
+    TRY(norm_backward(c, b, LAYER_NORM2, c->r->x, b->dnorm, dy, b->dlast));
+    TRY(normed_attention_backward(c, k, b, dy, b->dlast, dx));
 out:
     return rc;
 }
 
 int block_layer_backward(struct block_ctx *c)
 {
-    const void *dy = c->r->dy;
-    void *dx = c->r->dx;
     struct layer_kept k;
     struct layer_back b;
-    int rc = 0;
 
     take_kept(c, &c->saved, false, &k);
     take_back(c, &b);
     block_ctx_ready(c);
-
-    if (is_pre(c)) {
-        TRY(mlp_backward(c, &k, &b, dy, b.dnorm));
-        TRY(norm_backward(c, &b, 2, k.mid, b.dnorm, dy, dx));
-    } else {
-        TRY(norm_to(c, 2, k.last, &b.norm, b.norm.out));
-        TRY(norm_backward(c, &b, 2, k.last, dy, NULL, b.dlast));
-        TRY(mlp_backward(c, &k, &b, b.dlast, b.dlast));
-        TRY(norm_backward(c, &b, 1, k.mid, b.dlast, NULL, dx));
-    }
-    TRY(attention_backward(c, &k, &b, dx));
-out:
-    return rc;
+    if (is_parallel(c))
+        return backward_parallel(c, &k, &b, c->r->dy, c->r->dx);
+    if (is_sandwich(c))
+        return backward_sandwich(c, &k, &b, c->r->dy, c->r->dx);
+    if (is_post(c))
+        return backward_post(c, &k, &b, c->r->dy, c->r->dx);
+    return backward_pre(c, &k, &b, c->r->dy, c->r->dx);
 }

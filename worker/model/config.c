@@ -117,16 +117,16 @@ out:
 /* Flags that struct decoder_config can say and the blocks cannot run. */
 static int check_built(const struct decoder_config *c, struct err *err)
 {
-    if (c->norm_place == NORM_PLACE_SANDWICH)
-        return unsupported(err, c->family, "norms before and after each part");
-    if (c->residual != RESIDUAL_SEQUENTIAL)
-        return unsupported(err, c->family, "attention and MLP in parallel");
-    if (c->position == POSITION_ALIBI)
-        return unsupported(err, c->family, "ALiBi positions");
-    if (c->embed_norm)
-        return unsupported(err, c->family, "a norm behind the embedding");
-    if (c->qk_norm)
-        return unsupported(err, c->family, "norms on queries and keys");
+    bool pre = c->norm_place == NORM_PLACE_PRE, sandwich = c->norm_place == NORM_PLACE_SANDWICH;
+
+    if (sandwich && (c->norm == NORM_LAYER || c->norm_bias || !c->norm_affine))
+        return unsupported(err, c->family, "layer norms before and after each part");
+    if (c->residual != RESIDUAL_SEQUENTIAL && !pre)
+        return unsupported(err, c->family, "attention and MLP in parallel without norms in front");
+    if (c->embed_norm && c->embed_dim != c->hidden)
+        return unsupported(err, c->family, "a norm behind a projected embedding");
+    if (c->qk_norm && c->norm == NORM_LAYER)
+        return unsupported(err, c->family, "layer norms on queries and keys");
     return 0;
 }
 

@@ -1,6 +1,7 @@
 #include "worker/model/family.h"
 
 #include <assert.h>
+#include <math.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
@@ -8,8 +9,11 @@
 #include "core/alloc.h"
 #include "core/json.h"
 
-static const struct family *const families[] = {&family_opt, &family_gpt2, &family_llama,
-                                                &family_mistral, &family_qwen2};
+static const struct family *const families[] = {
+    &family_opt,   &family_gpt2,   &family_llama,    &family_mistral, &family_qwen2,
+    &family_qwen3, &family_phi3,   &family_gpt_neox, &family_gptj,    &family_phi,
+    &family_bloom, &family_falcon, &family_gemma,    &family_gemma2,
+};
 enum { N_FAMILIES = sizeof(families) / sizeof(families[0]) };
 
 const struct family *family_find(const char *model_type)
@@ -164,6 +168,31 @@ int family_head_dim(struct decoder_config *c, const char *key, struct err *err)
             key);
     c->head_dim = c->hidden / c->heads;
     return 0;
+}
+
+int family_get_sizes(const json_t *j, struct decoder_config *c, struct err *err)
+{
+    const json_t *head_dim = json_object_get(j, "head_dim");
+    int rc = 0;
+
+    TRY(json_get_int64(j, "", "num_hidden_layers", true, 1, CONFIG_MAX_LAYERS, &c->layers, err));
+    TRY(json_get_int64(j, "", "hidden_size", true, 1, CONFIG_MAX_WIDTH, &c->hidden, err));
+    TRY(json_get_int64(j, "", "intermediate_size", true, 1, CONFIG_MAX_FFN, &c->ffn, err));
+    TRY(json_get_int64(j, "", "num_attention_heads", true, 1, CONFIG_MAX_HEADS, &c->heads, err));
+    TRY(json_get_int64(j, "", "vocab_size", true, 2, CONFIG_MAX_VOCAB, &c->vocab, err));
+    TRY(json_get_int64(j, "", "max_position_embeddings", true, 1, CONFIG_MAX_POSITIONS,
+                       &c->max_positions, err));
+    c->kv_heads = c->heads;
+    TRY(json_get_int64(j, "", "num_key_value_heads", false, 1, CONFIG_MAX_HEADS, &c->kv_heads,
+                       err));
+    c->embed_dim = c->hidden;
+    if (json_is_integer(head_dim))
+        TRY(json_get_int64(j, "", "head_dim", true, 1, CONFIG_MAX_HEAD_DIM, &c->head_dim, err));
+    else
+        TRY(family_head_dim(c, "hidden_size", err));
+    c->attn_scale = 1 / sqrt((double)c->head_dim);
+out:
+    return rc;
 }
 
 static int get_rope_scaling(const json_t *j, struct rope_config *rope, struct err *err)

@@ -44,8 +44,10 @@ const struct family *family_find(const char *model_type); /* NULL = unknown */
 /* "opt, ...": what family_find knows, for error texts. */
 void family_list(char *out, size_t n);
 
-extern const struct family family_opt, family_gpt2;
-extern const struct family family_llama, family_mistral, family_qwen2; /* family_llama.c */
+extern const struct family family_opt, family_gpt2, family_gpt_neox, family_gptj, family_phi;
+extern const struct family family_bloom, family_falcon;
+extern const struct family family_llama, family_mistral, family_qwen2, family_qwen3, family_phi3;
+extern const struct family family_gemma, family_gemma2;
 
 /* Rows of our tensor that name_map part p covers: q, k, v parts differ in height under GQA. */
 void family_part_rows(const struct decoder_config *c, const struct tensor_desc *t,
@@ -57,6 +59,10 @@ int family_get_act(const json_t *config_json, const char *key, enum act_kind *ou
 int family_get_dtype(const json_t *config_json, enum dtype *out, struct err *err);
 /* bos_token_id, eos_token_id (of a list the first), pad_token_id. */
 int family_get_special_ids(const json_t *config_json, struct decoder_config *out, struct err *err);
+/* Sizes under the names of most families since Llama, and what follows from them:
+ * num_hidden_layers, hidden_size, intermediate_size, num_attention_heads, num_key_value_heads,
+ * head_dim, vocab_size, max_position_embeddings; attn_scale. */
+int family_get_sizes(const json_t *config_json, struct decoder_config *c, struct err *err);
 /* Rope on that fraction of each head unless partial_rotary_factor says otherwise: rope_theta and
  * rope_scaling, or rope_parameters since transformers 5. After sizes. */
 int family_get_rope(const json_t *config_json, double fraction, struct decoder_config *c,

@@ -1,40 +1,15 @@
 /*
  * Llama and those that share its anatomy (Touvron et al., "LLaMA: Open and efficient foundation
  * language models", 2023): pre-norm with RMS, rope, grouped queries, a gated SiLU MLP without
- * biases. Mistral adds a sliding window, Qwen2 biases of q, k and v.
+ * biases. Mistral adds a sliding window, Qwen2 biases of q, k and v, Qwen3 norms on q and k in
+ * their place, Phi-3 stores q, k, v and gate, up as one matrix each.
  */
-#include <math.h>
 #include <stddef.h>
 
 #include "core/json.h"
 #include "worker/model/family.h"
 
-static int parse_sizes(const json_t *j, struct decoder_config *c, struct err *err)
-{
-    const json_t *head_dim = json_object_get(j, "head_dim");
-    int rc = 0;
-
-    TRY(json_get_int64(j, "", "num_hidden_layers", true, 1, CONFIG_MAX_LAYERS, &c->layers, err));
-    TRY(json_get_int64(j, "", "hidden_size", true, 1, CONFIG_MAX_WIDTH, &c->hidden, err));
-    TRY(json_get_int64(j, "", "intermediate_size", true, 1, CONFIG_MAX_FFN, &c->ffn, err));
-    TRY(json_get_int64(j, "", "num_attention_heads", true, 1, CONFIG_MAX_HEADS, &c->heads, err));
-    TRY(json_get_int64(j, "", "vocab_size", true, 2, CONFIG_MAX_VOCAB, &c->vocab, err));
-    TRY(json_get_int64(j, "", "max_position_embeddings", true, 1, CONFIG_MAX_POSITIONS,
-                       &c->max_positions, err));
-    c->kv_heads = c->heads;
-    TRY(json_get_int64(j, "", "num_key_value_heads", false, 1, CONFIG_MAX_HEADS, &c->kv_heads,
-                       err));
-    c->embed_dim = c->hidden;
-    if (json_is_integer(head_dim))
-        TRY(json_get_int64(j, "", "head_dim", true, 1, CONFIG_MAX_HEAD_DIM, &c->head_dim, err));
-    else
-        TRY(family_head_dim(c, "hidden_size", err));
-    c->attn_scale = 1 / sqrt((double)c->head_dim);
-out:
-    return rc;
-}
-
-/* All that the three have in common. */
+/* All that they have in common. */
 static int parse_common(const json_t *j, struct decoder_config *c, struct err *err)
 {
     int rc = 0;
@@ -44,7 +19,7 @@ static int parse_common(const json_t *j, struct decoder_config *c, struct err *e
     c->norm_affine = c->final_norm = true;
     c->act = ACT_SILU;
     c->gated = true;
-    TRY(parse_sizes(j, c, err));
+    TRY(family_get_sizes(j, c, err));
     TRY(json_get_double(j, "", "rms_norm_eps", false, 0, 1, &c->norm_eps, err));
     TRY(family_get_act(j, "hidden_act", &c->act, err));
     TRY(json_get_bool(j, "", "tie_word_embeddings", false, &c->tied, err));
@@ -83,14 +58,12 @@ out:
     return rc;
 }
 
-static int parse_qwen2(const json_t *config_json, struct decoder_config *c, struct err *err)
+static int parse_qwen_windows(const json_t *config_json, struct decoder_config *c, struct err *err)
 {
     int64_t window = 0, first = 28;
     bool sliding = false;
     int rc = 0;
 
-    TRY(parse_common(config_json, c, err));
-    c->qkv_bias = true;
     TRY(json_get_bool(config_json, "", "use_sliding_window", false, &sliding, err));
     if (sliding) {
         TRY(json_get_int64(config_json, "", "sliding_window", true, 1, CONFIG_MAX_POSITIONS,
@@ -101,6 +74,41 @@ static int parse_qwen2(const json_t *config_json, struct decoder_config *c, stru
     for (int64_t i = first; i < c->layers && window > 0; i++)
         family_set_window(c, i, window);
     TRY(family_get_windows(config_json, window, c, err));
+out:
+    return rc;
+}
+
+static int parse_qwen2(const json_t *config_json, struct decoder_config *c, struct err *err)
+{
+    int rc = 0;
+
+    TRY(parse_common(config_json, c, err));
+    c->qkv_bias = true;
+    TRY(parse_qwen_windows(config_json, c, err));
+out:
+    return rc;
+}
+
+static int parse_qwen3(const json_t *config_json, struct decoder_config *c, struct err *err)
+{
+    int rc = 0;
+
+    TRY(parse_common(config_json, c, err));
+    c->qk_norm = true;
+    TRY(json_get_bool(config_json, "", "attention_bias", false, &c->qkv_bias, err));
+    c->out_bias = c->qkv_bias;
+    TRY(parse_qwen_windows(config_json, c, err));
+out:
+    return rc;
+}
+
+static int parse_phi3(const json_t *config_json, struct decoder_config *c, struct err *err)
+{
+    int rc = 0;
+
+    TRY(parse_mistral(config_json, c, err));
+    TRY(json_get_double(config_json, "", "resid_pdrop", false, 0, 1, &c->hidden_dropout, err));
+    TRY(json_get_double(config_json, "", "embd_pdrop", false, 0, 1, &c->embed_dropout, err));
 out:
     return rc;
 }
@@ -116,6 +124,8 @@ static const struct name_map names[] = {
     {TENSOR_QKV_B, LAYER "self_attn.q_proj.bias", 0, 3},
     {TENSOR_QKV_B, LAYER "self_attn.k_proj.bias", 1, 3},
     {TENSOR_QKV_B, LAYER "self_attn.v_proj.bias", 2, 3},
+    {TENSOR_Q_NORM_W, LAYER "self_attn.q_norm.weight"},
+    {TENSOR_K_NORM_W, LAYER "self_attn.k_norm.weight"},
     {TENSOR_OUT_W, LAYER "self_attn.o_proj.weight"},
     {TENSOR_OUT_B, LAYER "self_attn.o_proj.bias"},
     {TENSOR_NORM2_W, LAYER "post_attention_layernorm.weight"},
@@ -125,6 +135,19 @@ static const struct name_map names[] = {
     {TENSOR_UP_B, LAYER "mlp.up_proj.bias", 1, 2},
     {TENSOR_DOWN_W, LAYER "mlp.down_proj.weight"},
     {TENSOR_DOWN_B, LAYER "mlp.down_proj.bias"},
+    {TENSOR_FINAL_NORM_W, "norm.weight"},
+    {TENSOR_HEAD_W, "lm_head.weight", .bare = true},
+    {.name = NULL},
+};
+
+static const struct name_map phi3_names[] = {
+    {TENSOR_EMBED, "embed_tokens.weight"},
+    {TENSOR_NORM1_W, LAYER "input_layernorm.weight"},
+    {TENSOR_QKV_W, LAYER "self_attn.qkv_proj.weight"},
+    {TENSOR_OUT_W, LAYER "self_attn.o_proj.weight"},
+    {TENSOR_NORM2_W, LAYER "post_attention_layernorm.weight"},
+    {TENSOR_UP_W, LAYER "mlp.gate_up_proj.weight"},
+    {TENSOR_DOWN_W, LAYER "mlp.down_proj.weight"},
     {TENSOR_FINAL_NORM_W, "norm.weight"},
     {TENSOR_HEAD_W, "lm_head.weight", .bare = true},
     {.name = NULL},
@@ -155,4 +178,20 @@ const struct family family_qwen2 = {
     .ignored = ignored,
     .names = names,
     .parse = parse_qwen2,
+};
+
+const struct family family_qwen3 = {
+    .model_type = "qwen3",
+    .prefixes = prefixes,
+    .ignored = ignored,
+    .names = names,
+    .parse = parse_qwen3,
+};
+
+const struct family family_phi3 = {
+    .model_type = "phi3",
+    .prefixes = prefixes,
+    .ignored = ignored,
+    .names = phi3_names,
+    .parse = parse_phi3,
 };

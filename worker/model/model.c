@@ -89,27 +89,37 @@ static void add_embedding(struct model *m, struct block_desc *b)
         add_tensor(m, b, TENSOR_POSITIONS, c->max_positions + c->position_offset, c->hidden);
     if (c->embed_dim != c->hidden)
         add_tensor(m, b, TENSOR_PROJECT_IN, c->hidden, c->embed_dim);
+    if (c->embed_norm)
+        add_norm(m, b, TENSOR_EMBED_NORM_W, TENSOR_EMBED_NORM_B);
 }
 
 static void add_layer(struct model *m, struct block_desc *b)
 {
     const struct decoder_config *c = &m->config;
-    bool pre = c->norm_place == NORM_PLACE_PRE;
+    bool post = c->norm_place == NORM_PLACE_POST, sandwich = c->norm_place == NORM_PLACE_SANDWICH;
     int64_t q_rows = c->heads * c->head_dim, kv_rows = c->kv_heads * c->head_dim;
 
-    if (pre)
+    if (!post)
         add_norm(m, b, TENSOR_NORM1_W, TENSOR_NORM1_B);
     add_linear(m, b, TENSOR_QKV_W, TENSOR_QKV_B, q_rows + 2 * kv_rows, c->hidden, c->qkv_bias);
+    if (c->qk_norm) {
+        add_tensor(m, b, TENSOR_Q_NORM_W, c->head_dim, 1);
+        add_tensor(m, b, TENSOR_K_NORM_W, c->head_dim, 1);
+    }
     add_linear(m, b, TENSOR_OUT_W, TENSOR_OUT_B, c->hidden, q_rows, c->out_bias);
-    if (pre)
-        add_norm(m, b, TENSOR_NORM2_W, TENSOR_NORM2_B);
-    else
+    if (sandwich)
+        add_tensor(m, b, TENSOR_POST_ATTN_NORM_W, c->hidden, 1);
+    if (post)
         add_norm(m, b, TENSOR_NORM1_W, TENSOR_NORM1_B);
+    else if (c->residual != RESIDUAL_PARALLEL_1NORM)
+        add_norm(m, b, TENSOR_NORM2_W, TENSOR_NORM2_B);
     add_linear(m, b, TENSOR_UP_W, TENSOR_UP_B, c->gated ? 2 * c->ffn : c->ffn, c->hidden,
                c->mlp_bias);
     add_linear(m, b, TENSOR_DOWN_W, TENSOR_DOWN_B, c->hidden, c->ffn, c->mlp_bias);
-    if (!pre)
+    if (post)
         add_norm(m, b, TENSOR_NORM2_W, TENSOR_NORM2_B);
+    if (sandwich)
+        add_tensor(m, b, TENSOR_POST_MLP_NORM_W, c->hidden, 1);
 }
 
 static void add_head(struct model *m, struct block_desc *b)

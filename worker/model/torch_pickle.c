@@ -1,6 +1,5 @@
 #include "worker/model/torch_pickle.h"
 
-#include <inttypes.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>

@@ -79,6 +79,9 @@ static void place_io(struct plan *p, struct layout *l)
         p->io.rope = layout_place(
             l, TIER_GPU, PURPOSE_BUFFERS,
             (size_t)(in->seq_length * in->model->config.rope.dim) * sizeof(float), true);
+    else if (in->model->config.position == POSITION_ALIBI)
+        p->io.rope = layout_place(l, TIER_GPU, PURPOSE_BUFFERS,
+                                  (size_t)in->model->config.heads * sizeof(float), true);
     for (int slot = 0; slot < STEP_SLOTS; slot++) {
         p->io.host_batch[slot] = layout_place(l, TIER_HOST, PURPOSE_BUFFERS, batch, true);
         p->io.host_rows[slot] = layout_place(l, TIER_HOST, PURPOSE_BUFFERS, results, true);

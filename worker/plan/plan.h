@@ -50,7 +50,7 @@ struct plan_io {
     int32_t rows;     /* gpu: losses and hits of every row of the step       */
     int32_t partials; /* gpu: norm partials of all chunks, double            */
     int32_t scalars;  /* gpu: struct step_scalars                            */
-    int32_t rope;     /* gpu: cos then sin table, float; or NO_PLACE         */
+    int32_t rope;     /* gpu: cos then sin table, or ALiBi's slopes, float; or NO_PLACE */
     int32_t logits;   /* gpu: one row, LIST_SAMPLE                           */
     int32_t host_batch[STEP_SLOTS], host_rows[STEP_SLOTS], host_scalars[STEP_SLOTS]; /* pinned */
     int32_t staging; /* pinned: the largest payload, or one row of logits    */

@@ -46,12 +46,16 @@ static int upload_rope(struct executor *e, struct err *err)
     if (p->io.rope == NO_PLACE)
         return 0;
     const struct decoder_config *c = &p->in.model->config;
-    int64_t n = p->in.seq_length * c->rope.dim / 2;
+    bool alibi = c->position == POSITION_ALIBI;
+    int64_t half = p->in.seq_length * c->rope.dim / 2, n = alibi ? c->heads : 2 * half;
     int rc = 0;
-    float *tables = xcalloc((size_t)(2 * n), sizeof *tables);
-    model_rope_tables(c, p->in.seq_length, tables, tables + n);
+    float *tables = xcalloc((size_t)n, sizeof *tables);
+    if (alibi)
+        model_alibi_slopes(c, tables);
+    else
+        model_rope_tables(c, p->in.seq_length, tables, tables + half);
     TRY(device_copy(e->device, e->compute, COPY_H2D, at(e, p->io.rope), tables,
-                    (size_t)(2 * n) * sizeof *tables, err));
+                    (size_t)n * sizeof *tables, err));
     TRY(device_stream_sync(e->device, e->compute, err));
 out:
     free(tables);
@@ -142,7 +146,11 @@ static void fill_batch(struct executor *e, int64_t micro, struct block_run *r)
     r->targets = batch_array(e, place, micro, STEP_TARGETS);
     r->positions = batch_array(e, place, micro, STEP_POSITIONS);
     r->first_key = batch_array(e, place, micro, STEP_FIRST_KEY);
-    if (e->plan->io.rope != NO_PLACE) {
+    if (e->plan->io.rope == NO_PLACE)
+        return;
+    if (e->plan->in.model->config.position == POSITION_ALIBI) {
+        r->alibi_slopes = at(e, e->plan->io.rope);
+    } else {
         r->rope_cos = at(e, e->plan->io.rope);
         r->rope_sin = r->rope_cos + e->plan->in.seq_length * e->plan->in.model->config.rope.dim / 2;
     }

@@ -59,6 +59,10 @@ void rig_open(struct rig *r, struct decoder_config *config, enum dtype compute, 
         r->rope_sin = xcalloc(angles, sizeof(float));
         model_rope_tables(&r->m.config, r->m.config.max_positions, r->rope_cos, r->rope_sin);
     }
+    if (r->m.config.position == POSITION_ALIBI) {
+        r->alibi_slopes = xcalloc((size_t)r->m.config.heads, sizeof(float));
+        model_alibi_slopes(&r->m.config, r->alibi_slopes);
+    }
     r->head_rows = 5;
     r->seed = 99;
     r->step = 3;
@@ -81,6 +85,7 @@ void rig_close(struct rig *r)
     free(r->first_key);
     free(r->rope_cos);
     free(r->rope_sin);
+    free(r->alibi_slopes);
     free(r->row_loss);
     free(r->row_correct);
     model_fini(&r->m);
@@ -117,13 +122,15 @@ static double uniform(uint32_t site, int64_t i)
 
 static bool is_norm_weight(enum tensor_role role)
 {
-    return role == TENSOR_NORM1_W || role == TENSOR_NORM2_W || role == TENSOR_FINAL_NORM_W;
+    return role == TENSOR_NORM1_W || role == TENSOR_NORM2_W || role == TENSOR_FINAL_NORM_W ||
+           role == TENSOR_EMBED_NORM_W || role == TENSOR_Q_NORM_W || role == TENSOR_K_NORM_W ||
+           role == TENSOR_POST_ATTN_NORM_W || role == TENSOR_POST_MLP_NORM_W;
 }
 
 static bool is_norm(enum tensor_role role)
 {
     return is_norm_weight(role) || role == TENSOR_NORM1_B || role == TENSOR_NORM2_B ||
-           role == TENSOR_FINAL_NORM_B;
+           role == TENSOR_FINAL_NORM_B || role == TENSOR_EMBED_NORM_B;
 }
 
 void rig_random_weights(struct rig *r, double spread)
@@ -213,6 +220,7 @@ static void micro_open(struct micro *u, struct rig *r, int64_t first, int64_t ro
         .first_key = r->first_key != NULL ? r->first_key + first * r->T : NULL,
         .rope_cos = r->rope_cos,
         .rope_sin = r->rope_sin,
+        .alibi_slopes = r->alibi_slopes,
         .row_loss = u->row_loss,
         .row_correct = r->row_correct + first * r->T,
         .grad_scale = &r->grad_scale,

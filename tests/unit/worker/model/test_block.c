@@ -51,6 +51,58 @@ static struct decoder_config post_norm(void)
     return c;
 }
 
+static struct decoder_config qwen3_like(void)
+{
+    struct decoder_config c = llama_like();
+
+    c.qk_norm = true;
+    return c;
+}
+
+static struct decoder_config sandwich(void)
+{
+    struct decoder_config c = llama_like();
+
+    c.norm = NORM_RMS_PLUS_ONE;
+    c.norm_place = NORM_PLACE_SANDWICH;
+    c.act = ACT_GELU_TANH;
+    c.score_softcap = 2;
+    return c;
+}
+
+static struct decoder_config parallel_two_norms(void)
+{
+    struct decoder_config c = partial_rope();
+
+    c.residual = RESIDUAL_PARALLEL_2NORM;
+    c.norm = NORM_LAYER;
+    c.norm_bias = c.mlp_bias = true;
+    c.gated = false;
+    c.act = ACT_GELU_ERF;
+    return c;
+}
+
+static struct decoder_config parallel_one_norm(void)
+{
+    struct decoder_config c = parallel_two_norms();
+
+    c.residual = RESIDUAL_PARALLEL_1NORM;
+    c.gated = true;
+    return c;
+}
+
+/* Three heads: not a power of two. */
+static struct decoder_config bloom_like(void)
+{
+    struct decoder_config c = rig_small_config();
+
+    c.position = POSITION_ALIBI;
+    c.embed_norm = true;
+    c.heads = c.kv_heads = 3;
+    c.act = ACT_GELU_TANH;
+    return c;
+}
+
 static struct decoder_config pre_norm(void)
 {
     struct decoder_config c = rig_small_config();
@@ -146,6 +198,27 @@ Test(block, gradients_partial_rope)
     check_gradients(partial_rope());
 }
 
+Test(block, gradients_norms_on_queries_and_keys)
+{
+    check_gradients(qwen3_like());
+}
+
+Test(block, gradients_sandwich)
+{
+    check_gradients(sandwich());
+}
+
+Test(block, gradients_parallel)
+{
+    check_gradients(parallel_two_norms());
+    check_gradients(parallel_one_norm());
+}
+
+Test(block, gradients_alibi_and_norm_of_embedding)
+{
+    check_gradients(bloom_like());
+}
+
 /* ReLU has corners, but on random data none lies within h of 0. */
 Test(block, gradients_relu)
 {
@@ -189,6 +262,11 @@ Test(block, backward_adds_or_assigns)
     check_accumulation(pre_norm());
     check_accumulation(post_norm());
     check_accumulation(llama_like());
+    check_accumulation(qwen3_like());
+    check_accumulation(sandwich());
+    check_accumulation(parallel_two_norms());
+    check_accumulation(parallel_one_norm());
+    check_accumulation(bloom_like());
 }
 
 /* Masks are keyed by the sequence's place in the step, so cuts do not show. */
@@ -216,6 +294,8 @@ Test(block, micro_batches_do_not_change_masks)
     check_cuts(pre_norm);
     check_cuts(post_norm);
     check_cuts(llama_like);
+    check_cuts(sandwich);
+    check_cuts(parallel_one_norm);
 }
 
 Test(block, dropout_depends_on_seed_and_step)
@@ -260,9 +340,11 @@ Test(block, no_two_places_share_masks)
 /* Recomputed activations, frozen neighbours and another head slice. Bits, not tolerances. */
 Test(block, recomputation_gives_the_same_bits)
 {
-    struct decoder_config (*const configs[])(void) = {rig_small_config, post_norm, llama_like};
+    struct decoder_config (*const configs[])(void) = {
+        rig_small_config, post_norm,          llama_like,        qwen3_like,
+        sandwich,         parallel_two_norms, parallel_one_norm, bloom_like};
 
-    for (int i = 0; i < 3; i++) {
+    for (size_t i = 0; i < sizeof(configs) / sizeof(configs[0]); i++) {
         struct rig kept, again;
         double *a, *b;
 
@@ -451,4 +533,24 @@ Test(block, rope_tables)
     c.rope.original_max_positions = 32;
     model_rope_tables(&c, 3, cosine, sine);
     cr_assert_float_eq(sine[5], sinf(0.2f / 8), 1e-7);
+}
+
+/* For 8 heads 1/2 .. 1/256; the paper's repository shows 12 heads as these and four between. */
+Test(block, alibi_slopes)
+{
+    struct decoder_config c = {.heads = 8, .attn_scale = 0.25};
+    float slopes[12];
+
+    model_alibi_slopes(&c, slopes);
+    for (int h = 0; h < 8; h++)
+        cr_assert_float_eq(slopes[h], exp2(-h - 1), 1e-9);
+    c.heads = 12;
+    model_alibi_slopes(&c, slopes);
+    for (int h = 0; h < 8; h++)
+        cr_assert_float_eq(slopes[h], exp2(-h - 1), 1e-9);
+    for (int h = 8; h < 12; h++)
+        cr_assert_float_eq(slopes[h], exp2(-(h - 8) - 0.5), 1e-7);
+    c.alibi_scaled = true;
+    model_alibi_slopes(&c, slopes);
+    cr_assert_float_eq(slopes[0], 0.125, 1e-9);
 }

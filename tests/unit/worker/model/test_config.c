@@ -11,9 +11,10 @@
     "\"num_attention_heads\":12,\"ffn_dim\":3072,\"vocab_size\":50272,"                            \
     "\"max_position_embeddings\":2048"
 
-#define GPT2                                                                                       \
-    "\"model_type\":\"gpt2\",\"n_layer\":2,\"n_embd\":64,\"n_head\":4,\"vocab_size\":100,"         \
-    "\"n_positions\":32"
+#define BLOOM "\"n_embed\":64,\"num_attention_heads\":4,\"n_layer\":2,\"vocab_size\":100"
+
+#define GPT_SIZES "\"n_layer\":2,\"n_embd\":64,\"n_head\":4,\"vocab_size\":100,\"n_positions\":32"
+#define GPT2      "\"model_type\":\"gpt2\"," GPT_SIZES
 
 #define SIZES                                                                                      \
     "\"num_hidden_layers\":2,\"hidden_size\":64,\"intermediate_size\":96,"                         \
@@ -139,6 +140,44 @@ Test(config, llama_rope_old_and_new)
     }
 }
 
+Test(config, members_of_older_repositories)
+{
+    struct decoder_config c;
+    struct err err = {0};
+
+    /* as bigscience/bloom-560m writes them */
+    cr_assert_eq(parse("{\"model_type\":\"bloom\"," BLOOM ",\"seq_length\":512,\"n_inner\":null,"
+                       "\"offset_alibi\":100,\"hidden_dropout\":0.0}",
+                       &c, &err),
+                 0, "%s", err.msg);
+    cr_assert(c.hidden == 64 && c.heads == 4 && c.layers == 2 && c.ffn == 256);
+    cr_assert(c.max_positions == 512 && c.position == POSITION_ALIBI && c.embed_norm && c.tied);
+    decoder_config_fini(&c);
+
+    /* EleutherAI/pythia-70m */
+    cr_assert_eq(parse("{\"model_type\":\"gpt_neox\"," SIZES
+                       ",\"rotary_pct\":0.5,\"rotary_emb_base\":5000}",
+                       &c, &err),
+                 0, "%s", err.msg);
+    cr_assert(c.rope.dim == 8 && c.rope.base == 5000 && !c.tied && c.qkv_bias);
+    cr_assert_eq(c.residual, RESIDUAL_PARALLEL_2NORM);
+    decoder_config_fini(&c);
+
+    /* google/gemma-2b */
+    cr_assert_eq(parse("{\"model_type\":\"gemma\"," SIZES
+                       ",\"hidden_act\":\"gelu\",\"hidden_activation\":null,\"head_dim\":32}",
+                       &c, &err),
+                 0, "%s", err.msg);
+    cr_assert(c.act == ACT_GELU_TANH && c.gated && c.embed_scale == 8 && c.head_dim == 32);
+    decoder_config_fini(&c);
+
+    /* google/gemma-2-2b has no layer_types */
+    cr_assert_eq(parse("{\"model_type\":\"gemma2\"," SIZES ",\"sliding_window\":9}", &c, &err), 0,
+                 "%s", err.msg);
+    cr_assert(c.window[0] == 9 && c.window[1] == 0 && c.norm_place == NORM_PLACE_SANDWICH);
+    decoder_config_fini(&c);
+}
+
 Test(config, windows)
 {
     const char *const texts[] = {
@@ -203,6 +242,19 @@ static const struct {
      ",\"layer_types\":[\"full_attention\",\"sliding_attention\"]}",
      ERR_UNSUPPORTED}, /* sliding without a window */
     {"{\"model_type\":\"qwen2\"," SIZES ",\"use_sliding_window\":true}", ERR_INVALID},
+    {"{\"model_type\":\"phi3\"," SIZES ",\"rope_scaling\":{\"type\":\"longrope\"}}",
+     ERR_UNSUPPORTED},
+    {"{\"model_type\":\"phi\"," SIZES ",\"qk_layernorm\":true}", ERR_UNSUPPORTED},
+    {"{\"model_type\":\"gpt_neox\"," SIZES ",\"rotary_pct\":0.01}", ERR_INVALID},
+    {"{\"model_type\":\"gemma2\"," SIZES ",\"use_bidirectional_attention\":true}", ERR_UNSUPPORTED},
+    {"{\"model_type\":\"gptj\"," GPT_SIZES ",\"rotary_dim\":18}", ERR_INVALID},
+    {"{\"model_type\":\"gptj\"," GPT_SIZES ",\"rotary_dim\":7}", ERR_INVALID},
+    {"{\"model_type\":\"bloom\"," BLOOM ",\"apply_residual_connection_post_layernorm\":true}",
+     ERR_UNSUPPORTED},
+    {"{\"model_type\":\"bloom\",\"vocab_size\":100}", ERR_INVALID},
+    {"{\"model_type\":\"falcon\"," SIZES ",\"alibi\":true}", ERR_UNSUPPORTED},
+    {"{\"model_type\":\"falcon\"," SIZES ",\"new_decoder_architecture\":true,\"num_kv_heads\":2}",
+     ERR_UNSUPPORTED}, /* two norms, as the 40B model */
     {"{" OPT_125M ",\"bos_token_id\":-2}", ERR_INVALID},
     {"{" OPT_125M ",\"tie_word_embeddings\":1}", ERR_INVALID},
 };
@@ -270,14 +322,18 @@ Test(config, flags_not_built_are_refused)
         c.position = i >= 5 ? POSITION_ROPE : c.position;
         c.rope = (struct rope_config){.dim = 64, .base = 1e4};
         if (i == 0)
-            c.norm_place = NORM_PLACE_SANDWICH;
-        else if (i == 1)
+            c.norm_place = NORM_PLACE_SANDWICH; /* with layer norms and their biases */
+        if (i == 1 || i == 2)
+            c.norm_place = NORM_PLACE_POST;
+        if (i == 1)
             c.residual = RESIDUAL_PARALLEL_1NORM;
         else if (i == 2)
-            c.position = POSITION_ALIBI;
-        else if (i == 3)
+            c.residual = RESIDUAL_PARALLEL_2NORM;
+        if (i == 3) {
             c.embed_norm = true;
-        else if (i == 4)
+            c.embed_dim = 512;
+        }
+        if (i == 4)
             c.qk_norm = true;
         else if (i == 5)
             c.rope.scaling = ROPE_SCALING_YARN;
