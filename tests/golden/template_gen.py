@@ -237,7 +237,7 @@ BLOCKS = ["a\n  {% if true %}\n  b\n  {% endif %}\nc\n", "a\n  {%- if true -%}\n
           "x\n  {{ 1 }}\n  y", "x\n  {{- 1 -}}\n  y", "  {%+ if true %}z{% endif %}\n", "{% if true +%}\nz{% endif %}", "a\r\n{% if true %}\r\nb{% endif %}\r\n", "\n\n{{ 1 }}\n\n",
           "{% for x in [1, 2] %}\n  {{ x }}\n{% endfor %}\n", "{% for x in [1, 2] -%}\n  {{ x }}\n{%- endfor %}\n", "\t{% if true %}\t\n{% endif %}t", "{{ 'a' }}\n{{ 'b' }}\n",
           "{% set x = 1 %}\n{% set y = 2 %}\n{{ x }}{{ y }}\n", "{{ '{{' }}{{ '%}' }}", "{{ {'a': {'b': 1}}['a']['b'] }}", "{{ {'a': {'b': 1}} }}", "a\n{%- set x = '\n' %}\nb{{ x }}", "{% raw %}\n a {% endraw %}\nb",
-          "  {% raw -%}  a  {%- endraw %}  b", "{#\n long\n#}\nx", "{%if true%}a{%endif%}", "{{'x'}}{{-'y'-}} z", "x {#- y -#} z", "{% generation %}g{% endgeneration %}", "a  {%- generation -%}  g  {%- endgeneration -%}  b"]
+          "  {% raw -%}  a  {%- endraw %}  b", "{#\n long\n#}\nx", "{%if true%}a{%endif%}", "{{'x'}}{{-'y'-}} z", "x {#- y -#} z", "x {#-#} z", "x {#-  -#} z", "a\n  {#- c #}\nb", "{% generation %}g{% endgeneration %}", "a  {%- generation -%}  g  {%- endgeneration -%}  b"]
 
 
 def reference(template, messages, tools, prompt, marked):

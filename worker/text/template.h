@@ -56,8 +56,8 @@ struct chat_rendering {
 void chat_rendering_fini(struct chat_rendering *r);
 
 /* *out = NULL and 0 where the model has no template. One that cannot be read or parsed is loaded
- * all the same: rendering is then ERR_UNSUPPORTED and says why, as not all data need it. `now` is the time that strftime_now tells, in
- * UTC: a job's, so that it always gives the same. */
+ * all the same: rendering is then ERR_UNSUPPORTED and says why, as not all data need it. `now` is
+ * the time that strftime_now tells, in UTC: a job's, so that it always gives the same. */
 int chat_template_load(const char *model_dir, time_t now, struct chat_template **out,
                        struct err *err);
 /* From its text; `tokens` (may be NULL) is an object of the special tokens' names. */

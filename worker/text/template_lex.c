@@ -280,11 +280,13 @@ static void lex_raw(struct lexer *x)
     tv_fail(x->a, "{%% raw %%} has no {%% endraw %%}");
 }
 
-static void lex_comment(struct lexer *x)
+static void lex_comment(struct lexer *x, char sign)
 {
-    for (size_t at = x->at + 2; at + 1 < x->n; at++)
+    size_t from = x->at + 2 + (sign != '\0');
+
+    for (size_t at = from; at + 1 < x->n; at++)
         if (starts_with(x, at, "#}")) {
-            char before = at > x->at + 2 ? x->text[at - 1] : '\0';
+            char before = at > from ? x->text[at - 1] : '\0';
             end_tag(x, at + 2, before == '-' || before == '+' ? before : '\0', true);
             return;
         }
@@ -302,7 +304,7 @@ static void lex_one_tag(struct lexer *x, char tag, char sign)
         end_tag(x, raw_end, right, false);
         lex_raw(x);
     } else if (tag == '#') {
-        lex_comment(x);
+        lex_comment(x, sign);
     } else {
         add_token(x, tag == '%' ? TOKEN_BLOCK_BEGIN : TOKEN_PRINT_BEGIN, TV_NOTHING);
         advance(x, x->at + 2 + (sign != '\0'));

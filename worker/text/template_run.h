@@ -1,5 +1,6 @@
 /*
- * Running a template's tree: scopes, expressions, statements (template_run.c), and the filters,
+ * Running a template's tree: scopes, expressions, statements (template_run.c), operators
+ * (template_operators.c), and the filters,
  * tests, methods and functions they call (template_calls.c, template_methods.c). Private to
  * worker/text/template*.c.
  *
@@ -64,6 +65,11 @@ struct tv run_macro(struct run *r, const struct tv_macro *m, const struct call_a
 struct tv run_attribute(struct run *r, struct tv object, const char *name);
 /* A name of the language itself, or an undefined value. */
 struct tv run_function_named(const char *name);
+
+/* x op y, as in NODE_BINARY and enum compare_op; -v of a number. */
+struct tv run_binary(struct run *r, int op, struct tv x, struct tv y);
+bool run_compare(struct run *r, int op, struct tv x, struct tv y);
+struct tv run_negate(struct run *r, struct tv v);
 
 struct tv run_filter(struct run *r, const char *name, struct tv of, const struct call_args *args);
 bool run_test(struct run *r, const char *name, struct tv of, const struct call_args *args);

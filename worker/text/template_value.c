@@ -276,7 +276,7 @@ double tv_number(struct tv v)
     return v.kind == TV_FLOAT ? v.f : v.kind == TV_BOOL ? v.b : (double)v.i;
 }
 
-static int64_t whole(struct tv v)
+int64_t tv_whole(struct tv v)
 {
     return v.kind == TV_BOOL ? v.b : v.i;
 }
@@ -287,7 +287,7 @@ static bool equal_deep(struct tv_arena *a, struct tv x, struct tv y, int depth)
         return false;
     if (tv_is_number(x) && tv_is_number(y))
         return x.kind == TV_FLOAT || y.kind == TV_FLOAT ? tv_number(x) == tv_number(y)
-                                                        : whole(x) == whole(y);
+                                                        : tv_whole(x) == tv_whole(y);
     if (x.kind != y.kind)
         return false;
     switch (x.kind) {
@@ -330,7 +330,7 @@ static int compare_deep(struct tv_arena *a, struct tv x, struct tv y, int depth)
     if (tv_is_number(x) && tv_is_number(y)) {
         if (x.kind == TV_FLOAT || y.kind == TV_FLOAT)
             return (tv_number(x) > tv_number(y)) - (tv_number(x) < tv_number(y));
-        return (whole(x) > whole(y)) - (whole(x) < whole(y));
+        return (tv_whole(x) > tv_whole(y)) - (tv_whole(x) < tv_whole(y));
     }
     if (x.kind == TV_STRING && y.kind == TV_STRING) {
         size_t n = x.str.n < y.str.n ? x.str.n : y.str.n;

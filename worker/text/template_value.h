@@ -115,6 +115,7 @@ bool tv_is(struct tv v, const char *text);
 bool tv_truth(struct tv v);
 bool tv_is_number(struct tv v); /* bool, int, float */
 double tv_number(struct tv v);
+int64_t tv_whole(struct tv v); /* of a bool or int */
 bool tv_equal(struct tv_arena *a, struct tv x, struct tv y);
 /* -1, 0, 1; what has no order fails. */
 int tv_compare(struct tv_arena *a, struct tv x, struct tv y);
