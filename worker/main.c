@@ -2,7 +2,8 @@
  * castor-worker: one program, six ways to call it.
  *
  *   castor-worker JOBDIR [--attempt N]   train: supervise the ranks of one attempt on this host
- *   castor-worker --rank K JOBDIR --attempt N   one rank, started by the supervisor
+ *   castor-worker --rank K JOBDIR --attempt N [--steps-in-flight 1|2]
+ *                                        one rank, started by the supervisor; the last is for tests
  *   castor-worker --plan JOBDIR          resolve, check and plan the job; print a plan report
  *   castor-worker --check FILE           check a data file; print what is wrong with it
  *   castor-worker --probe                measure this machine; print and keep the device profile
@@ -52,7 +53,8 @@ static int usage(void)
 struct arguments {
     const char *mode; /* "--plan", ... or NULL: train */
     const char *path;
-    int64_t attempt, rank; /* -1 = not given */
+    int64_t attempt, rank;   /* -1 = not given */
+    int64_t steps_in_flight; /* 0 = not given  */
 };
 
 static bool parse_count(const char *text, int64_t *out)
@@ -72,8 +74,12 @@ static bool parse_arguments(int argc, char **argv, struct arguments *a)
     for (int i = 1; i < argc; i++) {
         const char *arg = argv[i];
         const char *next = i + 1 < argc ? argv[i + 1] : NULL;
-        if (strcmp(arg, "--attempt") == 0 || strcmp(arg, "--rank") == 0) {
-            if (!parse_count(next, arg[2] == 'a' ? &a->attempt : &a->rank))
+        int64_t *count = strcmp(arg, "--attempt") == 0           ? &a->attempt
+                         : strcmp(arg, "--rank") == 0            ? &a->rank
+                         : strcmp(arg, "--steps-in-flight") == 0 ? &a->steps_in_flight
+                                                                 : NULL;
+        if (count) {
+            if (!parse_count(next, count))
                 return false;
             i++;
         } else if (arg[0] == '-') {
@@ -96,8 +102,11 @@ static int run_rank(const struct arguments *a)
     log_set_prefix(prefix);
     free(prefix);
     catch_terminate();
-    struct trainer_options o = {
-        .jobdir = a->path, .attempt = a->attempt, .rank = a->rank, .terminate = &terminate};
+    struct trainer_options o = {.jobdir = a->path,
+                                .attempt = a->attempt,
+                                .rank = a->rank,
+                                .steps_in_flight = a->steps_in_flight,
+                                .terminate = &terminate};
     return trainer_run(&o, &err) == 0 ? 0 : 1;
 }
 

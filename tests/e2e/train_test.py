@@ -57,6 +57,22 @@ def fails(job, reason, param=None, words=(), plan_fails=True):
 
 # ---- a run ---------------------------------------------------------------------------------------------------
 
+def overlapped_steps_report_the_same(root):
+    """Two steps in flight, as on a GPU: the same steps, evaluations, checkpoints and model, bit for bit."""
+    jobs = []
+    for n in (1, 2):
+        job = Job(root, name="flight-%d" % n, steps=9, validation=6, optimization={"eval_interval": 4, "checkpoint_interval": 3})
+        os.makedirs(job.path("attempt-1"))
+        equal(job.run("--rank", "0", job.dir, "--attempt", "1", "--steps-in-flight", str(n)).returncode, 0)
+        jobs.append(job)
+    one, two = jobs
+    equal(two.losses(), one.losses())
+    for kind, keys in (("eval", ("step", "loss", "accuracy", "best")), ("checkpoint", ("step", "train_loss", "valid_loss"))):
+        equal([[e.get(k) for k in keys] for e in two.events(type=kind)], [[e.get(k) for k in keys] for e in one.events(type=kind)])
+    assert len(one.events(type="eval")) >= 4
+    same_output(two.output(), one.output())
+
+
 def trains(root):
     job = Job(root, steps=30, validation=10, sample_prompts=["alpha", ""], optimization={"eval_interval": 10})
     code, plan = job.plan()
@@ -571,7 +587,7 @@ def hub_faults(root):
         fails(job, "model_not_found", "model", ["test/nothing"])
 
 
-CASES = [trains, repeats_itself, micro_batch_need_not_divide, epochs_reshuffle, killed_rank_resumes,
+CASES = [trains, overlapped_steps_report_the_same, repeats_itself, micro_batch_need_not_divide, epochs_reshuffle, killed_rank_resumes,
          killed_supervisor_resumes, killed_while_writing_resumes, terminated_stops_and_resumes, pauses_and_goes_on,
          cancels, cancelled_before_it_starts, checkpoints_on_request, keeps_newest_checkpoints,
          early_stopping_exports_best, two_attempts_at_once, broken_models, bad_data, unsupported_specs,

@@ -230,9 +230,10 @@ static bool every(int64_t step, int64_t interval, int64_t steps_per_epoch)
 /* Nothing in flight behind this: what looks at the model needs it at rest. */
 static int drain(struct loop *l, struct err *err)
 {
+    int64_t next = l->r->state.step + 1; /* collecting moves state.step */
     int rc = 0;
-    for (int64_t k = 1; k <= STEP_SLOTS; k++)
-        TRY(collect_step(l, (int)((l->r->state.step + k) % STEP_SLOTS), err));
+    for (int64_t k = 0; k < STEP_SLOTS; k++)
+        TRY(collect_step(l, (int)((next + k) % STEP_SLOTS), err));
 out:
     return rc;
 }
@@ -313,8 +314,11 @@ static bool is_boundary(const struct run *r, int64_t step)
 int run_steps(struct run *r, struct err *err)
 {
     struct loop l = {.r = r, .last_collect = clock_monotonic()};
+    int64_t in_flight = r->options->steps_in_flight;
     int rc = 0;
 
+    if (in_flight == 0) /* the CPU device has nothing to overlap with */
+        in_flight = r->device->kind == DEVICE_CPU ? 1 : STEP_SLOTS;
     TRY(evaluate(r, err));
     if (r->end != RUN_GOES_ON)
         return 0;
@@ -325,7 +329,7 @@ int run_steps(struct run *r, struct err *err)
         if (r->end != RUN_GOES_ON)
             break;
         TRY(queue_step(&l, step, err));
-        if (r->device->kind == DEVICE_CPU || is_boundary(r, step)) {
+        if (in_flight == 1 || is_boundary(r, step)) {
             TRY(drain(&l, err));
         } else {
             TRY(collect_step(&l, (int)((step + 1) % STEP_SLOTS), err)); /* the one before */

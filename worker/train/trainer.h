@@ -15,6 +15,8 @@
 struct trainer_options {
     const char *jobdir;
     int64_t attempt, rank;
+    int64_t steps_in_flight; /* 1 or 2; 0 = what suits the device. Changes no result, only when the
+                                result of a step is looked at */
     const volatile sig_atomic_t *terminate; /* set by the signal handler */
 };
 
