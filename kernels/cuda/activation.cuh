@@ -12,10 +12,6 @@ template <bool Fast> __device__ __forceinline__ float sigmoid(float x)
     return Fast ? __fdividef(1.0f, 1.0f + __expf(-x)) : 1.0f / (1.0f + expf(-x));
 }
 
-template <bool Fast> __device__ __forceinline__ float tanh_of(float x)
-{
-    return Fast ? 1.0f - __fdividef(2.0f, 1.0f + __expf(2.0f * x)) : tanhf(x);
-}
 
 /* Hendrycks, Gimpel, "Gaussian error linear units", 2016: exact and tanh form. */
 #define GELU_C0      0.7978845608028654f /* sqrt(2 / pi) */
@@ -29,6 +25,12 @@ template <bool Fast> __device__ __forceinline__ float one_plus_erf(float x)
     return Fast ? 1.0f + erff(x) : erfcf(-x);
 }
 
+/* (1 + tanh(u)) / 2 = sigmoid(2 u), which keeps the small results that the sum would lose. */
+template <bool Fast> __device__ __forceinline__ float gelu_gate(float x)
+{
+    return sigmoid<Fast>(2.0f * GELU_C0 * (x + GELU_C1 * x * x * x));
+}
+
 template <bool Fast> __device__ __forceinline__ float act_value(int kind, float x)
 {
     switch (kind) {
@@ -37,7 +39,7 @@ template <bool Fast> __device__ __forceinline__ float act_value(int kind, float 
     case ACT_GELU_ERF:
         return 0.5f * x * one_plus_erf<Fast>(x * SQRT_HALF);
     case ACT_GELU_TANH:
-        return 0.5f * x * (1.0f + tanh_of<Fast>(GELU_C0 * (x + GELU_C1 * x * x * x)));
+        return x * gelu_gate<Fast>(x);
     case ACT_SILU:
         return x * sigmoid<Fast>(x);
     default:
@@ -55,9 +57,9 @@ template <bool Fast> __device__ __forceinline__ float act_slope(int kind, float 
         return 0.5f * one_plus_erf<Fast>(x * SQRT_HALF) + x * density;
     }
     case ACT_GELU_TANH: {
-        float t = tanh_of<Fast>(GELU_C0 * (x + GELU_C1 * x * x * x));
+        float g = gelu_gate<Fast>(x);
         float inner = GELU_C0 * (1.0f + 3.0f * GELU_C1 * x * x);
-        return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * inner;
+        return g + 2.0f * x * g * (1.0f - g) * inner;
     }
     case ACT_SILU: {
         float g = sigmoid<Fast>(x);
