@@ -18,6 +18,11 @@ $(foreach p,$(OPS_BINS),$(eval $(call program_rules,$(p),tests/ops/$(notdir $(p)
 ops-tests: $(OPS_BINS)  ## ops: gradients in double, and every op table against the double one
 	@$(call run_suites,$(filter ops/%,$(TEST_SUITES)))
 
+test-gpu: $(OPS_BINS)  ## ops on this machine's GPU: every CUDA table against the CPU's, twice, bit for bit
+	@$(B)/castor-worker --devices | grep -q '"cuda":[1-9]' || { echo 'test-gpu: this machine has no GPU that works'; exit 1; }
+	@$(call run_suites,$(filter ops/%,$(TEST_SUITES)))
+test-gpu: $(B)/castor-worker
+
 # --- the suites of `make test` --------------------------------------------------------------------------
 # Append a name to TEST_SUITES and say
 #   SUITE_<name>          the command, run from the root. Its output counts: Criterion's synthesis, or each line
@@ -99,7 +104,12 @@ $(PYTHON): tests/requirements.txt tests/python
 $(eval $(call program_rules,$(B)/tests/bench/bench_ops,tests/bench/bench_ops.c,kernels))
 bench-ops: $(B)/tests/bench/bench_ops  ## time of every CPU op at two models' shapes
 	@$<
-.PHONY: bench-ops
+ifeq ($(HAVE_CUDA),1)
+$(eval $(call program_rules,$(B)/tests/bench/gpu_ops,tests/bench/gpu_ops.c,kernels))
+bench-ops-gpu: $(B)/tests/bench/gpu_ops  ## time of every CUDA op at real models' shapes, beside its floor
+	@$<
+endif
+.PHONY: bench-ops bench-ops-gpu
 
 # --- the demonstration ------------------------------------------------------------------------------
 demo: deps  ## fine-tune a small model through the API on this machine (MODEL=org/name: one from the hub)
