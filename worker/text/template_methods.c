@@ -482,6 +482,8 @@ struct tv run_method(struct run *r, struct tv object, const char *name,
                        tv_kind_name(object), name);
     if (args->n < methods[m].needs)
         return tv_fail(r->a, "'%s' needs %zu arguments", name, methods[m].needs);
+    if (!tv_work(r->a, 1 + object.str.n / 16)) /* most of them read the whole string */
+        return TV_NOTHING;
     return string_method(r, object, (enum method)m, args);
 }
 

@@ -151,6 +151,10 @@ Test(template, loops_strings_and_recursion_are_bounded)
         {"{% macro a() %}{{ b() }}{% endmacro %}{% macro b() %}{{ a() }}{{ a() }}{% endmacro %}{{ "
          "b() }}",
          "without end"},
+        {"{% set d = 'ab' * 999999 %}{% for a in range(99999) %}{{ d.isalpha() }}{% endfor %}",
+         "more than"},
+        {"{% set d = 'ab' * 999999 %}{% for a in range(99999) %}{{ d.endswith(d) }}{% endfor %}",
+         "more than"},
         {"{{ 2 ** 64 }}", "too large"},
         {"{{ (-9223372036854775807 - 1) // -1 }}", "too large"},
         {"{{ 3 ** 9223372036854775807 }}", "too large"},
