@@ -12,7 +12,6 @@ template <bool Fast> __device__ __forceinline__ float sigmoid(float x)
     return Fast ? __fdividef(1.0f, 1.0f + __expf(-x)) : 1.0f / (1.0f + expf(-x));
 }
 
-
 /* Hendrycks, Gimpel, "Gaussian error linear units", 2016: exact and tanh form. */
 #define GELU_C0      0.7978845608028654f /* sqrt(2 / pi) */
 #define GELU_C1      0.044715f
