@@ -442,6 +442,17 @@ out:
     return rc;
 }
 
+/* What the loss op applies on its way: the block gives logits before scale and cap. */
+static void finish_logits(const struct decoder_config *c, float *logits)
+{
+    float cap = (float)c->final_softcap;
+    for (int64_t v = 0; v < c->vocab; v++) {
+        logits[v] *= (float)c->logit_scale;
+        if (cap > 0)
+            logits[v] = cap * tanhf(logits[v] / cap);
+    }
+}
+
 int executor_logits(struct executor *e, int64_t position, float *logits, struct err *err)
 {
     int64_t vocab = e->plan->in.model->config.vocab;
@@ -456,6 +467,7 @@ int executor_logits(struct executor *e, int64_t position, float *logits, struct 
                     (size_t)vocab * dtype_size(e->ops->compute), err));
     TRY(device_stream_sync(e->device, e->compute, err));
     dtype_convert(DT_F32, logits, e->ops->compute, host, vocab);
+    finish_logits(&e->plan->in.model->config, logits);
 out:
     return rc;
 }
