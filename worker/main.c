@@ -1,10 +1,11 @@
 /*
- * castor-worker: one program, six ways to call it.
+ * castor-worker: one program, several ways to call it.
  *
  *   castor-worker JOBDIR [--attempt N]   train: supervise the ranks of one attempt on this host
  *   castor-worker --rank K JOBDIR --attempt N [--steps-in-flight 1|2]
  *                                        one rank, started by the supervisor; the last is for tests
  *   castor-worker --plan JOBDIR          resolve, check and plan the job; print a plan report
+ *   castor-worker --print JOBDIR         print the planned step, an instruction a line
  *   castor-worker --check FILE           check a data file; print what is wrong with it
  *   castor-worker --probe                measure this machine; print and keep the device profile
  *   castor-worker --devices              count this machine's devices; print the numbers
@@ -43,6 +44,7 @@ static int usage(void)
 {
     fputs("usage: castor-worker JOBDIR [--attempt N]\n"
           "       castor-worker --plan JOBDIR\n"
+          "       castor-worker --print JOBDIR\n"
           "       castor-worker --check FILE\n"
           "       castor-worker --probe\n"
           "       castor-worker --devices\n",
@@ -139,6 +141,8 @@ int main(int argc, char **argv)
         return usage();
     if (strcmp(a.mode, "--plan") == 0 && a.path)
         return worker_plan(a.path);
+    if (strcmp(a.mode, "--print") == 0 && a.path)
+        return worker_print(a.path);
     if (strcmp(a.mode, "--check") == 0 && a.path)
         return worker_check(a.path);
     if (strcmp(a.mode, "--probe") == 0 && !a.path)

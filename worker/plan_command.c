@@ -1,10 +1,12 @@
-/* castor-worker --plan: everything up to the plan, nothing on a device but opening it, no weights.
+/* castor-worker --plan and --print: everything up to the plan, nothing on a device but opening it,
+ * no weights.
  */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "api/job_dir.h"
+#include "core/buf.h"
 #include "core/json.h"
 #include "kernels/device.h"
 #include "worker/plan/plan.h"
@@ -12,7 +14,9 @@
 #include "worker/train/trainer.h"
 #include "worker/worker.h"
 
-static int make_report(const char *jobdir, struct plan_report *report, struct err *err)
+/* `listing` may be NULL. */
+static int make_report(const char *jobdir, struct plan_report *report, struct buf *listing,
+                       struct err *err)
 {
     char *path = job_dir_spec(jobdir);
     struct session_options options = {0};
@@ -37,6 +41,8 @@ static int make_report(const char *jobdir, struct plan_report *report, struct er
                      device->memory_limit ? device->memory_limit : device->memory_total, &plan,
                      err));
     TRY(session_report(&session, plan, kind, device->name, report, err));
+    if (listing)
+        plan_print(plan, LIST_TRAIN, listing);
 out:
     plan_destroy(plan);
     if (device)
@@ -51,7 +57,7 @@ int worker_plan(const char *jobdir)
 {
     struct plan_report report = {0};
     struct err err = {0};
-    int rc = make_report(jobdir, &report, &err);
+    int rc = make_report(jobdir, &report, NULL, &err);
     if (rc) {
         report.fits = false;
         report.error = err;
@@ -61,6 +67,20 @@ int worker_plan(const char *jobdir)
     puts(line);
     free(line);
     json_decref(j);
+    plan_report_fini(&report);
+    return rc == 0 && fflush(stdout) == 0 ? 0 : 1;
+}
+
+int worker_print(const char *jobdir)
+{
+    struct plan_report report = {0};
+    struct buf listing = {0};
+    struct err err = {0};
+    int rc = make_report(jobdir, &report, &listing, &err);
+    if (rc)
+        fprintf(stderr, "castor-worker --print: %s\n", err.msg);
+    fputs(buf_str(&listing), stdout);
+    buf_fini(&listing);
     plan_report_fini(&report);
     return rc == 0 && fflush(stdout) == 0 ? 0 : 1;
 }

@@ -10,6 +10,8 @@
 
 /* Print a plan report (api/plan_report.h) for a job directory on stdout. */
 int worker_plan(const char *jobdir);
+/* Print the instruction list of its optimizer step, one line each. */
+int worker_print(const char *jobdir);
 
 /* Print {"ok":bool,"examples":n,"faults":[{"line":n,"message":"..."}]} for a data file; at most
  * CHECK_MAX_FAULTS. */

@@ -57,6 +57,21 @@ def fails(job, reason, param=None, words=(), plan_fails=True):
 
 # ---- a run ---------------------------------------------------------------------------------------------------
 
+def prints_the_step(root):
+    """--print lists the instructions that the plan report counts; a spec that cannot be planned prints none."""
+    job = Job(root)
+    _, report = job.plan()
+    p = job.run("--print", job.dir)
+    lines = p.stdout.splitlines()
+    equal(p.returncode, 0)
+    equal(sum(1 for l in lines if l[:5].strip().isdigit()), report["instructions"])
+    assert any("BACKWARD" in l for l in lines) and any("UPDATE" in l for l in lines), p.stdout
+    os.remove(job.path("spec.json"))
+    p = job.run("--print", job.dir)
+    equal((p.returncode, p.stdout), (1, ""))
+    assert "spec.json" in p.stderr, p.stderr
+
+
 def overlapped_steps_report_the_same(root):
     """Two steps in flight, as on a GPU: the same steps, evaluations, checkpoints and model, bit for bit."""
     jobs = []
@@ -587,7 +602,7 @@ def hub_faults(root):
         fails(job, "model_not_found", "model", ["test/nothing"])
 
 
-CASES = [trains, overlapped_steps_report_the_same, repeats_itself, micro_batch_need_not_divide, epochs_reshuffle, killed_rank_resumes,
+CASES = [trains, prints_the_step, overlapped_steps_report_the_same, repeats_itself, micro_batch_need_not_divide, epochs_reshuffle, killed_rank_resumes,
          killed_supervisor_resumes, killed_while_writing_resumes, terminated_stops_and_resumes, pauses_and_goes_on,
          cancels, cancelled_before_it_starts, checkpoints_on_request, keeps_newest_checkpoints,
          early_stopping_exports_best, two_attempts_at_once, broken_models, bad_data, unsupported_specs,
