@@ -14,6 +14,8 @@
  * - Matrices are row-major; "(N, C)" is N rows of C. ld* = elements from row to row, 0 = dense.
  * - Each output says `=` (assigned) or `+=` (accumulated). No op reads what it assigns. Inputs and
  * outputs do not overlap unless the args say "may alias".
+ * - A gradient is rounded to the compute type where it is consumed (sumsq, adamw: each element on
+ * load), so that it may travel in that type and placement cannot be seen in the numbers.
  * - Sums run in at least float32, in an order that depends on shapes alone: the same call gives the
  * same bits every time.
  * - A NULL optional pointer switches the feature off; its comment says "or NULL".
@@ -265,10 +267,11 @@ struct adamw_args {
     float beta1, beta2, eps, weight_decay;
     const struct adamw_step *step;
     const struct clip_result *clip;
-    const void *grad; /* (n) grad */
-    void *master;     /* (n) f32 (f64 in the double table), in place */
-    void *m, *v;      /* (n) like master, in place */
-    void *param;      /* (n) real = master rounded, or NULL when master is the parameter */
+    enum dtype grad_type; /* the table's grad type, or its compute type when rounded already */
+    const void *grad;     /* (n) of grad_type */
+    void *master;         /* (n) f32 (f64 in the double table), in place */
+    void *m, *v;          /* (n) like master, in place */
+    void *param;          /* (n) real = master rounded, or NULL when master is the parameter */
 };
 
 struct cast_args {

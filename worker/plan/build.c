@@ -43,7 +43,6 @@ static void place_chunks(struct plan *p, struct layout *l)
         struct plan_chunk *pc = &p->chunk[c];
         pc->param = layout_place(l, TIER_GPU, PURPOSE_WEIGHTS,
                                  chunk_payload_bytes(ch, PAYLOAD_PARAM, p->types), true);
-        pc->state = NO_PLACE;
         for (int u = 0; u < CHUNK_MAX_USES; u++)
             pc->grad[u] = NO_PLACE;
         if (!ch->trainable)
@@ -51,8 +50,11 @@ static void place_chunks(struct plan *p, struct layout *l)
         size_t slot = (size_t)ch->n * dtype_size(p->types.grad);
         for (int64_t u = 0; u < ch->uses; u++)
             pc->grad[u] = layout_place(l, TIER_GPU, PURPOSE_GRADIENTS, slot, true);
-        pc->state = layout_place(l, TIER_GPU, PURPOSE_OPTIMIZER,
-                                 chunk_payload_bytes(ch, PAYLOAD_STATE, p->types), true);
+        pc->slices = xcalloc(1, sizeof *pc->slices);
+        pc->n_slices = 1;
+        pc->slices[0].n = ch->n;
+        pc->slices[0].home =
+            layout_place(l, TIER_GPU, PURPOSE_OPTIMIZER, plan_slice_bytes(p, &pc->slices[0]), true);
         pc->first_partial = p->n_partials;
         pc->n_partials = (ch->n + SUMSQ_BLOCK - 1) / SUMSQ_BLOCK;
         p->n_partials += pc->n_partials;
@@ -269,15 +271,16 @@ static void build_train(struct plan *p, struct layout l)
     }
     instr_list_add(list, instr_make(INSTR_NORM, QUEUE_COMPUTE));
     for (int64_t c = 0; c < p->chunks.n_chunks; c++) {
-        if (!p->chunks.chunks[c].trainable)
-            continue;
-        struct instr i = instr_make(INSTR_UPDATE, QUEUE_COMPUTE);
-        i.chunk = (int32_t)c;
-        i.payload = PAYLOAD_STATE;
-        i.src = p->chunk[c].grad[0];
-        i.dst = p->chunk[c].param;
-        i.state = p->chunk[c].state;
-        instr_list_add(list, i);
+        for (int64_t k = 0; k < p->chunk[c].n_slices; k++) {
+            struct instr i = instr_make(INSTR_UPDATE, QUEUE_COMPUTE);
+            i.chunk = (int32_t)c;
+            i.slice = (int32_t)k;
+            i.payload = PAYLOAD_STATE;
+            i.src = p->chunk[c].grad[0];
+            i.dst = p->chunk[c].param;
+            i.state = p->chunk[c].slices[k].home;
+            instr_list_add(list, i);
+        }
     }
 }
 
@@ -295,24 +298,25 @@ static void build_forward(struct plan *p, struct layout l, enum plan_list list)
 /* ---- lists that move payloads -------------------------------------------------------------------
  */
 
-static void build_transfer(struct plan *p, enum plan_list list)
+static void add_transfer(struct plan *p, enum plan_list list, int64_t chunk, int64_t slice,
+                         int32_t home)
 {
     bool load = list == LIST_LOAD;
+    struct instr i = load ? instr_make(INSTR_FETCH, QUEUE_H2D) : instr_make(INSTR_EVICT, QUEUE_D2H);
+    i.chunk = (int32_t)chunk;
+    i.slice = (int32_t)slice;
+    i.payload = slice < 0 ? PAYLOAD_PARAM : PAYLOAD_STATE;
+    i.src = load ? p->io.staging : home;
+    i.dst = load ? home : p->io.staging;
+    instr_list_add(&p->lists[list], i);
+}
+
+static void build_transfer(struct plan *p, enum plan_list list)
+{
     for (int64_t c = 0; c < p->chunks.n_chunks; c++) {
-        for (int k = 0; k < PAYLOAD_COUNT; k++) {
-            int32_t place = k == PAYLOAD_PARAM   ? p->chunk[c].param
-                            : k == PAYLOAD_STATE ? p->chunk[c].state
-                                                 : NO_PLACE;
-            if (place == NO_PLACE)
-                continue;
-            struct instr i =
-                load ? instr_make(INSTR_FETCH, QUEUE_H2D) : instr_make(INSTR_EVICT, QUEUE_D2H);
-            i.chunk = (int32_t)c;
-            i.payload = k;
-            i.src = load ? p->io.staging : place;
-            i.dst = load ? place : p->io.staging;
-            instr_list_add(&p->lists[list], i);
-        }
+        add_transfer(p, list, c, -1, p->chunk[c].param);
+        for (int64_t k = 0; k < p->chunk[c].n_slices; k++)
+            add_transfer(p, list, c, k, p->chunk[c].slices[k].home);
     }
 }
 

@@ -28,12 +28,13 @@ struct instr instr_make(enum instr_op op, enum queue queue)
                       .block = -1,
                       .chunk = -1,
                       .micro = -1,
+                      .slice = -1,
                       .src = NO_PLACE,
                       .dst = NO_PLACE,
                       .state = NO_PLACE,
                       .operands = -1};
-    for (int w = 0; w < INSTR_MAX_WAITS; w++)
-        i.wait[w] = -1;
+    for (int w = 0; w < QUEUE_COUNT; w++)
+        i.wait[w] = i.wait_prev[w] = -1;
     return i;
 }
 

@@ -8,25 +8,11 @@
  * can prove that no two live places overlap. A training list is cyclic: what is resident at its end
  * is what was at its start.
  *
- * Order: instructions of one queue run in list order. An instruction also waits for those named in
- * `wait`, which stand earlier in the list and on other queues. Executing the list from front to
- * back in one thread is always correct: that is what the CPU device does.
- *
- *   op        queue          what it does
- *   FETCH     h2d            payload: host place -> gpu place
- *   EVICT     d2h            payload: gpu place -> host place
- *   STAGE     disk           payload: nvme place -> host place
- *   UNSTAGE   disk           payload: host place -> nvme place
- *   GATHER    comm           parameter shards of the data axis -> whole chunk in the gpu place
- *   DROP      compute        the gpu place no longer holds the chunk (nothing is copied)
- *   FORWARD   compute        run a block on one micro-batch
- *   BACKWARD  compute        its gradient; recomputes what was not saved
- *   REDUCE    compute/comm   sum the chunk's gradient slots in use order, then over the data axis;
- * norm partials SPILL     d2h            gradient: gpu place -> host place NORM      compute all
- * partials -> global norm and clip coefficient UPDATE    compute/cpu    AdamW where the state lies;
- * writes the new parameters SEND/RECV comm           boundary activations or their gradients
- * to/from the neighbouring stage SAVE_ACT  d2h            boundary activation: gpu place -> host
- * place LOAD_ACT  h2d            and back
+ * Order: instructions of one queue run in list order. An instruction also waits, on each other
+ * queue, for the one named in `wait` (of this pass through the list, so it stands earlier) and in
+ * `wait_prev` (of the pass before: a cyclic list is executed pass after pass without a pause
+ * between them). Instructions before those on their queue are then done too. Executing the list
+ * from front to back in one thread is always correct: that is what the CPU device does.
  */
 #ifndef CASTOR_WORKER_PLAN_INSTR_H
 #define CASTOR_WORKER_PLAN_INSTR_H
@@ -39,28 +25,38 @@
 #include "worker/memory/chunk.h"
 
 enum instr_op {
-    INSTR_FETCH,
-    INSTR_EVICT,
-    INSTR_STAGE,
-    INSTR_UNSTAGE,
-    INSTR_GATHER,
-    INSTR_DROP,
-    INSTR_FORWARD,
-    INSTR_BACKWARD,
-    INSTR_REDUCE,
-    INSTR_SPILL,
-    INSTR_NORM,
-    INSTR_UPDATE,
-    INSTR_SEND,
+    /* payloads; queues h2d, d2h, disk, disk */
+    INSTR_FETCH,   /* host place -> gpu place */
+    INSTR_EVICT,   /* gpu place -> host place; without a chunk: the step's scalars */
+    INSTR_STAGE,   /* nvme place -> host place, whole or a slice */
+    INSTR_UNSTAGE, /* host place -> nvme place */
+    INSTR_GATHER,  /* comm: parameter shards of the data axis -> whole chunk in the gpu place */
+    INSTR_DROP,    /* compute: the gpu place no longer holds the chunk; nothing is copied */
+
+    /* blocks; queue compute */
+    INSTR_FORWARD,  /* a block on one micro-batch; without y: recomputation, which fills `saved` */
+    INSTR_BACKWARD, /* its gradient, from x and `saved` */
+
+    /* gradients and updates */
+    INSTR_REDUCE, /* compute: the chunk's gradient slots, summed in use order into slot 0 = src,
+                     then over the data axis; norm partials; with dst, the sum rounded to the
+                     compute type goes there, ready to travel */
+    INSTR_SPILL,  /* d2h: rounded gradient, gpu place -> host place */
+    INSTR_NORM, /* compute: all partials -> global norm, clip coefficient, in the step's scalars */
+    INSTR_UPDATE, /* compute or cpu, where the state lies: AdamW on one slice of a chunk; writes the
+                     new parameters, on the cpu queue to the host place */
+
+    /* boundary activations and their gradients */
+    INSTR_SEND, /* comm: to the neighbouring stage */
     INSTR_RECV,
-    INSTR_SAVE_ACT,
-    INSTR_LOAD_ACT,
+    INSTR_SAVE_ACT, /* d2h: gpu place -> host place */
+    INSTR_LOAD_ACT, /* h2d: and back */
     INSTR_OP_COUNT,
 };
 
 enum queue { QUEUE_COMPUTE, QUEUE_H2D, QUEUE_D2H, QUEUE_COMM, QUEUE_CPU, QUEUE_DISK, QUEUE_COUNT };
 
-enum { INSTR_MAX_WAITS = 6, BLOCK_MAX_CHUNKS = 4, NO_PLACE = -1 };
+enum { BLOCK_MAX_CHUNKS = 4, NO_PLACE = -1 };
 
 struct place {
     enum plan_tier tier;
@@ -83,13 +79,16 @@ struct instr {
     enum instr_op op;
     enum queue queue;
     int32_t block, chunk, micro; /* -1 = none */
-    enum payload payload;        /* of moves  */
-    int32_t src, dst;            /* places of moves; UPDATE: src = gradient, dst = parameter   */
-    int32_t state;               /* UPDATE: place of the optimizer state                          */
-    int32_t operands;            /* FORWARD, BACKWARD: index into the plan's operands             */
-    bool first_grad;             /* BACKWARD: first to touch its chunks' gradients in this step   */
-    bool last_grad;              /* BACKWARD: the last one                                        */
-    int32_t wait[INSTR_MAX_WAITS]; /* instruction numbers, -1 = none */
+    int32_t slice;             /* of the chunk's optimizer state; -1 = none or the whole payload */
+    enum payload payload;      /* of moves  */
+    int32_t src, dst;          /* places of moves; UPDATE: src = gradient, dst = parameter, both of
+                                  the whole chunk */
+    int32_t state;             /* UPDATE: place of the slice's optimizer state                  */
+    int32_t operands;          /* FORWARD, BACKWARD: index into the plan's operands             */
+    bool first_grad;           /* BACKWARD: first to touch its chunks' gradients in this step   */
+    bool last_grad;            /* BACKWARD: the last one                                        */
+    int32_t wait[QUEUE_COUNT]; /* by queue: instruction number, -1 = none */
+    int32_t wait_prev[QUEUE_COUNT]; /* likewise, of the pass before            */
 };
 
 struct instr_list {

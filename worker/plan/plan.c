@@ -35,6 +35,11 @@ int32_t layout_place(struct layout *l, enum plan_tier tier, enum plan_purpose pu
     return (int32_t)p->n_places++;
 }
 
+size_t plan_slice_bytes(const struct plan *p, const struct plan_slice *s)
+{
+    return (size_t)s->n * dtype_size(p->types.master) * (chunk_has_master(p->types) ? 3 : 2);
+}
+
 int64_t plan_step_rows(const struct plan *p)
 {
     return p->in.micro_batches * p->in.micro_batch * p->in.seq_length;
@@ -56,8 +61,10 @@ void plan_destroy(struct plan *p)
         return;
     for (int l = 0; l < LIST_COUNT; l++)
         instr_list_fini(&p->lists[l]);
-    chunk_set_fini(&p->chunks);
+    for (int64_t c = 0; p->chunk && c < p->chunks.n_chunks; c++)
+        free(p->chunk[c].slices);
     free(p->chunk);
+    chunk_set_fini(&p->chunks);
     free(p->places);
     free(p->operands);
     free(p);

@@ -9,8 +9,19 @@
  *   LIST_TRAIN   one optimizer step of `micro_batches` micro-batches
  *   LIST_EVAL    forward of one micro-batch, losses
  *   LIST_SAMPLE  forward of one row, logits of one position
- *   LIST_LOAD    every payload from the host's staging place to where it lives: weights, or a
- * checkpoint LIST_SAVE    every payload to the staging place: checkpoint, export
+ *   LIST_LOAD    every parameter payload and every slice of the state from host memory to where it
+ *                lives: weights, or a checkpoint
+ *   LIST_SAVE    all of them to host memory: checkpoint, export
+ * In the last two the host's side (src of a load, dst of a save) is the staging place, or where the
+ * payload lives in host memory; then src == dst and nothing is copied.
+ *
+ * The training list is cyclic: updates on the cpu queue may still run while the next pass begins
+ * (its instructions wait for them by `wait_prev`). The other lists start and end with all queues
+ * idle.
+ *
+ * Numbers do not depend on any of the planner's choices: gradients are rounded to the compute type
+ * where they are consumed (kernels/op_table.h: sumsq, adamw), so they may travel in it; with
+ * several groups a step the unfinished sum travels in the gradient type.
  */
 #ifndef CASTOR_WORKER_PLAN_PLAN_H
 #define CASTOR_WORKER_PLAN_PLAN_H
@@ -32,6 +43,19 @@
 enum plan_list { LIST_TRAIN, LIST_EVAL, LIST_SAMPLE, LIST_LOAD, LIST_SAVE, LIST_COUNT };
 const char *plan_list_name(enum plan_list l);
 
+/* What the planner decides, beyond where each payload lives. */
+enum { PLAN_AUTO = -1 };
+struct plan_choices {
+    int64_t group;    /* micro-batches a block's visit serves; all of them = layer-major */
+    int64_t resident; /* trainable chunks whose payloads all live on the gpu            */
+    int64_t keep;     /* layers whose saved tensors are kept from forward to backward; the other
+                         layers' are recomputed in backward                              */
+    int64_t offload_boundaries; /* 1: boundary activations wait in host memory          */
+    int64_t prefetch; /* visits that a fetch runs ahead of its use                       */
+};
+#define PLAN_CHOICES_AUTO                                                                          \
+    ((struct plan_choices){PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO})
+
 struct plan_input {
     const struct model *model;            /* borrowed, outlives the plan */
     const struct op_table *ops;           /* likewise                     */
@@ -39,7 +63,10 @@ struct plan_input {
     struct mesh mesh;
     int64_t rank;
     enum placement_policy policy;
-    size_t limit[TIER_COUNT]; /* bytes, 0 = none */
+    size_t limit[TIER_COUNT]; /* bytes; 0 = none for gpu and host, no such tier for nvme */
+    bool clip; /* updates wait for the norm: max_grad_norm > 0, or gradients may overflow. Else they
+                  neither wait nor look at it, and a NaN goes into the weights, as in PyTorch */
+    struct plan_choices force; /* members that are not PLAN_AUTO are obeyed: tests, experiments */
     int64_t micro_batch, micro_batches, seq_length, head_rows;
     double embed_dropout, hidden_dropout, attn_dropout;
 };
@@ -50,6 +77,8 @@ struct plan_io {
     int32_t rows;     /* gpu: losses and hits of every row of the step       */
     int32_t partials; /* gpu: norm partials of all chunks, double            */
     int32_t scalars;  /* gpu: struct step_scalars                            */
+    int32_t clip;     /* host: struct step_scalars as NORM left it, for updates on the cpu queue;
+                         NO_PLACE when there are none                        */
     int32_t rope;     /* gpu: cos then sin table, or ALiBi's slopes, float; or NO_PLACE */
     int32_t logits;   /* gpu: one row, LIST_SAMPLE                           */
     int32_t host_batch[STEP_SLOTS], host_rows[STEP_SLOTS], host_scalars[STEP_SLOTS]; /* pinned */
@@ -58,16 +87,30 @@ struct plan_io {
 
 enum { CHUNK_MAX_USES = 4 };
 
-/* Of each chunk: the places of its payloads and its norm partials. Frozen chunks have NO_PLACE for
- * what they lack. */
+/* A slice of a chunk's optimizer state: elements [first, first + n), first a multiple of
+ * SUMSQ_BLOCK. Its place holds [master,] first and second moment of those elements, one after the
+ * other. */
+struct plan_slice {
+    int64_t first, n;
+    int32_t home; /* place of any tier */
+};
+
+/* Of each chunk: where its payloads live from step to step, and its norm partials. Places that
+ * exist only for one visit are named by the instructions alone. Frozen chunks lack all but the
+ * parameter.
+ */
 struct plan_chunk {
-    int32_t param, state;
-    int32_t grad[CHUNK_MAX_USES]; /* one slot a use; the sum ends in slot 0 */
+    int32_t param;                /* place of any tier */
+    int32_t grad[CHUNK_MAX_USES]; /* gpu, one slot a use, when they live there; else NO_PLACE. The
+                                     sum ends in slot 0 */
+    struct plan_slice *slices;
+    int64_t n_slices; /* 0 = frozen */
     int64_t first_partial, n_partials;
 };
 
 struct plan {
     struct plan_input in;
+    struct plan_choices chosen;
     struct block_shape shapes[LIST_COUNT]; /* of TRAIN, EVAL and SAMPLE */
     struct chunk_set chunks;
     struct chunk_types types;
@@ -87,6 +130,8 @@ struct plan {
 int plan_build(const struct plan_input *in, struct plan **out, struct err *err);
 void plan_destroy(struct plan *p);
 
+/* Bytes of a slice's state. */
+size_t plan_slice_bytes(const struct plan *p, const struct plan_slice *s);
 /* Rows (tokens) of a whole step, and the bytes of its batch and of its results. */
 int64_t plan_step_rows(const struct plan *p);
 size_t plan_batch_bytes(const struct plan *p);

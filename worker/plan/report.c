@@ -34,9 +34,12 @@ static void print_instr(const struct plan *p, enum plan_list list, int64_t n, st
         buf_printf(out, " micro-batch %d", i->micro);
     if (i->chunk >= 0)
         buf_printf(out, " chunk %d %s", i->chunk, payload_name(i->payload));
-    for (int w = 0; w < INSTR_MAX_WAITS; w++)
+    for (int w = 0; w < QUEUE_COUNT; w++) {
         if (i->wait[w] >= 0)
             buf_printf(out, " after %d", i->wait[w]);
+        if (i->wait_prev[w] >= 0)
+            buf_printf(out, " after %d of the pass before", i->wait_prev[w]);
+    }
     buf_add_char(out, '\n');
 }
 

@@ -229,7 +229,7 @@ static double instr_seconds(const struct sim *s, const struct instr *i)
 static int run_clock(struct sim *s, int64_t at, const struct instr *i)
 {
     double start = s->queue_at[i->queue];
-    for (int w = 0; w < INSTR_MAX_WAITS; w++) {
+    for (int w = 0; w < QUEUE_COUNT; w++) {
         if (i->wait[w] < 0)
             continue;
         if (i->wait[w] >= at)

@@ -29,7 +29,8 @@ struct step_scalars {
     struct adamw_step adamw; /* in  */
     float grad_scale;        /* in: 1 / target tokens of the whole step */
     float pad[3];
-    struct clip_result clip; /* out */
+    struct clip_result unclipped; /* in: coefficient 1, finite: for updates that do not wait */
+    struct clip_result clip;      /* out */
 };
 
 #endif

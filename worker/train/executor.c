@@ -265,20 +265,25 @@ static int run_norm(struct executor *e, const struct instr *i, struct err *err)
 static int run_update(struct executor *e, const struct instr *i, struct err *err)
 {
     const struct chunk *c = &e->plan->chunks.chunks[i->chunk];
-    size_t one = (size_t)c->n * dtype_size(e->ops->master);
+    const struct plan_slice *s = &e->plan->chunk[i->chunk].slices[i->slice];
+    size_t first = (size_t)s->first, one = (size_t)s->n * dtype_size(e->ops->master);
     bool master = chunk_has_master(e->plan->types);
     char *state = at(e, i->state);
-    char *param = at(e, i->dst);
+    char *param = (char *)at(e, i->dst) + first * dtype_size(e->ops->compute);
     char *moments = master ? state + one : state;
-    struct adamw_args a = {.n = c->n,
-                           .n_decay = c->n_decay,
+    int64_t decay = c->n_decay - s->first;
+    struct adamw_args a = {.n = s->n,
+                           .n_decay = decay < 0      ? 0
+                                      : decay < s->n ? decay
+                                                     : s->n,
                            .beta1 = (float)e->config.beta1,
                            .beta2 = (float)e->config.beta2,
                            .eps = (float)e->config.epsilon,
                            .weight_decay = (float)e->config.weight_decay,
                            .step = &scalars(e)->adamw,
-                           .clip = &scalars(e)->clip,
-                           .grad = at(e, i->src),
+                           .clip = e->plan->in.clip ? &scalars(e)->clip : &scalars(e)->unclipped,
+                           .grad_type = e->ops->grad,
+                           .grad = (char *)at(e, i->src) + first * dtype_size(e->ops->grad),
                            .master = master ? state : param,
                            .m = moments,
                            .v = moments + one,
@@ -290,8 +295,10 @@ static int run_update(struct executor *e, const struct instr *i, struct err *err
  * lists synchronise. */
 static int run_transfer(struct executor *e, const struct instr *i, struct err *err)
 {
-    size_t bytes =
-        chunk_payload_bytes(&e->plan->chunks.chunks[i->chunk], i->payload, e->plan->types);
+    const struct plan *p = e->plan;
+    size_t bytes = i->payload == PAYLOAD_STATE
+                       ? plan_slice_bytes(p, &p->chunk[i->chunk].slices[i->slice])
+                       : chunk_payload_bytes(&p->chunks.chunks[i->chunk], i->payload, p->types);
     bool load = i->op == INSTR_FETCH;
     int rc = 0;
 
@@ -378,7 +385,8 @@ int executor_step(struct executor *e, int slot, const struct step_input *in, str
         .adamw = {.lr = (float)in->learning_rate,
                   .bias1 = (float)(1.0 - pow(e->config.beta1, (double)in->step)),
                   .bias2 = (float)(1.0 - pow(e->config.beta2, (double)in->step))},
-        .grad_scale = (float)in->grad_scale};
+        .grad_scale = (float)in->grad_scale,
+        .unclipped = {.coef = 1.0f, .finite = 1}};
     TRY(upload_batch(e, slot, err));
     TRY(device_copy(e->device, e->compute, COPY_H2D, scalars(e), host, sizeof *host, err));
     TRY(run_list(e, LIST_TRAIN, err));

@@ -25,7 +25,9 @@ void rig_init(struct rig *r, int64_t layers, int64_t micro_batches)
                                 .micro_batch = 2,
                                 .micro_batches = micro_batches,
                                 .seq_length = 16,
-                                .head_rows = 16};
+                                .head_rows = 16,
+                                .clip = true,
+                                .force = PLAN_CHOICES_AUTO};
     for (int a = 0; a < AXIS_COUNT; a++)
         r->in.mesh.size[a] = 1;
 }

@@ -18,6 +18,8 @@ static void make_plan(struct rig *r, const struct rig_options *o)
     struct plan_input in = {.model = &r->model,
                             .ops = device_ops(r->device, o->compute),
                             .policy = PLACE_CUDA,
+                            .clip = true,
+                            .force = PLAN_CHOICES_AUTO,
                             .micro_batch = o->micro_batch,
                             .micro_batches = RIG_ROWS / o->micro_batch,
                             .seq_length = RIG_LENGTH,
