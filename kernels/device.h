@@ -7,7 +7,8 @@
  * tested without a GPU. Its streams execute at once, in the calling thread; ops use the device's
  * own threads.
  *
- * Threads: one thread drives a device, except that counters may be read from anywhere. Nothing here
+ * Threads: one thread drives a device, except that counters may be read, marks that have been
+ * recorded waited for (device_mark_sync) and words advanced from anywhere. Nothing here
  * synchronises unless its name says so.
  *
  * Accounting: every byte of device memory goes through device_alloc, every byte of pinned memory
@@ -31,6 +32,7 @@ enum { DEVICE_ALIGN = 256 }; /* every allocation and every planned address is a 
 
 struct stream;     /* a queue of device work, executed in order                      */
 struct event_mark; /* a point in a stream that another stream or the host waits for */
+struct seq_word;   /* a counter that the host advances and streams wait for         */
 struct op_table;
 
 struct device_counters {
@@ -79,6 +81,8 @@ struct device_impl {
     int (*mark_sync)(struct device *d, struct event_mark *m, struct err *err);
     int (*mark_elapsed)(struct device *d, struct event_mark *from, struct event_mark *to,
                         double *seconds, struct err *err);
+    int (*word_stream_wait)(struct device *d, struct seq_word *w, uint32_t value, struct stream *s,
+                            struct err *err);
     const struct op_table *(*ops)(struct device *d, enum dtype compute); /* NULL = not supported */
 };
 
@@ -118,6 +122,19 @@ int device_mark_sync(struct device *d, struct event_mark *m, struct err *err);
 /* Device time between two recorded marks that have completed. */
 int device_mark_elapsed(struct device *d, struct event_mark *from, struct event_mark *to,
                         double *seconds, struct err *err);
+
+/* Sequence words order the work of host threads before the work of streams (marks do the reverse).
+ * A word starts at 0 and only grows; values compare as in serial number arithmetic (RFC 1982), so
+ * it may wrap. On the CPU device, whose streams are the calling thread, a stream's wait blocks. */
+int device_word_create(struct device *d, struct seq_word **out, struct err *err);
+void device_word_destroy(struct device *d, struct seq_word *w);
+/* What the caller wrote before is visible to whoever has waited. */
+void device_word_advance(struct seq_word *w, uint32_t value);
+/* Work queued on s from now on starts when the word has reached `value`. */
+int device_word_stream_wait(struct device *d, struct seq_word *w, uint32_t value, struct stream *s,
+                            struct err *err);
+/* Block the calling thread until then. */
+void device_word_sync(struct seq_word *w, uint32_t value);
 
 /* The ops that compute in `compute`; NULL when this device has none. Borrowed, lives as long as the
  * device. */

@@ -127,6 +127,13 @@ static int cpu_mark_elapsed(struct device *d, struct event_mark *from, struct ev
     return 0;
 }
 
+static int cpu_word_stream_wait(struct device *d, struct seq_word *w, uint32_t value,
+                                struct stream *s, struct err *err)
+{
+    device_word_sync(w, value);
+    return 0;
+}
+
 static const struct op_table *cpu_ops(struct device *d, enum dtype compute)
 {
     const struct cpu_state *state = d->state;
@@ -155,6 +162,7 @@ static const struct device_impl IMPL = {
     .mark_stream_wait = cpu_mark_stream_wait,
     .mark_sync = cpu_mark_sync,
     .mark_elapsed = cpu_mark_elapsed,
+    .word_stream_wait = cpu_word_stream_wait,
     .ops = cpu_ops,
 };
 

@@ -7,6 +7,7 @@
 #include "core/alloc.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/state.h"
+#include "kernels/seq_word.h"
 
 struct event_mark {
     cudaEvent_t handle;
@@ -183,7 +184,8 @@ static int cuda_mark_create(struct device *d, struct event_mark **out_m, struct 
     int rc = 0;
 
     TRY_CUDA(cudaSetDevice(d->index));
-    TRY_CUDA(cudaEventCreate(&handle));
+    /* A host thread that waits sleeps, instead of burning a core that updates could use. */
+    TRY_CUDA(cudaEventCreateWithFlags(&handle, cudaEventBlockingSync));
     struct event_mark *m = xcalloc(1, sizeof *m);
     m->handle = handle;
     *out_m = m;
@@ -240,6 +242,42 @@ out:
     return rc;
 }
 
+struct word_wait {
+    struct seq_word *word;
+    uint32_t value;
+};
+
+static void CUDART_CB wait_for_word(void *ud)
+{
+    struct word_wait *w = ud;
+    device_word_sync(w->word, w->value);
+    free(w);
+}
+
+/* The driver's stream memory operation, which costs the host nothing; where a device lacks it, a
+ * host function that sleeps. */
+static int cuda_word_stream_wait(struct device *d, struct seq_word *w, uint32_t value,
+                                 struct stream *s, struct err *err)
+{
+    const struct cuda_state *state = d->state;
+    int rc = 0;
+
+    TRY_CUDA(cudaSetDevice(d->index));
+    if (state->stream_wait_value) {
+        CUresult code = state->stream_wait_value(s->handle, (CUdeviceptr)(uintptr_t)w->value, value,
+                                                 CU_STREAM_WAIT_VALUE_GEQ);
+        if (code != CUDA_SUCCESS)
+            rc = err_set(err, ERR_DEVICE, "cuStreamWaitValue32 failed on cuda:%d (%s): error %d",
+                         d->index, d->name, (int)code);
+        goto out;
+    }
+    struct word_wait *ud = xcalloc(1, sizeof *ud);
+    *ud = (struct word_wait){.word = w, .value = value};
+    TRY_CUDA(cudaLaunchHostFunc(s->handle, wait_for_word, ud));
+out:
+    return rc;
+}
+
 static const struct op_table *cuda_ops(struct device *d, enum dtype compute)
 {
     if (compute == DT_F32)
@@ -269,8 +307,23 @@ static const struct device_impl IMPL = {
     .mark_stream_wait = cuda_mark_stream_wait,
     .mark_sync = cuda_mark_sync,
     .mark_elapsed = cuda_mark_elapsed,
+    .word_stream_wait = cuda_word_stream_wait,
     .ops = cuda_ops,
 };
+
+/* Found at run time: nothing links the driver's library. NULL when it has no such function. */
+static stream_wait_value_fn find_stream_wait_value(void)
+{
+    enum cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
+    void *entry = NULL;
+    if (cudaGetDriverEntryPointByVersion("cuStreamWaitValue32", &entry, 12000, cudaEnableDefault,
+                                         &found) != cudaSuccess ||
+        found != cudaDriverEntryPointSuccess) {
+        (void)cudaGetLastError();
+        return NULL;
+    }
+    return (stream_wait_value_fn)entry;
+}
 
 int device_cuda_open(int index, const struct device_options *options, struct device *d,
                      struct err *err)
@@ -285,6 +338,7 @@ int device_cuda_open(int index, const struct device_options *options, struct dev
     d->memory_total = prop.totalGlobalMem;
     state = xcalloc(1, sizeof *state);
     state->index = index;
+    state->stream_wait_value = find_stream_wait_value();
     state->capability = prop.major * 10 + prop.minor;
     cublasStatus_t status = cublasLtCreate(&state->blas);
     if (status != CUBLAS_STATUS_SUCCESS) {

@@ -6,6 +6,7 @@
 #pragma GCC diagnostic ignored "-Wstrict-prototypes" /* the library's header has one `()` */
 #include <cublasLt.h>
 #pragma GCC diagnostic pop
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 
 #include "core/err.h"
@@ -13,11 +14,14 @@
 
 struct gemm_cache;
 
+typedef CUresult (*stream_wait_value_fn)(CUstream, CUdeviceptr, cuuint32_t, unsigned int);
+
 struct cuda_state {
     int index;
     int capability; /* 90 = compute capability 9.0 */
     cublasLtHandle_t blas;
-    struct gemm_cache *gemms; /* owned; see gemm.h */
+    struct gemm_cache *gemms;               /* owned; see gemm.h */
+    stream_wait_value_fn stream_wait_value; /* or NULL           */
 };
 
 struct stream {
