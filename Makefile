@@ -44,6 +44,7 @@ LIBS_core := -ljansson -lnettle -lm
 LIBS_api :=
 LIBS_kernels := $(BLAS_LIBS) $(CUDA_LIBS) -fopenmp
 LIBS_worker/hub := -lcurl
+LIBS_worker/memory := -luring
 LIBS_worker/text := -lonig -lutf8proc -lz -lzstd
 LIBS_scheduler := -lsqlite3
 LIBS_server := -lmicrohttpd

@@ -1,6 +1,7 @@
 /* Folding over a list: peaks, traffic, time, and proof that the list keeps the rules. */
 #include <assert.h>
 #include <math.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -254,7 +255,7 @@ static void sum_up(struct sim *s)
     if (s->list ==
         LIST_TRAIN) { /* the batch, its results and the scalars cross the link once a step */
         s->out.link_bytes[LINK_H2D] +=
-            (int64_t)(plan_batch_bytes(s->p) + sizeof(struct step_scalars));
+            (int64_t)(plan_batch_bytes(s->p) + offsetof(struct step_scalars, clip));
         s->out.link_bytes[LINK_D2H] +=
             (int64_t)(plan_rows_bytes(s->p) + sizeof(struct step_scalars));
     }

@@ -27,10 +27,11 @@
 struct executor;
 
 struct executor_config {
-    const struct plan *plan; /* borrowed */
-    struct device *device;   /* borrowed */
-    struct comm *data_comm;  /* the data axis; borrowed */
-    struct crumb *crumb;     /* or NULL; borrowed */
+    const struct plan *plan;    /* borrowed */
+    struct device *device;      /* borrowed */
+    struct comm *data_comm;     /* the data axis; borrowed */
+    struct crumb *crumb;        /* or NULL; borrowed */
+    const char *nvme_directory; /* where the disk tier lies; NULL when the plan has none */
     uint64_t seed;
     double beta1, beta2, epsilon, weight_decay, max_grad_norm;
 };
@@ -66,7 +67,8 @@ int executor_eval(struct executor *e, struct step_result *out, struct err *err);
 /* Logits (vocab), float, behind token `position` of row 0 of slot 0's micro-batch 0. */
 int executor_logits(struct executor *e, int64_t position, float *logits, struct err *err);
 
-/* Called for every payload in list order. LOAD: fill `host`; SAVE: `host` holds the payload. */
+/* Called for every payload in list order, the optimizer state's slices put together. LOAD: fill
+ * `host`; SAVE: `host` holds the payload. */
 typedef int (*payload_fn)(void *ud, int64_t chunk, enum payload payload, void *host, size_t bytes,
                           struct err *err);
 int executor_transfer(struct executor *e, enum plan_list list, payload_fn fn, void *ud,

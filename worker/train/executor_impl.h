@@ -1,0 +1,73 @@
+/*
+ * What the files of the executor share. executor.c: life, steps, evaluation; executor_issue.c:
+ * walks a list and ties its queues together; executor_block.c, executor_update.c, executor_move.c:
+ * what the instructions do.
+ */
+#ifndef CASTOR_WORKER_TRAIN_EXECUTOR_IMPL_H
+#define CASTOR_WORKER_TRAIN_EXECUTOR_IMPL_H
+
+#include "worker/memory/arena.h"
+#include "worker/memory/nvme.h"
+#include "worker/train/executor.h"
+#include "worker/train/host_queue.h"
+
+/* Of one list: what its instructions leave behind for those that wait for them. Two of each, since
+ * two passes may be in flight. */
+struct list_edges {
+    struct event_mark **mark[2]; /* by instruction of a stream; NULL where nobody waits */
+    uint32_t *word[2];           /* by instruction of a host queue: the word's value when done  */
+    int64_t pass;                /* passes issued since all queues were idle             */
+};
+
+struct executor {
+    struct executor_config config;
+    const struct plan *plan;
+    const struct op_table *ops;
+    struct device *device;
+    struct nvme_file *nvme;               /* or NULL: no place lies there                */
+    struct arena arena[TIER_COUNT];       /* gpu: device memory; host: pinned           */
+    struct stream *stream[QUEUE_COUNT];   /* of compute, h2d, d2h, comm; else NULL       */
+    struct stream *update_stream;         /* for the ops of the cpu queue's thread      */
+    struct host_queue *host[QUEUE_COUNT]; /* of cpu and disk, when a list uses them     */
+    struct list_edges edges[LIST_COUNT];
+    struct event_mark *done[STEP_SLOTS];
+    bool in_flight[STEP_SLOTS];
+    struct adamw_step adamw; /* likewise                 */
+    int64_t step;            /* of the list being executed */
+    int64_t logit_position;
+    payload_fn transfer;
+    void *transfer_ud;
+};
+
+/* The address of a place; NULL for NO_PLACE. */
+void *executor_at(struct executor *e, int32_t place);
+struct step_scalars *executor_scalars(struct executor *e); /* device memory */
+int32_t *executor_batch_array(struct executor *e, int32_t place, int64_t micro,
+                              enum step_batch_array which);
+/* An op's launch status as an error that says where. */
+int executor_launched(int rc, const struct executor *e, const struct instr *i, struct err *err);
+
+/* executor_issue.c */
+int executor_edges_init(struct executor *e, struct err *err);
+void executor_edges_fini(struct executor *e);
+/* Queue a list. Returns when everything is issued; nothing is waited for but the pass before the
+ * last. */
+int executor_issue(struct executor *e, enum plan_list list, struct err *err);
+/* Wait until all queues are idle; the first error of any. */
+int executor_quiesce(struct executor *e, struct err *err);
+int executor_host_error(struct executor *e, struct err *err);
+
+/* What an instruction does; s is its queue's stream. */
+int executor_run_block(struct executor *e, enum plan_list list, const struct instr *i,
+                       struct stream *s, struct err *err);
+int executor_run_reduce(struct executor *e, const struct instr *i, struct stream *s,
+                        struct err *err);
+int executor_run_norm(struct executor *e, const struct instr *i, struct stream *s, struct err *err);
+int executor_run_update(struct executor *e, const struct instr *i, struct stream *s,
+                        struct err *err);
+int executor_run_copy(struct executor *e, const struct instr *i, struct stream *s, struct err *err);
+/* Jobs of the host queues; ud is the executor. */
+int executor_host_update(void *ud, const struct host_job *job, struct err *err);
+int executor_host_disk(void *ud, const struct host_job *job, struct err *err);
+
+#endif

@@ -1,0 +1,135 @@
+/* Moving payloads, gradients and activations between tiers. */
+#include <assert.h>
+#include <string.h>
+
+#include "worker/train/executor_impl.h"
+
+/* Bytes that a move is about; its places may be rounded up differently. */
+static size_t move_bytes(const struct executor *e, const struct instr *i)
+{
+    const struct plan *p = e->plan;
+    size_t src = p->places[i->src].bytes, dst = p->places[i->dst].bytes;
+    if (i->chunk >= 0 && i->payload == PAYLOAD_PARAM)
+        return chunk_payload_bytes(&p->chunks.chunks[i->chunk], i->payload, p->types);
+    if (i->chunk >= 0 && i->payload == PAYLOAD_STATE && i->slice >= 0)
+        return plan_slice_bytes(p, &p->chunk[i->chunk].slices[i->slice]);
+    return src < dst ? src : dst;
+}
+
+int executor_run_copy(struct executor *e, const struct instr *i, struct stream *s, struct err *err)
+{
+    bool up = i->op == INSTR_FETCH || i->op == INSTR_LOAD_ACT;
+    if (i->op == INSTR_EVICT && i->chunk < 0) {
+        const struct step_scalars *from = executor_at(e, i->src);
+        struct step_scalars *to = executor_at(e, i->dst);
+        return device_copy(e->device, s, COPY_D2H, &to->clip, &from->clip, sizeof to->clip, err);
+    }
+    return device_copy(e->device, s, up ? COPY_H2D : COPY_D2H, executor_at(e, i->dst),
+                       executor_at(e, i->src), move_bytes(e, i), err);
+}
+
+/* ---- loading and saving -------------------------------------------------------------------------
+ * The host sees a payload as a whole: the optimizer state of all slices is put together, or taken
+ * apart, in the staging place.
+ */
+
+static size_t payload_bytes(const struct executor *e, const struct instr *i)
+{
+    return chunk_payload_bytes(&e->plan->chunks.chunks[i->chunk], i->payload, e->plan->types);
+}
+
+static int copy_between(struct executor *e, int32_t home, void *at_home, void *staging,
+                        size_t bytes, bool load, struct err *err)
+{
+    void *to = load ? at_home : staging, *from = load ? staging : at_home;
+    if (e->plan->places[home].tier == TIER_HOST) {
+        memcpy(to, from, bytes);
+        return 0;
+    }
+    return device_copy(e->device, e->stream[QUEUE_COMPUTE], load ? COPY_H2D : COPY_D2H, to, from,
+                       bytes, err);
+}
+
+/* A slice's home holds its part of master and moments one after the other; the payload holds each
+ * of them whole. */
+static int copy_slice(struct executor *e, const struct instr *i, int32_t home, bool load,
+                      struct err *err)
+{
+    const struct plan_slice *s = &e->plan->chunk[i->chunk].slices[i->slice];
+    size_t each = dtype_size(e->plan->types.master);
+    size_t whole = (size_t)e->plan->chunks.chunks[i->chunk].n * each, part = (size_t)s->n * each;
+    int n_parts = chunk_has_master(e->plan->types) ? 3 : 2;
+    int rc = 0;
+
+    for (int k = 0; k < n_parts; k++)
+        TRY(copy_between(e, home, (char *)executor_at(e, home) + (size_t)k * part,
+                         (char *)executor_at(e, e->plan->io.staging) + (size_t)k * whole +
+                             (size_t)s->first * each,
+                         part, load, err));
+    TRY(device_stream_sync(e->device, e->stream[QUEUE_COMPUTE], err));
+out:
+    return rc;
+}
+
+static int transfer_payload(struct executor *e, const struct instr *i, int32_t home, bool load,
+                            struct err *err)
+{
+    void *staging = executor_at(e, e->plan->io.staging);
+    size_t bytes = payload_bytes(e, i);
+    int64_t n_slices = e->plan->chunk[i->chunk].n_slices;
+    bool sliced = i->payload == PAYLOAD_STATE;
+    int rc = 0;
+
+    if (load && (!sliced || i->slice == 0))
+        TRY(e->transfer(e->transfer_ud, i->chunk, i->payload, staging, bytes, err));
+    if (sliced)
+        TRY(copy_slice(e, i, home, load, err));
+    else
+        TRY(copy_between(e, home, executor_at(e, home), staging, bytes, load, err));
+    TRY(device_stream_sync(e->device, e->stream[QUEUE_COMPUTE], err));
+    if (!load && (!sliced || i->slice == n_slices - 1))
+        TRY(e->transfer(e->transfer_ud, i->chunk, i->payload, staging, bytes, err));
+out:
+    return rc;
+}
+
+int executor_transfer(struct executor *e, enum plan_list list, payload_fn fn, void *ud,
+                      struct err *err)
+{
+    const struct instr_list *l = &e->plan->lists[list];
+    int rc = 0;
+
+    assert(list == LIST_LOAD || list == LIST_SAVE);
+    e->transfer = fn;
+    e->transfer_ud = ud;
+    TRY(executor_quiesce(e, err));
+    for (int64_t n = 0; n < l->n; n++) {
+        const struct instr *i = &l->items[n];
+        struct host_job job = {.instr = i};
+        if (i->op == INSTR_FETCH)
+            TRY(transfer_payload(e, i, i->dst, true, err));
+        else if (i->op == INSTR_EVICT)
+            TRY(transfer_payload(e, i, i->src, false, err));
+        else
+            TRY(executor_host_disk(e, &job, err));
+    }
+out:
+    return rc ? err_wrap(err, rc, "list %s", plan_list_name(list)) : 0;
+}
+
+/* ---- the disk queue -----------------------------------------------------------------------------
+ */
+
+int executor_host_disk(void *ud, const struct host_job *job, struct err *err)
+{
+    struct executor *e = ud;
+    const struct instr *i = job->instr;
+    bool read = i->op == INSTR_STAGE;
+    int32_t disk = read ? i->src : i->dst, host = read ? i->dst : i->src;
+    size_t bytes = e->plan->places[host].bytes, offset = e->plan->places[disk].offset;
+
+    assert(i->op == INSTR_STAGE || i->op == INSTR_UNSTAGE);
+    if (read)
+        return nvme_file_read(e->nvme, executor_at(e, host), bytes, offset, err);
+    return nvme_file_write(e->nvme, executor_at(e, host), bytes, offset, err);
+}

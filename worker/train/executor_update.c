@@ -1,0 +1,94 @@
+/* From gradients to new weights: reduce, norm, update. */
+#include "worker/train/executor_impl.h"
+
+int executor_run_reduce(struct executor *e, const struct instr *i, struct stream *s,
+                        struct err *err)
+{
+    const struct chunk *c = &e->plan->chunks.chunks[i->chunk];
+    const struct plan_chunk *pc = &e->plan->chunk[i->chunk];
+    char *sum = executor_at(e, i->src);
+    int rc = 0;
+
+    for (int64_t u = 1; u < c->uses; u++) {
+        struct add_args a = {.n = c->n, .x = executor_at(e, pc->grad[u]), .y = sum};
+        TRY(executor_launched(e->ops->add(s, &a), e, i, err));
+    }
+    TRY(comm_all_reduce(e->config.data_comm, s, sum, c->n, e->ops->grad, err));
+    struct sumsq_args a = {.n = c->n,
+                           .x = sum,
+                           .partial =
+                               (double *)executor_at(e, e->plan->io.partials) + pc->first_partial};
+    TRY(executor_launched(e->ops->sumsq(s, &a), e, i, err));
+    if (i->dst == NO_PLACE || i->dst == i->src)
+        goto out;
+    struct cast_args cast = {.n = c->n,
+                             .from = e->ops->grad,
+                             .to = e->ops->compute,
+                             .src = sum,
+                             .dst = executor_at(e, i->dst)};
+    TRY(executor_launched(e->ops->cast(s, &cast), e, i, err));
+out:
+    return rc;
+}
+
+int executor_run_norm(struct executor *e, const struct instr *i, struct stream *s, struct err *err)
+{
+    struct clip_args a = {.n = e->plan->n_partials,
+                          .partial = executor_at(e, e->plan->io.partials),
+                          .max_norm = (float)e->config.max_grad_norm,
+                          .inv_scale = 1.0f,
+                          .result = &executor_scalars(e)->clip};
+    return executor_launched(e->ops->clip(s, &a), e, i, err);
+}
+
+/* AdamW on a slice: the part of every array that it is about. */
+static struct adamw_args slice_args(struct executor *e, const struct instr *i, enum dtype grad_type)
+{
+    const struct chunk *c = &e->plan->chunks.chunks[i->chunk];
+    const struct plan_slice *s = &e->plan->chunk[i->chunk].slices[i->slice];
+    size_t first = (size_t)s->first, one = (size_t)s->n * dtype_size(e->ops->master);
+    bool master = chunk_has_master(e->plan->types);
+    char *state = executor_at(e, i->state);
+    char *param = (char *)executor_at(e, i->dst) + first * dtype_size(e->ops->compute);
+    char *moments = master ? state + one : state;
+    int64_t decay = c->n_decay - s->first;
+    return (struct adamw_args){.n = s->n,
+                               .n_decay = decay < 0      ? 0
+                                          : decay < s->n ? decay
+                                                         : s->n,
+                               .beta1 = (float)e->config.beta1,
+                               .beta2 = (float)e->config.beta2,
+                               .eps = (float)e->config.epsilon,
+                               .weight_decay = (float)e->config.weight_decay,
+                               .grad_type = grad_type,
+                               .grad =
+                                   (char *)executor_at(e, i->src) + first * dtype_size(grad_type),
+                               .master = master ? state : param,
+                               .m = moments,
+                               .v = moments + one,
+                               .param = master ? param : NULL};
+}
+
+int executor_run_update(struct executor *e, const struct instr *i, struct stream *s,
+                        struct err *err)
+{
+    struct step_scalars *scalars = executor_scalars(e);
+    struct adamw_args a = slice_args(e, i, e->ops->grad);
+    a.step = &scalars->adamw;
+    a.clip = e->plan->in.clip ? &scalars->clip : &scalars->unclipped;
+    return executor_launched(e->ops->adamw(s, &a), e, i, err);
+}
+
+/* On the cpu queue's thread: the gradient has travelled rounded; the coefficient lies where the
+ * plan sent the step's scalars. */
+int executor_host_update(void *ud, const struct host_job *job, struct err *err)
+{
+    static const struct clip_result unclipped = {.coef = 1.0f, .finite = 1};
+    struct executor *e = ud;
+    struct adamw_args a = slice_args(e, job->instr, e->ops->compute);
+    a.step = &job->adamw;
+    a.clip = &unclipped;
+    if (e->plan->in.clip)
+        a.clip = &((const struct step_scalars *)executor_at(e, e->plan->io.clip))->clip;
+    return executor_launched(e->ops->adamw(e->update_stream, &a), e, job->instr, err);
+}
