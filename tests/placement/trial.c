@@ -1,0 +1,273 @@
+#include "tests/placement/trial.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/alloc.h"
+#include "core/rng.h"
+#include "worker/model/weights.h"
+#include "worker/parallel/comm.h"
+#include "worker/train/checkpoint.h"
+
+int trial_model_open(const char *dir, struct trial_model *out, struct err *err)
+{
+    struct decoder_config config = {0};
+    int rc = decoder_config_load(dir, &config, err);
+    if (rc != 0)
+        return rc;
+    *out = (struct trial_model){.dir = dir};
+    model_init(&out->model, &config);
+    return 0;
+}
+
+void trial_model_close(struct trial_model *m)
+{
+    model_fini(&m->model);
+}
+
+int trial_plan(const struct trial_model *m, const struct trial_job *job,
+               const struct trial_placement *place, struct device *device, struct plan **out,
+               struct err *err)
+{
+    const struct decoder_config *c = &m->model.config;
+    struct plan_input in = {.model = &m->model,
+                            .ops = device_ops(device, job->compute),
+                            .policy = place->policy,
+                            .clip = job->max_grad_norm > 0,
+                            .force = place->force,
+                            .micro_batch = job->micro_batch,
+                            .micro_batches = job->micro_batches,
+                            .seq_length = job->seq_length,
+                            .head_rows = 16,
+                            .hidden_dropout = job->dropout,
+                            .embed_dropout = c->embed_dropout > 0 ? job->dropout : 0,
+                            .attn_dropout = c->attn_dropout > 0 ? job->dropout : 0};
+    memcpy(in.limit, place->limit, sizeof in.limit);
+    for (int a = 0; a < AXIS_COUNT; a++)
+        in.mesh.size[a] = 1;
+    return plan_build(&in, out, err);
+}
+
+/* ---- data: rows of two documents, the second one's positions and attention starting anew --------
+ */
+
+static uint64_t next(uint64_t *state)
+{
+    *state = *state * 6364136223846793005u + 1442695040888963407u;
+    return *state >> 33;
+}
+
+static void fill_row(struct batch *b, int64_t row, int64_t vocab, uint64_t *state)
+{
+    int64_t cut = 1 + (int64_t)(next(state) % (uint64_t)(b->T - 1));
+    for (int64_t t = 0; t < b->T; t++) {
+        int64_t at = row * b->T + t, begin = t < cut ? 0 : cut;
+        b->tokens[at] = (int32_t)(next(state) % (uint64_t)vocab);
+        b->positions[at] = (int32_t)(t - begin);
+        b->first_key[at] = (int32_t)begin;
+        if (t > 0)
+            b->targets[at - 1] = t == cut ? TARGET_IGNORE : b->tokens[at];
+    }
+    b->targets[row * b->T + b->T - 1] = TARGET_IGNORE;
+}
+
+/* Returns how many targets the step has. */
+static int64_t fill_step(struct executor *e, const struct plan *p, int slot, int64_t step)
+{
+    uint64_t state = 77 + (uint64_t)step;
+    int64_t targets = 0;
+    for (int64_t m = 0; m < p->in.micro_batches; m++) {
+        struct batch b;
+        executor_batch(e, slot, m, &b);
+        for (int64_t row = 0; row < b.B; row++)
+            fill_row(&b, row, p->in.model->config.vocab, &state);
+        for (int64_t i = 0; i < b.B * b.T; i++)
+            targets += b.targets[i] != TARGET_IGNORE;
+    }
+    return targets;
+}
+
+/* ---- payloads ----------------------------------------------------------------------------------
+ */
+
+struct payloads {
+    const struct plan *plan;
+    char *data;
+};
+
+/* Where a payload lies in trial_result.weights: independent of the order of a plan's lists. */
+static size_t payload_offset(const struct plan *p, int64_t chunk, enum payload payload)
+{
+    size_t at = 0;
+    for (int64_t c = 0; c <= chunk; c++) {
+        const struct chunk *ch = &p->chunks.chunks[c];
+        for (int k = 0; k < PAYLOAD_COUNT; k++) {
+            if (c == chunk && k == (int)payload)
+                return at;
+            if (k != PAYLOAD_GRAD)
+                at += chunk_payload_bytes(ch, k, p->types);
+        }
+    }
+    return at;
+}
+
+static int take(void *ud, int64_t chunk, enum payload payload, void *host, size_t bytes,
+                struct err *err)
+{
+    struct payloads *all = ud;
+    memcpy(all->data + payload_offset(all->plan, chunk, payload), host, bytes);
+    return 0;
+}
+
+static int give(void *ud, int64_t chunk, enum payload payload, void *host, size_t bytes,
+                struct err *err)
+{
+    struct payloads *all = ud;
+    memcpy(host, all->data + payload_offset(all->plan, chunk, payload), bytes);
+    return 0;
+}
+
+static int load(struct executor *e, const struct plan *p, const struct trial_model *m,
+                const struct trial_result *from, struct err *err)
+{
+    struct weights_reader *weights = NULL;
+    int rc = 0;
+    if (from) {
+        struct payloads all = {.plan = p, .data = from->weights};
+        return executor_transfer(e, LIST_LOAD, give, &all, err);
+    }
+    TRY(weights_open(m->dir, &m->model, &weights, err));
+    TRY(checkpoint_load_weights(weights, p, e, err));
+out:
+    weights_close(weights);
+    return rc;
+}
+
+static int save(struct executor *e, const struct plan *p, struct trial_result *out, struct err *err)
+{
+    out->weights_bytes = payload_offset(p, p->chunks.n_chunks - 1, PAYLOAD_COUNT);
+    out->weights = xcalloc(1, out->weights_bytes);
+    struct payloads all = {.plan = p, .data = out->weights};
+    return executor_transfer(e, LIST_SAVE, take, &all, err);
+}
+
+/* ---- steps --------------------------------------------------------------------------------------
+ */
+
+static int collect(struct executor *e, int64_t step, struct trial_result *out, struct err *err)
+{
+    return executor_collect(e, (int)(step % STEP_SLOTS), &out->step[step], err);
+}
+
+static int train(struct executor *e, const struct plan *p, const struct trial_job *job,
+                 int64_t first, struct trial_result *out, struct err *err)
+{
+    int rc = 0;
+    for (int64_t step = first; step < job->steps; step++) {
+        int slot = (int)(step % STEP_SLOTS);
+        if (step - first >= STEP_SLOTS)
+            TRY(collect(e, step - STEP_SLOTS, out, err));
+        int64_t targets = fill_step(e, p, slot, step);
+        struct step_input in = {.step = step + 1,
+                                .learning_rate = 1e-3 * (double)(step + 1),
+                                .grad_scale = 1.0 / (double)targets};
+        TRY(executor_step(e, slot, &in, err));
+    }
+    for (int64_t step = job->steps - STEP_SLOTS; step < job->steps; step++)
+        if (step >= first)
+            TRY(collect(e, step, out, err));
+out:
+    return rc;
+}
+
+static int evaluate(struct executor *e, const struct plan *p, struct trial_result *out,
+                    struct err *err)
+{
+    struct step_result res;
+    fill_step(e, p, 0, 1000);
+    int rc = executor_eval(e, &res, err);
+    if (rc == 0)
+        out->eval_loss = res.loss_sum;
+    return rc;
+}
+
+static int measured_steps(struct executor *e, struct device *d, const struct plan *p,
+                          const struct trial_job *job, int64_t first, struct trial_result *out,
+                          struct err *err)
+{
+    struct device_counters before = d->counters;
+    struct plan_simulation sim;
+    int rc = 0;
+
+    TRY(plan_simulate(p, LIST_TRAIN, &sim, err));
+    TRY(train(e, p, job, first, out, err));
+    out->link_bytes[LINK_H2D] = (int64_t)(d->counters.h2d_bytes - before.h2d_bytes);
+    out->link_bytes[LINK_D2H] = (int64_t)(d->counters.d2h_bytes - before.d2h_bytes);
+    memcpy(out->planned_link_bytes, sim.link_bytes, sizeof sim.link_bytes);
+out:
+    return rc;
+}
+
+static int run(const struct trial_model *m, const struct trial_job *job,
+               const struct trial_placement *place, struct device *d, struct plan *p, int64_t first,
+               const struct trial_result *from, struct trial_result *out, struct err *err)
+{
+    struct comm *comm = NULL;
+    struct executor *e = NULL;
+    int rc = 0;
+
+    TRY(comm_self_create(d, &comm, err));
+    struct executor_config config = {.plan = p,
+                                     .device = d,
+                                     .data_comm = comm,
+                                     .nvme_directory = place->nvme_directory,
+                                     .seed = 11,
+                                     .beta1 = 0.9,
+                                     .beta2 = 0.95,
+                                     .epsilon = 1e-8,
+                                     .weight_decay = 0.1,
+                                     .max_grad_norm = job->max_grad_norm};
+    TRY(executor_create(&config, &e, err));
+    TRY(load(e, p, m, from, err));
+    TRY(measured_steps(e, d, p, job, first, out, err));
+    TRY(evaluate(e, p, out, err));
+    TRY(save(e, p, out, err));
+    out->device_peak = d->counters.device_peak;
+    out->host_peak = d->counters.host_peak;
+out:
+    executor_destroy(e);
+    comm_destroy(comm);
+    return rc;
+}
+
+int trial_run(const struct trial_model *m, const struct trial_job *job,
+              const struct trial_placement *place, int64_t first, const struct trial_result *from,
+              struct trial_result *out, struct err *err)
+{
+    struct device_options options = {.memory_limit = place->limit[TIER_GPU]};
+    struct device *d = NULL;
+    struct plan *p = NULL;
+    struct trial_result r = {0};
+    int rc = 0;
+
+    assert(job->steps <= TRIAL_MAX_STEPS);
+    TRY(device_open(DEVICE_CPU, 0, &options, &d, err));
+    TRY(trial_plan(m, job, place, d, &p, err));
+    memcpy(r.claim, p->claim, sizeof r.claim);
+    r.chosen = p->chosen;
+    TRY(run(m, job, place, d, p, first, from, &r, err));
+    *out = r;
+    r = (struct trial_result){0};
+out:
+    trial_result_fini(&r);
+    plan_destroy(p);
+    device_close(d);
+    return rc;
+}
+
+void trial_result_fini(struct trial_result *r)
+{
+    free(r->weights);
+    *r = (struct trial_result){0};
+}

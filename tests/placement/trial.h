@@ -1,0 +1,68 @@
+/*
+ * A trial: a small model trained for a few steps under one plan, and everything that may be
+ * compared afterwards. Steps overlap as they do in a job (two in flight). Failures of Castor are
+ * reported by the return value and err; the test decides whether they were expected.
+ */
+#ifndef CASTOR_TESTS_PLACEMENT_TRIAL_H
+#define CASTOR_TESTS_PLACEMENT_TRIAL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/device.h"
+#include "worker/plan/plan.h"
+#include "worker/train/executor.h"
+
+enum { TRIAL_MAX_STEPS = 8 };
+
+/* What defines the numbers: the same for every placement. */
+struct trial_job {
+    const char *model_dir;
+    enum dtype compute;
+    int64_t micro_batch, micro_batches, seq_length;
+    double dropout;
+    double max_grad_norm; /* 0 = no clipping */
+    int64_t steps;
+};
+
+/* Where things lie. */
+struct trial_placement {
+    enum placement_policy policy;
+    size_t limit[TIER_COUNT];
+    struct plan_choices force;
+    const char *nvme_directory; /* or NULL */
+};
+
+struct trial_result {
+    struct step_result step[TRIAL_MAX_STEPS];
+    double eval_loss;
+    char *weights; /* parameters and optimizer state, chunk after chunk; owned */
+    size_t weights_bytes;
+    size_t claim[TIER_COUNT];
+    struct plan_choices chosen;
+    size_t device_peak, host_peak;          /* counted */
+    int64_t link_bytes[LINK_COUNT];         /* counted, of the training steps */
+    int64_t planned_link_bytes[LINK_COUNT]; /* a step  */
+};
+
+/* A model that several trials share. */
+struct trial_model {
+    struct model model;
+    const char *dir;
+};
+int trial_model_open(const char *dir, struct trial_model *out, struct err *err);
+void trial_model_close(struct trial_model *m);
+
+/* Only the plan; free with plan_destroy. */
+int trial_plan(const struct trial_model *m, const struct trial_job *job,
+               const struct trial_placement *place, struct device *device, struct plan **out,
+               struct err *err);
+
+/* Train steps [first, job->steps) from `from` (what a trial's weights held behind step `first`), or
+ * from the published weights when it is NULL. */
+int trial_run(const struct trial_model *m, const struct trial_job *job,
+              const struct trial_placement *place, int64_t first, const struct trial_result *from,
+              struct trial_result *out, struct err *err);
+void trial_result_fini(struct trial_result *r);
+
+#endif
