@@ -24,8 +24,8 @@ enum step_batch_array {
 
 /* The rows place: row_loss of all rows (stat), then row_correct (int32). */
 
-/* The scalars place: in first, then out. The host writes what stands before `clip` and nothing else:
- * the result of the pass before may still be on its way to the cpu queue. */
+/* The scalars place: in first, then out. The host writes what stands before `clip` and nothing
+ * else: the result of the pass before may still be on its way to the cpu queue. */
 struct step_scalars {
     struct adamw_step adamw; /* in  */
     float grad_scale;        /* in: 1 / target tokens of the whole step */
