@@ -55,6 +55,7 @@ static void add_tensor(struct model *m, struct block_desc *b, enum tensor_role r
         .rows = rows,
         .cols = cols,
         .decay = matrix,
+        .trainable = true,
     };
     m->n_params += rows * cols;
     use_tensor(b, m->n_tensors++);
@@ -188,4 +189,15 @@ int64_t block_find(const struct model *m, const struct block_desc *b, enum tenso
 int64_t tensor_elements(const struct tensor_desc *t)
 {
     return t->rows * t->cols;
+}
+
+int64_t model_first_trained(const struct model *m)
+{
+    for (int64_t b = 0; b < m->n_blocks; b++) {
+        for (int64_t i = 0; i < m->blocks[b].n_tensors; i++) {
+            if (m->tensors[m->blocks[b].tensors[i]].trainable)
+                return b;
+        }
+    }
+    return m->n_blocks;
 }

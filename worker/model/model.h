@@ -52,11 +52,12 @@ struct tensor_desc {
     int64_t layer;      /* 0-based, -1 outside the layers */
     int64_t rows, cols; /* a vector has rows = its length, cols = 1 */
     bool decay; /* weight decay applies: matrices, not biases, norms and embeddings of positions */
+    bool trainable; /* false: frozen, without gradient and optimizer state, never written */
 };
 
 enum block_kind { BLOCK_EMBED, BLOCK_LAYER, BLOCK_HEAD };
 
-enum { BLOCK_MAX_TENSORS = 20 };
+enum { BLOCK_MAX_TENSORS = 32 };
 
 struct block_desc {
     enum block_kind kind;
@@ -82,5 +83,7 @@ const char *tensor_role_name(enum tensor_role role);
 /* The block's tensor with that role: position in block.tensors, -1 when the block has none. */
 int64_t block_find(const struct model *m, const struct block_desc *b, enum tensor_role role);
 int64_t tensor_elements(const struct tensor_desc *t);
+/* The lowest block with a trainable tensor: backward ends there. */
+int64_t model_first_trained(const struct model *m);
 
 #endif

@@ -21,7 +21,7 @@ static void pack_chunks(struct plan *p)
     for (int64_t t = 0; t < m->n_tensors; t++)
         in[t] = (struct chunk_input){.elements = tensor_elements(&m->tensors[t]),
                                      .decay = m->tensors[t].decay,
-                                     .trainable = true,
+                                     .trainable = m->tensors[t].trainable,
                                      .first_block = -1};
     for (int64_t b = 0; b < m->n_blocks; b++) {
         for (int64_t i = 0; i < m->blocks[b].n_tensors; i++) {
@@ -255,7 +255,7 @@ static void add_reduces(struct plan *p, int64_t block)
 
 static void build_train(struct plan *p, struct layout l)
 {
-    int64_t n = p->in.model->n_blocks;
+    int64_t n = p->in.model->n_blocks, bottom = model_first_trained(p->in.model);
     int32_t first = train_operands(p, &l);
     struct instr_list *list = &p->lists[LIST_TRAIN];
 
@@ -263,7 +263,7 @@ static void build_train(struct plan *p, struct layout l)
         /* The head's backward runs its own forward, slice by slice of rows. */
         for (int64_t b = 0; b < n - 1; b++)
             add_block(p, LIST_TRAIN, INSTR_FORWARD, b, micro, first);
-        for (int64_t b = n - 1; b >= 0; b--) {
+        for (int64_t b = n - 1; b >= bottom; b--) {
             add_block(p, LIST_TRAIN, INSTR_BACKWARD, b, micro, first);
             if (micro == p->in.micro_batches - 1)
                 add_reduces(p, b);
@@ -314,6 +314,8 @@ static void add_transfer(struct plan *p, enum plan_list list, int64_t chunk, int
 static void build_transfer(struct plan *p, enum plan_list list)
 {
     for (int64_t c = 0; c < p->chunks.n_chunks; c++) {
+        if (list == LIST_SAVE && !p->chunks.chunks[c].trainable)
+            continue;
         add_transfer(p, list, c, -1, p->chunk[c].param);
         for (int64_t k = 0; k < p->chunk[c].n_slices; k++)
             add_transfer(p, list, c, k, p->chunk[c].slices[k].home);

@@ -11,13 +11,16 @@
  *   LIST_SAMPLE  forward of one row, logits of one position
  *   LIST_LOAD    every parameter payload and every slice of the state from host memory to where it
  *                lives: weights, or a checkpoint
- *   LIST_SAVE    all of them to host memory: checkpoint, export
+ *   LIST_SAVE    all of them to host memory but what is frozen: checkpoint, export
  * In the last two the host's side (src of a load, dst of a save) is the staging place, or where the
  * payload lives in host memory; then src == dst and nothing is copied.
  *
  * The training list is cyclic: updates on the cpu queue may still run while the next pass begins
  * (its instructions wait for them by `wait_prev`). The other lists start and end with all queues
  * idle.
+ *
+ * Frozen chunks are only read: no gradient slots, no state, no REDUCE, no UPDATE, never moved back.
+ * Backward ends at the lowest block that trains (model_first_trained).
  *
  * Numbers do not depend on any of the planner's choices: gradients are rounded to the compute type
  * where they are consumed (kernels/op_table.h: sumsq, adamw), so they may travel in it; with

@@ -123,17 +123,28 @@ static int move_state(struct sim *s, int64_t at, int64_t chunk, enum chunk_state
     return 0;
 }
 
+/* Nothing changes a frozen chunk, so nothing of it is reduced, updated or written back. */
+static bool writes_frozen(const struct plan *p, const struct instr *i)
+{
+    bool writes = i->op == INSTR_REDUCE || i->op == INSTR_UPDATE || i->op == INSTR_SPILL ||
+                  i->op == INSTR_EVICT || i->op == INSTR_UNSTAGE;
+    return writes && i->chunk >= 0 && !p->chunks.chunks[i->chunk].trainable;
+}
+
 static int check_states(struct sim *s, int64_t at, const struct instr *i)
 {
     int rc = 0;
+    if (writes_frozen(s->p, i))
+        return broken(s, at, "writes the frozen chunk", i->chunk);
     if (i->op == INSTR_FORWARD || i->op == INSTR_BACKWARD) {
         const struct block_operands *o = &s->p->operands[i->operands];
         enum chunk_state after = i->op == INSTR_BACKWARD ? CHUNK_HOLD_AFTER_BWD
                                  : s->list == LIST_TRAIN ? CHUNK_HOLD_AFTER_FWD
                                                          : CHUNK_HOLD;
         for (int32_t c = 0; c < o->n_chunks; c++) {
+            bool trainable = s->p->chunks.chunks[o->chunk[c]].trainable;
             TRY(move_state(s, at, o->chunk[c], CHUNK_COMPUTE));
-            TRY(move_state(s, at, o->chunk[c], after));
+            TRY(move_state(s, at, o->chunk[c], trainable ? after : CHUNK_HOLD));
         }
     } else if (i->op == INSTR_REDUCE) {
         TRY(move_state(s, at, i->chunk, CHUNK_READY_FOR_REDUCE));

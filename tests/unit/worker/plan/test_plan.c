@@ -83,6 +83,38 @@ Test(plan, a_tied_table_has_two_gradient_slots_and_one_update)
     rig_fini(&r);
 }
 
+/* All but the matrices of the last layer. */
+static void freeze(struct model *m)
+{
+    for (int64_t t = 0; t < m->n_tensors; t++)
+        m->tensors[t].trainable =
+            m->tensors[t].cols > 1 && m->tensors[t].layer == m->config.layers - 1;
+}
+
+Test(plan, frozen_chunks_are_only_read)
+{
+    struct rig r;
+    rig_init(&r, 3, 2);
+    freeze(&r.model);
+    cr_expect_eq(model_first_trained(&r.model), 3);
+    struct plan *p = build(&r);
+    int64_t trained = p->chunks.tensors[r.model.blocks[3].tensors[2]].chunk;
+    cr_expect_eq(count(p, INSTR_FORWARD), 4 * 2);
+    cr_expect_eq(count(p, INSTR_BACKWARD), 2 * 2); /* nothing trains below the last layer */
+    cr_expect_eq(count(p, INSTR_REDUCE), 1);
+    cr_expect_eq(count(p, INSTR_UPDATE), 1);
+    for (int64_t c = 0; c < p->chunks.n_chunks; c++) {
+        cr_expect_eq(p->chunks.chunks[c].trainable, c == trained);
+        cr_expect_eq(p->chunk[c].n_slices, c == trained ? 1 : 0);
+        cr_expect_eq(p->chunk[c].grad[0] != NO_PLACE, c == trained);
+    }
+    for (int64_t i = 0; i < p->lists[LIST_SAVE].n; i++)
+        cr_expect_eq(p->lists[LIST_SAVE].items[i].chunk, trained);
+    cr_expect_gt(p->lists[LIST_LOAD].n, p->lists[LIST_SAVE].n);
+    plan_destroy(p);
+    rig_fini(&r);
+}
+
 Test(plan, refuses_what_does_not_fit_and_accepts_what_just_does)
 {
     struct rig r;
@@ -182,6 +214,24 @@ Test(simulate, finds_an_update_before_its_reduce)
     int64_t reduce = find(p, INSTR_REDUCE);
     memmove(l->items + reduce, l->items + reduce + 1, (size_t)(--l->n - reduce) * sizeof *l->items);
     cr_expect_eq(simulate_broken(p, &err), ERR_INTERNAL);
+    plan_destroy(p);
+    rig_fini(&r);
+}
+
+Test(simulate, finds_a_write_to_a_frozen_chunk)
+{
+    struct rig r;
+    struct err err = {0};
+    rig_init(&r, 2, 1);
+    freeze(&r.model);
+    struct plan *p = build(&r);
+    struct instr_list *l = &p->lists[LIST_TRAIN];
+    int64_t update = find(p, INSTR_UPDATE);
+    for (int64_t c = 0; c < p->chunks.n_chunks; c++)
+        if (!p->chunks.chunks[c].trainable)
+            l->items[update].chunk = (int32_t)c;
+    cr_expect_eq(simulate_broken(p, &err), ERR_INTERNAL);
+    cr_expect(strstr(err.msg, "frozen") != NULL, "%s", err.msg);
     plan_destroy(p);
     rig_fini(&r);
 }
