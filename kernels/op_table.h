@@ -120,24 +120,25 @@ struct norm_args {
     void *workspace;
 };
 
-/* y = act(x w^T + bias) + residual, w (O, I) as in PyTorch's nn.Linear */
+/* y = act(alpha x w^T + bias) + residual, w (O, I) as in PyTorch's nn.Linear */
 struct linear_args {
     int64_t N, I, O;
+    float alpha;          /* times the product, forward and backward; 0 = 1 */
     int64_t ldx, ldy;     /* of x/dx and of y/dy/pre/residual */
     const void *x;        /* (N, I) */
     const void *w;        /* (O, I) */
     const void *bias;     /* (O) or NULL */
     const void *residual; /* (N, O) or NULL; may alias y */
     enum act_kind act;
-    void *pre; /* (N, O) = x w^T + bias, or NULL: kept for backward of act */
+    void *pre; /* (N, O) = alpha x w^T + bias, or NULL: kept for backward of act */
     void *y;   /* (N, O) = */
-    /* linear_bwd_data: dx = dy w, times act'(pre_x) where x was act(pre_x) */
+    /* linear_bwd_data: dx = alpha dy w, times act'(pre_x) where x was act(pre_x) */
     const void *dy;      /* (N, O) */
     enum act_kind act_x; /* the activation that made x, or ACT_NONE */
     const void *pre_x;   /* (N, I), needed with act_x (ReLU: x itself will do) */
     enum accum dx_accum; /* with ACCUM_ADD the product is added to dx (act_x must be ACT_NONE) */
     void *dx;            /* (N, I) */
-    /* linear_bwd_weight: dw += dy^T x, dbias += column sums of dy */
+    /* linear_bwd_weight: dw += alpha dy^T x, dbias += column sums of dy */
     enum accum dw_accum; /* of dw and dbias; ACCUM_ASSIGN for the first micro-batch of a step */
     void *dw;            /* (O, I) grad, or NULL */
     void *dbias;         /* (O) grad, or NULL    */

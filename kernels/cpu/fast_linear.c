@@ -25,6 +25,11 @@ static int64_t ld_or(int64_t ld, int64_t dense)
     return ld ? ld : dense;
 }
 
+static float alpha_of(const struct linear_args *a)
+{
+    return a->alpha != 0 ? a->alpha : 1;
+}
+
 /* Large tiles repack less; enough of them keep all threads busy. */
 struct tiling {
     int64_t rows, cols, down, across;
@@ -113,7 +118,7 @@ static void forward_by_pieces(const struct linear_args *a, const struct tile *t)
         for (int64_t c = t->c0; c < t->c0 + t->cols; c += COLS) {
             int64_t rows = min64(ROWS, t->r0 + t->rows - r),
                     cols = min64(COLS, t->c0 + t->cols - c);
-            blas_sgemm(BLAS_AS_IS, BLAS_TRANSPOSED, rows, cols, a->I, 1, x + r * ldx, ldx,
+            blas_sgemm(BLAS_AS_IS, BLAS_TRANSPOSED, rows, cols, a->I, alpha_of(a), x + r * ldx, ldx,
                        w + c * a->I, a->I, 0, product, COLS);
             for (int64_t i = 0; i < rows; i++) {
                 int64_t at = (r + i) * ldy + c;
@@ -128,16 +133,18 @@ static void forward_tile(const struct linear_args *a, const struct tile *t)
     int64_t ldx = ld_or(a->ldx, a->I), ldy = ld_or(a->ldy, a->O);
     const float *bias = a->bias, *residual = a->residual;
     int64_t at = t->r0 * ldy + t->c0;
+    bool in_place = residual == a->y && residual && !a->pre;
+    bool bare = a->act == ACT_NONE && !bias && !a->pre;
 
-    if (residual == a->y && residual && !a->pre) {
+    if (in_place && !bare) {
         forward_by_pieces(a, t);
         return;
     }
     float *product = a->pre ? a->pre : a->y;
-    blas_sgemm(BLAS_AS_IS, BLAS_TRANSPOSED, t->rows, t->cols, a->I, 1,
-               (const float *)a->x + t->r0 * ldx, ldx, (const float *)a->w + t->c0 * a->I, a->I, 0,
-               product + at, ldy);
-    if (a->act == ACT_NONE && !bias && !residual && !a->pre)
+    blas_sgemm(BLAS_AS_IS, BLAS_TRANSPOSED, t->rows, t->cols, a->I, alpha_of(a),
+               (const float *)a->x + t->r0 * ldx, ldx, (const float *)a->w + t->c0 * a->I, a->I,
+               in_place ? 1 : 0, product + at, ldy);
+    if (bare && (in_place || !residual))
         return;
     for (int64_t i = 0; i < t->rows; i++, at += ldy)
         finish_row(a->act, t->cols, product + at, bias ? bias + t->c0 : NULL,
@@ -185,7 +192,7 @@ int fast_linear_bwd_data(struct stream *s, const struct linear_args *a)
         struct tile tile = tile_at(&t, i, a->N, a->I);
         int64_t at = tile.r0 * ldx + tile.c0;
         float *dx = (float *)a->dx + at;
-        blas_sgemm(BLAS_AS_IS, BLAS_AS_IS, tile.rows, tile.cols, a->O, 1,
+        blas_sgemm(BLAS_AS_IS, BLAS_AS_IS, tile.rows, tile.cols, a->O, alpha_of(a),
                    (const float *)a->dy + tile.r0 * ldy, ldy, (const float *)a->w + tile.c0, a->I,
                    a->dx_accum == ACCUM_ADD ? 1 : 0, dx, ldx);
         if (a->act_x != ACT_NONE)
@@ -208,7 +215,7 @@ int fast_linear_bwd_weight(struct stream *s, const struct linear_args *a)
     for (int64_t i = 0; i < tiles + strips; i++) {
         if (i < tiles) {
             struct tile tile = tile_at(&t, i, a->O, a->I);
-            blas_sgemm(BLAS_TRANSPOSED, BLAS_AS_IS, tile.rows, tile.cols, a->N, 1,
+            blas_sgemm(BLAS_TRANSPOSED, BLAS_AS_IS, tile.rows, tile.cols, a->N, alpha_of(a),
                        (const float *)a->dy + tile.r0, ldy, (const float *)a->x + tile.c0, ldx,
                        add ? 1 : 0, (float *)a->dw + tile.r0 * a->I + tile.c0, a->I);
         } else {

@@ -1,5 +1,10 @@
 /* Reference ops, included once for each `real`: linear layers and activations. */
 
+static double linear_alpha(const struct linear_args *a)
+{
+    return a->alpha != 0 ? (double)a->alpha : 1;
+}
+
 static int linear_fwd(struct stream *s, const struct linear_args *a)
 {
     const real *w = a->w, *bias = a->bias;
@@ -11,6 +16,7 @@ static int linear_fwd(struct stream *s, const struct linear_args *a)
             double sum = 0;
             for (int64_t i = 0; i < a->I; i++)
                 sum += (double)x[i] * (double)w[o * a->I + i];
+            sum *= linear_alpha(a);
             real pre = (real)(bias ? sum + (double)bias[o] : sum);
             if (a->pre)
                 ((real *)a->pre)[n * ldy + o] = pre;
@@ -34,6 +40,7 @@ static int linear_bwd_data(struct stream *s, const struct linear_args *a)
             double sum = 0;
             for (int64_t o = 0; o < a->O; o++)
                 sum += (double)dy[o] * (double)w[o * a->I + i];
+            sum *= linear_alpha(a);
             if (a->act_x != ACT_NONE)
                 sum *= ref_act_slope(a->act_x, (double)pre_x[n * ldx + i]);
             *dx = (real)(a->dx_accum == ACCUM_ADD ? (double)*dx + sum : sum);
@@ -53,6 +60,7 @@ static int linear_bwd_weight(struct stream *s, const struct linear_args *a)
             double sum = 0;
             for (int64_t n = 0; n < a->N; n++)
                 sum += (double)dy[n * ldy + o] * (double)x[n * ldx + i];
+            sum *= linear_alpha(a);
             real *d = &dw[o * a->I + i];
             *d = (real)(accumulate ? (double)*d + sum : sum);
         }

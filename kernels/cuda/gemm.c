@@ -206,9 +206,8 @@ static cublasStatus_t launch(struct gemm_cache *cache, const struct gemm_plan *p
                              const cublasLtMatmulAlgo_t *algo, cudaStream_t stream,
                              const struct gemm *g)
 {
-    const float one = 1.0f;
-    return cublasLtMatmul(cache->blas, plan->desc, &one, g->a, plan->a, g->b, plan->b, &g->beta,
-                          g->c ? g->c : g->d, plan->c, g->d, plan->d, algo, g->workspace,
+    return cublasLtMatmul(cache->blas, plan->desc, &g->alpha, g->a, plan->a, g->b, plan->b,
+                          &g->beta, g->c ? g->c : g->d, plan->c, g->d, plan->d, algo, g->workspace,
                           GEMM_WORKSPACE, stream);
 }
 

@@ -23,7 +23,8 @@
 /* Bytes of workspace that every product is given. NVIDIA recommends 32 MiB on Hopper. */
 #define GEMM_WORKSPACE ((size_t)32 << 20)
 
-/* Column-major, as in BLAS: D (m, n) = epilogue(op(A) op(B) + beta C), float32 accumulation. */
+/* Column-major, as in BLAS: D (m, n) = epilogue(alpha op(A) op(B) + beta C), float32 accumulation.
+ */
 struct gemm {
     bool trans_a, trans_b;
     int64_t m, n, k;
@@ -31,7 +32,7 @@ struct gemm {
     const void *a, *b, *c;            /* c: NULL = d                       */
     int64_t lda, ldb, ldc, ldd;
     void *d;
-    float beta;
+    float alpha, beta;
     cublasLtEpilogue_t epilogue;
     const void *bias; /* (m), with a BIAS epilogue */
     void *aux;        /* (m, n), with an AUX one   */

@@ -26,6 +26,11 @@ static int64_t row_stride(int64_t ld, int64_t dense)
     return ld ? ld : dense;
 }
 
+static float alpha_of(const struct linear_args *a)
+{
+    return a->alpha != 0 ? a->alpha : 1;
+}
+
 static bool rows_aligned(const void *p, int64_t ld)
 {
     return ((uintptr_t)p & 15) == 0 && ld % 8 == 0;
@@ -48,6 +53,7 @@ static struct gemm forward_product(enum dtype real, const struct linear_args *a,
         .ldb = row_stride(a->ldx, a->I),
         .d = to,
         .ldd = ldy,
+        .alpha = alpha_of(a),
         .epilogue = a->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT,
         .bias = a->bias,
         .workspace = a->workspace,
@@ -121,6 +127,7 @@ int linear_bwd_data(struct stream *s, enum dtype real, const struct linear_args 
         .ldb = row_stride(a->ldy, a->O),
         .d = a->dx,
         .ldd = ldx,
+        .alpha = alpha_of(a),
         .beta = a->dx_accum == ACCUM_ADD ? 1.0f : 0.0f,
         .epilogue = CUBLASLT_EPILOGUE_DEFAULT,
         .workspace = a->workspace,
@@ -162,6 +169,7 @@ int linear_bwd_weight(struct stream *s, enum dtype real, const struct linear_arg
             .ldb = ldy,
             .d = a->dw,
             .ldd = a->I,
+            .alpha = alpha_of(a),
             .beta = a->dw_accum == ACCUM_ADD ? 1.0f : 0.0f,
             .epilogue = CUBLASLT_EPILOGUE_DEFAULT,
             .workspace = a->workspace,

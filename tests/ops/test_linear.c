@@ -6,6 +6,7 @@
 
 struct linear_shape {
     int64_t N, I, O, pad_x, pad_y; /* pad: elements between rows */
+    float alpha;                   /* 0 = 1 */
 };
 
 static const enum act_kind ACTS[] = {ACT_NONE, ACT_RELU, ACT_GELU_ERF, ACT_GELU_TANH, ACT_SILU};
@@ -17,6 +18,7 @@ static struct linear_args shape_args(const struct linear_shape *s)
     return (struct linear_args){.N = s->N,
                                 .I = s->I,
                                 .O = s->O,
+                                .alpha = s->alpha,
                                 .ldx = s->pad_x ? s->I + s->pad_x : 0,
                                 .ldy = s->pad_y ? s->O + s->pad_y : 0};
 }
@@ -33,8 +35,9 @@ static void forward_case(struct op_case *c, const struct linear_shape *s,
     int64_t ldx = s->I + s->pad_x, ldy = s->O + s->pad_y;
 
     a.act = o->act;
-    case_init(c, OP_LINEAR_FWD, &a, sizeof a, "N=%ld I=%ld O=%ld pad=%ld,%ld act=%s%s%s%s%s",
-              (long)s->N, (long)s->I, (long)s->O, (long)s->pad_x, (long)s->pad_y, ACT_NAMES[o->act],
+    case_init(c, OP_LINEAR_FWD, &a, sizeof a,
+              "N=%ld I=%ld O=%ld pad=%ld,%ld alpha=%g act=%s%s%s%s%s", (long)s->N, (long)s->I,
+              (long)s->O, (long)s->pad_x, (long)s->pad_y, (double)s->alpha, ACT_NAMES[o->act],
               o->bias ? " bias" : "", o->residual ? " residual" : "", o->pre ? " pre" : "",
               o->alias ? " in place" : "");
     BIND(c, linear_args, x, EL_REAL, ROLE_IN, s->N, s->I, ldx);
@@ -59,8 +62,9 @@ static void data_case(struct op_case *c, const struct linear_shape *s, enum act_
 
     a.act_x = act_x;
     a.dx_accum = accum;
-    case_init(c, OP_LINEAR_BWD_DATA, &a, sizeof a, "N=%ld I=%ld O=%ld pad=%ld,%ld act_x=%s%s",
-              (long)s->N, (long)s->I, (long)s->O, (long)s->pad_x, (long)s->pad_y, ACT_NAMES[act_x],
+    case_init(c, OP_LINEAR_BWD_DATA, &a, sizeof a,
+              "N=%ld I=%ld O=%ld pad=%ld,%ld alpha=%g act_x=%s%s", (long)s->N, (long)s->I,
+              (long)s->O, (long)s->pad_x, (long)s->pad_y, (double)s->alpha, ACT_NAMES[act_x],
               accum == ACCUM_ADD ? " add" : "");
     BIND(c, linear_args, dy, EL_REAL, ROLE_IN, s->N, s->O, ldy);
     BIND(c, linear_args, w, EL_REAL, ROLE_IN, s->O, s->I, 0);
@@ -76,9 +80,9 @@ static void weight_case(struct op_case *c, const struct linear_shape *s, enum ac
     enum role role = accum == ACCUM_ADD ? ROLE_ADD : ROLE_ASSIGN;
 
     a.dw_accum = accum;
-    case_init(c, OP_LINEAR_BWD_WEIGHT, &a, sizeof a, "N=%ld I=%ld O=%ld pad=%ld,%ld%s%s%s",
-              (long)s->N, (long)s->I, (long)s->O, (long)s->pad_x, (long)s->pad_y, dw ? " dw" : "",
-              dbias ? " dbias" : "", accum == ACCUM_ADD ? " add" : "");
+    case_init(c, OP_LINEAR_BWD_WEIGHT, &a, sizeof a, "N=%ld I=%ld O=%ld pad=%ld,%ld alpha=%g%s%s%s",
+              (long)s->N, (long)s->I, (long)s->O, (long)s->pad_x, (long)s->pad_y, (double)s->alpha,
+              dw ? " dw" : "", dbias ? " dbias" : "", accum == ACCUM_ADD ? " add" : "");
     BIND(c, linear_args, x, EL_REAL, ROLE_IN, s->N, s->I, s->I + s->pad_x);
     BIND(c, linear_args, dy, EL_REAL, ROLE_IN, s->N, s->O, s->O + s->pad_y);
     if (dw)
@@ -149,7 +153,7 @@ static void act_gradients(enum act_kind act, bool gated)
 /* In double, the fused forms equal the plain op followed by the activation's op. */
 static void fused_is_composed(enum act_kind act)
 {
-    static const struct linear_shape SHAPE = {5, 6, 7, 0, 0};
+    static const struct linear_shape SHAPE = {5, 6, 7, 0, 0, 1.5f};
     struct forward_options options = {.act = act, .bias = true, .pre = true};
     const struct target *t = targets_get(0);
     struct op_case fused, plain, activation;
@@ -266,10 +270,12 @@ static void far_values(bool gated)
 
 int main(void)
 {
-    static const struct linear_shape SMALL = {4, 5, 3, 0, 0}, PADDED = {3, 4, 5, 2, 3};
-    static const struct linear_shape SHAPES[] = {{3, 1, 2, 0, 0},      {5, 7, 3, 1, 2},
-                                                 {33, 65, 17, 0, 0},   {64, 192, 96, 0, 0},
-                                                 {130, 48, 64, 16, 8}, {1, 192, 300, 0, 0}};
+    static const struct linear_shape SMALL = {4, 5, 3, 0, 0, 0}, PADDED = {3, 4, 5, 2, 3, 0.75f};
+    static const struct linear_shape SHAPES[] = {
+        {3, 1, 2, 0, 0, 0},       {5, 7, 3, 1, 2, -1},     {33, 65, 17, 0, 0, 0.5f},
+        {64, 192, 96, 0, 0, 0},   {130, 48, 64, 16, 8, 2}, {1, 192, 300, 0, 0, 0},
+        {96, 16, 128, 32, 64, 2}, /* an adapter's slice of a wider sum */
+    };
     static const int64_t ACT_SHAPES[][2] = {{1, 1}, {7, 13}, {31, 192}, {64, 257}};
     struct op_case c;
 
