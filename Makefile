@@ -1,7 +1,8 @@
 # Castor. `make help` lists the targets, `make config` says what was found on this machine.
 #
 #   CUDA=0       leave the CUDA table out even where nvcc is there (objects go to build/cpu)
-#   SAN=address  AddressSanitizer + UBSan (build/asan); SAN=thread ThreadSanitizer (build/tsan)
+#   SAN=address  AddressSanitizer + UBSan (build/asan); SAN=thread ThreadSanitizer (build/tsan); SAN=fuzz what
+#                `make fuzz` builds with: clang's libFuzzer, AddressSanitizer and UBSan (build/fuzz)
 #   DEVELOPER=1  warnings are errors
 #   ARCHS=...    CUDA targets, as in ARCHS="80 90a", or all: default what this machine's GPU is, sm_90a where there is none
 #   B=DIR        build there
@@ -15,7 +16,9 @@ MAKEFLAGS += --no-builtin-rules
 ifeq ($(origin CC),default)
 CC := gcc
 endif
-B ?= build$(if $(SAN),/$(if $(filter thread,$(SAN)),tsan,asan))$(if $(filter 0,$(CUDA)),$(if $(NVCC),/cpu))
+SAN_DIR_address := asan
+SAN_DIR_thread := tsan
+B ?= build$(if $(SAN),/$(or $(SAN_DIR_$(SAN)),$(SAN)))$(if $(filter 0,$(CUDA)),$(if $(NVCC),/cpu))
 
 include deploy/probe.mk
 
@@ -30,8 +33,11 @@ LDFLAGS += -fsanitize=address,undefined
 else ifeq ($(SAN),thread)
 CFLAGS += -fsanitize=thread -O1
 LDFLAGS += -fsanitize=thread
+else ifeq ($(SAN),fuzz)
+CFLAGS += -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -O1
+LDFLAGS += -fsanitize=address,undefined
 else ifneq ($(SAN),)
-$(error SAN=$(SAN) is not known: address or thread)
+$(error SAN=$(SAN) is not known: address, thread or fuzz)
 endif
 NVCCFLAGS := -I. -O3 -std=c++17 --fmad=true -Xcompiler -fno-omit-frame-pointer \
 	--expt-relaxed-constexpr $(CUDA_GENCODE)
@@ -42,7 +48,8 @@ FOLDERS := server scheduler worker/train worker/plan worker/parallel worker/memo
 lib = $(B)/lib/lib$(subst /,_,$(1)).a
 LIBS_core := -ljansson -lnettle -lm
 LIBS_api :=
-LIBS_kernels := $(BLAS_LIBS) $(CUDA_LIBS) -fopenmp
+OPENMP := $(if $(filter fuzz,$(SAN)),,-fopenmp)
+LIBS_kernels := $(BLAS_LIBS) $(CUDA_LIBS) $(OPENMP)
 LIBS_worker/hub := -lcurl
 LIBS_worker/memory := -luring
 LIBS_worker/text := -lonig -lutf8proc -lz -lzstd
@@ -118,7 +125,7 @@ $(B)/obj/%.cu.o: %.cu $(B)/flags
 $(B)/obj/server/openapi.c.o: api/openapi.json
 
 # The fast ops and their pool use OpenMP; the reference ops do not.
-openmp = $(if $(filter kernels/cpu/fast%,$<),-fopenmp)
+openmp = $(if $(filter kernels/cpu/fast%,$<),$(OPENMP))
 CPPFLAGS_kernels := $(if $(filter 1,$(HAVE_CUDA)),-DCASTOR_CUDA=1)
 CPPFLAGS_kernels/cuda := $(CUDA_INCLUDES)
 
@@ -147,7 +154,7 @@ FORCE:
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(filter Makefile deploy/% tests/%,$(MAKEFILE_LIST))
-	@echo 'Variables: CUDA=0 SAN=address|thread DEVELOPER=1 ARCHS=... B=DIR V=1 (see the top of Makefile)'
+	@echo 'Variables: CUDA=0 SAN=address|thread|fuzz DEVELOPER=1 ARCHS=... B=DIR V=1 (see the top of Makefile)'
 
 clean:  ## remove everything that was built
 	rm -rf build

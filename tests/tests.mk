@@ -23,6 +23,14 @@ test-gpu: $(OPS_BINS)  ## ops on this machine's GPU: every CUDA table against th
 	@$(call run_suites,$(filter ops/%,$(TEST_SUITES)))
 test-gpu: $(B)/castor-worker
 
+# Fuzz targets: tests/fuzz/<folder>/NAME.c, see tests/fuzz/fuzz.h. Without SAN=fuzz they replay their seeds.
+FUZZ_SRCS := $(wildcard tests/fuzz/*/*.c tests/fuzz/*/*/*.c)
+fuzz_name = $(basename $(notdir $(1)))
+fuzz_bin = $(B)/tests/fuzz/$(call fuzz_name,$(1))
+fuzz_driver := $(if $(filter fuzz,$(SAN)),-fsanitize=fuzzer)
+$(foreach s,$(FUZZ_SRCS),$(eval $(call program_rules,$(call fuzz_bin,$(s)),$(s) tests/fuzz/fuzz.c \
+	$(if $(fuzz_driver),,tests/fuzz/replay.c),$(patsubst tests/fuzz/%/,%,$(dir $(s))),$(fuzz_driver))))
+
 # --- the suites of `make test` --------------------------------------------------------------------------
 # Append a name to TEST_SUITES and say
 #   SUITE_<name>          the command, run from the root. Its output counts: Criterion's synthesis, or each line
@@ -42,6 +50,9 @@ SUITE_NEEDS_$(1) := $(2)
 endef
 $(foreach d,$(UNIT_DIRS),$(eval $(call program_suite,unit/$(call unit_folder,$(d)),$(call unit_bin,$(d)),--verbose)))
 $(foreach p,$(OPS_BINS),$(eval $(call program_suite,ops/$(patsubst test_%,%,$(notdir $(p))),$(p))))
+
+$(foreach s,$(FUZZ_SRCS),$(eval $(call program_suite,fuzz/$(call fuzz_name,$(s)),$(call fuzz_bin,$(s)),$(sort \
+	$(wildcard tests/fuzz/corpus/$(call fuzz_name,$(s))/*)))))
 
 TEST_SUITES += check-deps check-format check-install
 SUITE_check-deps := tests/check-deps $(foreach f,$(FOLDERS) worker,--uses '$(f)=$(USES_$(f))') $(PROGRAMS)
@@ -86,6 +97,15 @@ tsan:  ## castord under ThreadSanitizer, many clients at once (Criterion cannot 
 tsan-built: $(B)/castord
 	@tests/run --logs $(B)/tests/logs --suite e2e/stress 300 '$(castor_bin) tests/e2e/http_test.py stress'
 
+FUZZ_SECONDS ?= 20
+FUZZ ?= $(call fuzz_name,$(FUZZ_SRCS))
+fuzz:  ## every parser of untrusted bytes under libFuzzer (FUZZ_SECONDS=20 a target; FUZZ="NAME ..." for some)
+	@command -v clang > /dev/null || { echo >&2 'fuzz: needs clang; as root: apt-get install clang libclang-rt-dev'; exit 1; }
+	+@$(SUBMAKE) SAN=fuzz CUDA=0 CC='$(patsubst %gcc,%clang,$(filter ccache,$(CC)) gcc)' B=$(B)/fuzz fuzz-built
+fuzz-built: $(addprefix $(B)/tests/fuzz/,$(FUZZ))
+	@tests/run --logs $(B)/tests/logs $(foreach n,$(FUZZ),--suite 'fuzz/$(n)' $$(($(FUZZ_SECONDS) + 120)) \
+		'tests/fuzz/fuzz.py $(B)/tests/fuzz/$(n) $(B)/found $(FUZZ_SECONDS)')
+
 check-deps: $(SUITE_NEEDS_check-deps)  ## includes and linked libraries go the allowed way only
 	@$(SUITE_check-deps)
 check-format:  ## clang-format, banned functions, sizes
@@ -98,7 +118,7 @@ $(PYTHON): tests/requirements.txt tests/python
 	@mkdir -p $(@D)
 	@tests/python $< build/venv $@
 
-.PHONY: unit ops-tests test test-built asan asan-built tsan tsan-built check-deps check-format check-install
+.PHONY: unit ops-tests test test-built asan asan-built tsan tsan-built fuzz fuzz-built check-deps check-format check-install
 
 # The CPU's ops against its reference table, one line a case.
 $(eval $(call program_rules,$(B)/tests/bench/bench_ops,tests/bench/bench_ops.c,kernels))
