@@ -152,60 +152,54 @@ Test(resume, two_processes_download_once)
     cr_expect_eq(fixture_count(&fx, "store", "GET", NULL), 1);
 }
 
-/* A small file system under the cache, for this process and its children only; false where mounting
- * is not allowed. */
-static bool mount_small_disk(const char *options)
+/* A small file system under the cache, for this process and its children only. Where mounting is
+ * not allowed, the test ends here, as skipped. */
+static void mount_small_disk(const char *options)
 {
-    if (fs_mkdir_p(fx.cache, false, NULL) == 0 && unshare(CLONE_NEWNS) == 0 &&
-        mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0 &&
-        mount("tmpfs", fx.cache, "tmpfs", 0, options) == 0)
-        return true;
-    cr_log_warn("skipped: cannot mount a small tmpfs (%s); run as root", strerror(errno));
-    return false;
+    cr_assert_eq(fs_mkdir_p(fx.cache, false, NULL), 0);
+    if (unshare(CLONE_NEWNS) != 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0 ||
+        mount("tmpfs", fx.cache, "tmpfs", 0, options) != 0)
+        cr_skip_test("cannot mount a small tmpfs (%s); run as root", strerror(errno));
 }
 
 Test(resume, a_download_that_does_not_fit_is_refused_before_it_begins)
 {
-    struct hub *hub = fixture_client(&fx);
     struct hub_snapshot s = {0};
     struct err err = {0};
 
-    if (mount_small_disk("size=256k")) {
-        fixture_expect(hub, "org/tiny", HUB_WANT_METADATA, ERR_OK, NULL);
-        fixture_set_faults(&fx, "[]");
-        cr_expect_eq(hub_fetch_model(hub, "org/tiny", "main", HUB_WANT_WEIGHTS, &s, &err),
-                     ERR_NOSPACE);
-        cr_expect_str_eq(err.reason, "disk_full");
-        cr_expect_not_null(strstr(err.msg, fx.cache), "%s", err.msg);
-        cr_expect_eq(fixture_count(&fx, "store", NULL, NULL), 0);
-        umount(fx.cache);
-    }
+    mount_small_disk("size=256k");
+    struct hub *hub = fixture_client(&fx);
+    fixture_expect(hub, "org/tiny", HUB_WANT_METADATA, ERR_OK, NULL);
+    fixture_set_faults(&fx, "[]");
+    cr_expect_eq(hub_fetch_model(hub, "org/tiny", "main", HUB_WANT_WEIGHTS, &s, &err), ERR_NOSPACE);
+    cr_expect_str_eq(err.reason, "disk_full");
+    cr_expect_not_null(strstr(err.msg, fx.cache), "%s", err.msg);
+    cr_expect_eq(fixture_count(&fx, "store", NULL, NULL), 0);
+    umount(fx.cache);
     hub_destroy(hub);
 }
 
 /* Somebody else fills the disk meanwhile. */
 Test(resume, a_disk_that_fills_up_is_left_usable)
 {
-    char *partial = weights_blob(".incomplete");
-    struct hub *hub = fixture_client(&fx);
     int status;
 
-    if (mount_small_disk("size=512k")) {
-        char *other = fs_join(fx.cache, "other");
-        char *bytes = xcalloc(1, 300000);
-        fixture_set_faults(&fx, slow);
-        pid_t pid = fetch_in_child();
-        wait_for_bytes(partial, 30000);
-        cr_assert_eq(fs_write_file_atomic(other, bytes, 300000, NULL), 0);
-        waitpid(pid, &status, 0);
-        cr_expect(WIFEXITED(status) && WEXITSTATUS(status) == ERR_NOSPACE, "%#x", (unsigned)status);
-        cr_expect_eq(size_of(partial), -1, "the useless beginning still takes the space");
-        cr_assert_eq(unlink(other), 0);
-        fixture_expect_whole(&fx, hub, "org/tiny");
-        umount(fx.cache);
-        free(other);
-        free(bytes);
-    }
+    mount_small_disk("size=512k");
+    char *partial = weights_blob(".incomplete"), *other = fs_join(fx.cache, "other");
+    char *bytes = xcalloc(1, 300000);
+    struct hub *hub = fixture_client(&fx);
+    fixture_set_faults(&fx, slow);
+    pid_t pid = fetch_in_child();
+    wait_for_bytes(partial, 30000);
+    cr_assert_eq(fs_write_file_atomic(other, bytes, 300000, NULL), 0);
+    waitpid(pid, &status, 0);
+    cr_expect(WIFEXITED(status) && WEXITSTATUS(status) == ERR_NOSPACE, "%#x", (unsigned)status);
+    cr_expect_eq(size_of(partial), -1, "the useless beginning still takes the space");
+    cr_assert_eq(unlink(other), 0);
+    fixture_expect_whole(&fx, hub, "org/tiny");
+    umount(fx.cache);
     free(partial);
+    free(other);
+    free(bytes);
     hub_destroy(hub);
 }
