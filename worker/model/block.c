@@ -4,7 +4,21 @@
 #include <math.h>
 
 #include "kernels/device.h"
+#include "worker/model/adapter.h"
 #include "worker/model/block_impl.h"
+
+/* Backward ends at the lowest block that trains. The gradient of its input is of no use unless it
+ * goes through a norm of this block that trains: a vector. */
+static bool backward_ends(const struct model *m, int64_t block)
+{
+    const struct block_desc *b = &m->blocks[block];
+
+    for (int64_t i = 0; i < b->n_tensors; i++) {
+        if (m->tensors[b->tensors[i]].trainable && m->tensors[b->tensors[i]].cols == 1)
+            return false;
+    }
+    return model_first_trained(m) == block;
+}
 
 static void ctx_init(struct block_ctx *c, const struct block_run *r, bool dry, struct err *err)
 {
@@ -16,6 +30,7 @@ static void ctx_init(struct block_ctx *c, const struct block_run *r, bool dry, s
         .desc = &r->model->blocks[r->block],
         .ops = r->ops,
         .dry = dry,
+        .bottom = backward_ends(r->model, r->block),
         .N = r->shape.B * r->shape.T,
         .real = dtype_size(r->ops->compute),
         .grad = dtype_size(r->ops->grad),
@@ -95,36 +110,40 @@ int block_backward(const struct block_run *r, struct err *err)
     return backward(&c);
 }
 
-static double layer_flops(const struct decoder_config *c, const struct block_shape *s,
-                          bool backward_pass)
+/* Products with a block's matrices on N rows: forward each once; backward each once for the
+ * gradient of its input, and where it trains once for its own. */
+static double matrix_flops(const struct model *m, const struct block_desc *b, double N,
+                           bool backward)
 {
-    double N = (double)s->B * (double)s->T, C = (double)c->hidden, F = (double)c->ffn;
-    double q = (double)(c->heads * c->head_dim), kv = (double)(c->kv_heads * c->head_dim);
-    double linear = 2 * N * (C * (q + 2 * kv) + q * C + C * F * (c->gated ? 3 : 2));
-    /* q k^T and p v, the lower triangle of each; backward computes five such products */
-    double attention = 2 * 2 * N * ((double)s->T + 1) / 2 * q;
+    double flops = 0;
 
-    return backward_pass ? 2 * linear + 2.5 * attention : linear + attention;
+    for (int64_t i = 0; i < b->n_tensors; i++) {
+        const struct tensor_desc *t = &m->tensors[b->tensors[i]];
+        bool table =
+            b->kind == BLOCK_EMBED && (t->role == TENSOR_EMBED || t->role == TENSOR_POSITIONS);
+        double product = 2 * N * (double)tensor_elements(t);
+
+        if (!table && (t->cols > 1 || tensor_is_adapter(t)))
+            flops += backward && t->trainable ? 2 * product : product;
+    }
+    return flops;
 }
 
 double block_flops(const struct model *m, int64_t block, const struct block_shape *shape,
                    bool backward)
 {
     const struct decoder_config *c = &m->config;
+    const struct block_desc *b = &m->blocks[block];
     double N = (double)shape->B * (double)shape->T;
-    double projection =
-        c->embed_dim != c->hidden ? 2 * N * (double)c->hidden * (double)c->embed_dim : 0;
-    double logits = 2 * N * (double)c->embed_dim * (double)c->vocab;
+    double flops = matrix_flops(m, b, N, backward);
+    /* q k^T and p v, the lower triangle of each; backward computes five such products */
+    double attention = 2 * 2 * N * ((double)shape->T + 1) / 2 * (double)(c->heads * c->head_dim);
 
-    switch (m->blocks[block].kind) {
-    case BLOCK_EMBED:
-        return backward ? 2 * projection : projection;
-    case BLOCK_LAYER:
-        return layer_flops(c, shape, backward);
-    case BLOCK_HEAD: /* backward runs the forward too */
-        return backward ? 3 * (logits + projection) : logits + projection;
-    }
-    return 0;
+    if (b->kind == BLOCK_LAYER)
+        flops += backward ? 2.5 * attention : attention;
+    else if (b->kind == BLOCK_HEAD && backward) /* runs the forward too */
+        flops += matrix_flops(m, b, N, false);
+    return flops;
 }
 
 /* A rotation frequency under the scalings that config checks let through. Llama 3 keeps short

@@ -30,6 +30,7 @@ struct block_shape {
     int64_t head_rows; /* rows of logits at a time; frozen in the resolved spec */
     bool train;        /* saved tensors for backward are kept                  */
     double embed_dropout, hidden_dropout, attn_dropout; /* 0 unless training   */
+    double lora_dropout;                                /* likewise: of the adapters' input */
 };
 
 struct block_bytes {
@@ -70,7 +71,8 @@ struct block_run {
 
     /* backward */
     const void *dy; /* (B*T, hidden): gradient of y; unused by the head */
-    void *dx; /* (B*T, hidden) =: gradient of x; unused by the embedding; may alias dy (not x) */
+    void *dx; /* (B*T, hidden) =: gradient of x; unused by the embedding; may alias dy (not x). Room
+                 to work in, undefined afterwards, where nothing that trains lies below */
 
     /* head */
     const float

@@ -28,6 +28,8 @@ void block_attention_take(struct block_ctx *c, struct region *g, struct attentio
     k->qkv = region_take(g, c->N * qkv_width(c), c->real);
     k->o = region_take(g, c->N * q_width(c), c->real);
     k->lse = region_take(g, c->N * c->cfg->heads, c->stat);
+    k->qkv_inner = block_adapter_take(c, g, TENSOR_QKV_W, c->N);
+    k->out_inner = block_adapter_take(c, g, TENSOR_OUT_W, c->N);
 }
 
 void block_attention_take_work(struct block_ctx *c, struct attention_work *w)
@@ -186,6 +188,7 @@ int block_attention_forward(struct block_ctx *c, const void *in, const struct at
     struct qkv_part parts[3];
     int n = qkv_parts(c, k->qkv, NULL, parts), rc = 0;
 
+    TRY(block_adapter_inner(c, TENSOR_QKV_W, c->N, 0, in, k->qkv_inner));
     for (int i = 0; i < n; i++) {
         struct linear_args a = {
             .N = c->N,
@@ -199,6 +202,8 @@ int block_attention_forward(struct block_ctx *c, const void *in, const struct at
         };
 
         TRY(block_linear_fwd(c, &a));
+        TRY(block_adapter_add(c, TENSOR_QKV_W, c->N, parts[i].first, parts[i].rows, k->qkv_inner,
+                              parts[i].y));
     }
     TRY(prepare_heads(c, k, w));
     TRY(block_attn_fwd(c, &attn));
@@ -250,10 +255,15 @@ static int qkv_backward(struct block_ctx *c, const void *in, const struct attent
         };
 
         TRY(block_linear_bwd_weight(c, &a));
+        TRY(block_adapter_add_backward(c, TENSOR_QKV_W, c->N, parts[i].first, parts[i].rows,
+                                       k->qkv_inner, parts[i].dy, c->r->grad_accum));
+        if (din == NULL && !c->dry)
+            continue;
         a.dx_accum = i == 0 ? accum : ACCUM_ADD;
         a.dx = din;
         TRY(block_linear_bwd_data(c, &a));
     }
+    TRY(block_adapter_inner_backward(c, TENSOR_QKV_W, c->N, 0, in, din, c->r->grad_accum));
 out:
     return rc;
 }
@@ -281,7 +291,10 @@ int block_attention_backward(struct block_ctx *c, const void *in, const struct a
     int rc = 0;
 
     TRY(block_linear_bwd_weight(c, &out_proj));
+    TRY(block_adapter_add_backward(c, TENSOR_OUT_W, c->N, 0, cfg->hidden, k->out_inner, dattn,
+                                   c->r->grad_accum));
     TRY(block_linear_bwd_data(c, &out_proj));
+    TRY(block_adapter_inner_backward(c, TENSOR_OUT_W, c->N, 0, k->o, b->dout, c->r->grad_accum));
     if (planes)
         TRY(prepare_heads(c, k, &b->work));
     attn.dout = b->dout;

@@ -57,22 +57,40 @@ static struct linear_args project_args(const struct block_ctx *c)
     };
 }
 
-static int projected_forward(struct block_ctx *c, void *narrow)
+struct embed_narrow { /* all NULL without a projection */
+    void *rows;       /* (N, E) */
+    void *inner;      /* of an adapter of the projection */
+};
+
+/* The rows are looked up again for backward, and so is all that is made from them. */
+static void take_narrow(struct block_ctx *c, bool backward, struct embed_narrow *n)
+{
+    *n = (struct embed_narrow){0};
+    if (!projects(c))
+        return;
+    n->rows = region_take(&c->scratch, c->N * c->cfg->embed_dim, c->real);
+    n->inner = block_adapter_take(c, &c->scratch, TENSOR_PROJECT_IN, c->N);
+    block_adapters_take_work(c, c->N, backward);
+}
+
+static int projected_forward(struct block_ctx *c, const struct embed_narrow *narrow)
 {
     struct embed_args tokens = token_args(c), positions = position_args(c);
     struct linear_args project = project_args(c);
     int rc = 0;
 
-    tokens.out = narrow;
+    tokens.out = narrow->rows;
     TRY(block_embed_fwd(c, &tokens));
+    TRY(block_adapter_inner(c, TENSOR_PROJECT_IN, c->N, 0, narrow->rows, narrow->inner));
     if (c->cfg->position == POSITION_LEARNED) {
         positions.out = c->r->y;
         TRY(block_embed_fwd(c, &positions));
         project.residual = c->r->y;
     }
-    project.x = narrow;
+    project.x = narrow->rows;
     project.y = c->r->y;
     TRY(block_linear_fwd(c, &project));
+    TRY(block_adapter_add(c, TENSOR_PROJECT_IN, c->N, 0, project.O, narrow->inner, project.y));
 out:
     return rc;
 }
@@ -142,14 +160,15 @@ int block_embed_forward(struct block_ctx *c)
         .x = c->r->y,
         .y = c->r->y,
     };
-    void *narrow = projects(c) ? region_take(&c->scratch, c->N * c->cfg->embed_dim, c->real) : NULL;
+    struct embed_narrow narrow;
     struct embed_norm_buf norm;
     int rc = 0;
 
+    take_narrow(c, false, &narrow);
     take_norm(c, false, &norm);
     block_ctx_ready(c);
     if (projects(c)) {
-        TRY(projected_forward(c, narrow));
+        TRY(projected_forward(c, &narrow));
     } else if (c->cfg->embed_norm) {
         TRY(normed_forward(c, &norm, c->r->y));
     } else {
@@ -163,10 +182,12 @@ out:
     return rc;
 }
 
-static int projected_backward(struct block_ctx *c, const void *dy, void *narrow)
+static int projected_backward(struct block_ctx *c, const void *dy,
+                              const struct embed_narrow *narrow)
 {
     struct embed_args tokens = token_args(c), positions = position_args(c);
     struct linear_args project = project_args(c);
+    enum accum accum = c->r->grad_accum;
     int rc = 0;
 
     if (c->cfg->position == POSITION_LEARNED) {
@@ -175,17 +196,24 @@ static int projected_backward(struct block_ctx *c, const void *dy, void *narrow)
                                   c->cfg->position_offset * c->cfg->hidden, c->grad);
         TRY(block_embed_bwd(c, &positions));
     }
-    tokens.out = narrow;
+    tokens.out = narrow->rows;
     TRY(block_embed_fwd(c, &tokens));
-    project.x = narrow;
+    project.x = narrow->rows;
     project.dy = dy;
-    project.dw_accum = c->r->grad_accum;
+    project.dw_accum = accum;
     project.dw = block_grad(c, TENSOR_PROJECT_IN);
     TRY(block_linear_bwd_weight(c, &project));
+    TRY(block_adapter_inner(c, TENSOR_PROJECT_IN, c->N, 0, narrow->rows, narrow->inner));
+    TRY(block_adapter_add_backward(c, TENSOR_PROJECT_IN, c->N, 0, project.O, narrow->inner, dy,
+                                   accum));
+    /* Adapters stand beside frozen weights only, so the table wants no gradient. */
+    TRY(block_adapter_inner_backward(c, TENSOR_PROJECT_IN, c->N, 0, narrow->rows, NULL, accum));
+    if (!c->dry && block_grad(c, TENSOR_EMBED) == NULL)
+        goto out;
 
-    project.dx = narrow; /* the rows are used up: their gradient takes the place */
+    project.dx = narrow->rows; /* the rows are used up: their gradient takes the place */
     TRY(block_linear_bwd_data(c, &project));
-    tokens.dout = narrow;
+    tokens.dout = narrow->rows;
     tokens.dwte = block_grad(c, TENSOR_EMBED);
     TRY(block_embed_bwd(c, &tokens));
 out:
@@ -203,10 +231,11 @@ int block_embed_backward(struct block_ctx *c)
         .dropout = block_dropout(c, DROPOUT_EMBED, p, c->r->shape.T * c->cfg->hidden),
         .dy = dy,
     };
-    void *narrow = projects(c) ? region_take(&c->scratch, c->N * c->cfg->embed_dim, c->real) : NULL;
+    struct embed_narrow narrow;
     struct embed_norm_buf norm;
     int rc = 0;
 
+    take_narrow(c, true, &narrow);
     take_norm(c, true, &norm);
     drop.dx = p > 0 ? region_take(&c->scratch, stream, c->real) : NULL;
     block_ctx_ready(c);
@@ -215,7 +244,7 @@ int block_embed_backward(struct block_ctx *c)
         dy = drop.dx;
     }
     if (projects(c)) {
-        TRY(projected_backward(c, dy, narrow));
+        TRY(projected_backward(c, dy, &narrow));
     } else {
         if (c->cfg->embed_norm) {
             TRY(norm_backward(c, &norm, dy));

@@ -12,6 +12,7 @@ struct head_bufs {
     void *norm;        /* (rows, C), or NULL without a final norm     */
     void *mean, *rstd; /* (rows) stat                                 */
     void *narrow;      /* (rows, E), or NULL without a projection     */
+    void *inner;       /* of an adapter of the projection             */
     void *logits;      /* (rows, V)                                   */
     void *dnarrow;     /* (rows, E), likewise; backward               */
     void *dnorm;       /* (rows, C), or NULL; backward                */
@@ -41,8 +42,11 @@ static void take_head(struct block_ctx *c, bool logits, bool backward, struct he
         b->mean = region_take(g, rows, c->stat);
         b->rstd = region_take(g, rows, c->stat);
     }
-    if (projects(c))
+    if (projects(c)) {
         b->narrow = region_take(g, rows * c->cfg->embed_dim, c->real);
+        b->inner = block_adapter_take(c, g, TENSOR_PROJECT_OUT, rows);
+        block_adapters_take_work(c, rows, backward);
+    }
     if (logits)
         b->logits = region_take(g, rows * c->cfg->vocab, c->real);
     if (backward && projects(c))
@@ -108,6 +112,8 @@ static int slice_forward(struct block_ctx *c, const struct head_bufs *b, int64_t
         project = project_args(c, s);
         project.y = b->narrow;
         TRY(block_linear_fwd(c, &project));
+        TRY(block_adapter_inner(c, TENSOR_PROJECT_OUT, rows, first, s->normed, b->inner));
+        TRY(block_adapter_add(c, TENSOR_PROJECT_OUT, rows, 0, project.O, b->inner, b->narrow));
     }
     table = logits_args(c, s);
     table.y = logits;
@@ -185,8 +191,12 @@ static int slice_backward(struct block_ctx *c, const struct head_bufs *b,
         project.dw_accum = accum;
         project.dw = block_grad(c, TENSOR_PROJECT_OUT);
         TRY(block_linear_bwd_weight(c, &project));
+        TRY(block_adapter_add_backward(c, TENSOR_PROJECT_OUT, s->rows, 0, project.O, b->inner,
+                                       b->dnarrow, accum));
         project.dx = dnormed;
         TRY(block_linear_bwd_data(c, &project));
+        TRY(block_adapter_inner_backward(c, TENSOR_PROJECT_OUT, s->rows, s->first, s->normed,
+                                         dnormed, accum));
     }
     if (c->cfg->final_norm) {
         norm = final_norm_args(c, b, s);

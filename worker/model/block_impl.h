@@ -17,6 +17,11 @@ enum dropout_place {
     DROPOUT_ATTN_PROBS,
     DROPOUT_ATTN_OUT,
     DROPOUT_MLP_OUT,
+    DROPOUT_LORA_QKV, /* what adapters read */
+    DROPOUT_LORA_OUT,
+    DROPOUT_LORA_UP,
+    DROPOUT_LORA_DOWN,
+    DROPOUT_LORA_PROJECTION = DROPOUT_LORA_QKV, /* of embedding and head, which have no other */
     DROPOUT_PLACES = 8
 };
 
@@ -25,15 +30,22 @@ struct region { /* a stack of buffers in memory that the caller gave; base NULL 
     size_t used, peak;
 };
 
+struct adapters_work { /* scratch; NULL without adapters */
+    void *dropped; /* (rows, widest input): dropout of an adapter's input; NULL without dropout */
+    void *dinner;  /* (rows, widest inner); backward */
+};
+
 struct block_ctx {
     const struct block_run *r;
     const struct decoder_config *cfg;
     const struct block_desc *desc;
     const struct op_table *ops;
     bool dry;
+    bool bottom;             /* nothing that trains needs the gradient of this block's input */
     int64_t N;               /* B * T */
     size_t real, grad, stat; /* bytes an element */
     struct region saved, scratch;
+    struct adapters_work adapters;
     void *workspace;
     size_t workspace_bytes; /* dry: the largest any op asked for */
     struct err *err;
@@ -74,6 +86,26 @@ int block_dropout_fwd(struct block_ctx *c, struct dropout_args *a);
 int block_dropout_bwd(struct block_ctx *c, struct dropout_args *a);
 int block_loss(struct block_ctx *c, struct loss_args *a);
 
+/* Adapters (block_adapter.c), beside the block's matrix of that role; all of them do nothing when
+ * it has none. `inner`: dropout(x) A^T, from block_adapter_take. Rows are those of x, the first of
+ * them being row first_row of the micro-batch. */
+bool block_adapted(const struct block_ctx *c, enum tensor_role matrix);
+void *block_adapter_take(struct block_ctx *c, struct region *g, enum tensor_role matrix,
+                         int64_t rows);
+void block_adapters_take_work(struct block_ctx *c, int64_t rows, bool backward);
+int block_adapter_inner(struct block_ctx *c, enum tensor_role matrix, int64_t rows,
+                        int64_t first_row, const void *x, void *inner);
+/* y (rows, n) += what the adapters give in the matrix's rows [first, first + n). */
+int block_adapter_add(struct block_ctx *c, enum tensor_role matrix, int64_t rows, int64_t first,
+                      int64_t n, const void *inner, void *y);
+/* Gradients of B and of the inner activations, then of A and x (added to dx; NULL: not needed),
+ * which has to come after the matrix's own. `accum`: of A and B. */
+int block_adapter_add_backward(struct block_ctx *c, enum tensor_role matrix, int64_t rows,
+                               int64_t first, int64_t n, const void *inner, const void *dy,
+                               enum accum accum);
+int block_adapter_inner_backward(struct block_ctx *c, enum tensor_role matrix, int64_t rows,
+                                 int64_t first_row, const void *x, void *dx, enum accum accum);
+
 /* The norm ops always add to weight gradients; at a step's first micro-batch this clears them. */
 int block_clear_norm_grads(struct block_ctx *c, enum tensor_role weight, enum tensor_role bias);
 
@@ -87,6 +119,7 @@ struct attention_kept {
     void *qkv; /* (N, (H + 2 KV) D): rotated, or with norms on q and k three planes, plain */
     void *o;   /* (N, H D)       */
     void *lse; /* (B, H, T) stat */
+    void *qkv_inner, *out_inner; /* of adapters */
 };
 struct attention_work { /* scratch; NULL without norms on q and k */
     void *normed;       /* (N, H D) and (N, KV D): normed, rotated q and k */
@@ -102,7 +135,8 @@ void block_attention_take_work(struct block_ctx *c, struct attention_work *w);
 void block_attention_take_back(struct block_ctx *c, struct attention_back *b);
 int block_attention_forward(struct block_ctx *c, const void *in, const struct attention_kept *k,
                             const struct attention_work *w);
-/* dattn: gradient of the output projection's result. din: of `in`, assigned or added to. */
+/* dattn: gradient of the output projection's result. din: of `in`, assigned or added to; NULL: not
+ * needed. */
 int block_attention_backward(struct block_ctx *c, const void *in, const struct attention_kept *k,
                              const struct attention_back *b, const void *dattn, void *din,
                              enum accum accum);

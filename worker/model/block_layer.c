@@ -7,9 +7,9 @@
  *   parallel:   y = x + attn(norm1 x) + mlp(norm1 x or norm2 x)
  *
  * Kept for backward: qkv, attention's output and log-sums, mid (not in parallel layers), the MLP's
- * inner activation (ReLU: its output, which tells its own gradient; else its input), and where more
- * norms follow what these read. Norm outputs and the other activations are computed again, which
- * costs one pass over memory each.
+ * inner activation (ReLU: its output, which tells its own gradient; else its input), the adapters'
+ * inner activations, and where more norms follow what these read. Norm outputs and the other
+ * activations are computed again, which costs one pass over memory each.
  */
 #include <assert.h>
 
@@ -17,10 +17,11 @@
 
 struct layer_kept {
     struct attention_kept attn;
-    void *mid;            /* (N, C); in parallel layers scratch, not kept */
-    void *inner;          /* (N, F or 2 F)    */
-    void *last;           /* (N, C), post-norm only */
-    void *attn_raw, *raw; /* (N, C), sandwich only: what attention and MLP give */
+    void *mid;                   /* (N, C); in parallel layers scratch, not kept */
+    void *inner;                 /* (N, F or 2 F)    */
+    void *up_inner, *down_inner; /* of adapters */
+    void *last;                  /* (N, C), post-norm only */
+    void *attn_raw, *raw;        /* (N, C), sandwich only: what attention and MLP give */
 };
 
 struct layer_norm_buf {
@@ -82,6 +83,8 @@ static void take_kept(struct block_ctx *c, struct region *g, bool overlay, struc
     if (overlay)
         g->used = mark;
     k->inner = region_take(g, c->N * inner_width(c), c->real);
+    k->up_inner = block_adapter_take(c, g, TENSOR_UP_W, c->N);
+    k->down_inner = block_adapter_take(c, g, TENSOR_DOWN_W, c->N);
 }
 
 static void take_norm(struct block_ctx *c, struct layer_norm_buf *n)
@@ -115,9 +118,9 @@ static int add_streams(struct block_ctx *c, const void *x, const void *residual,
     return block_dropout_fwd(c, &a);
 }
 
-/* y = residual + dropout(x w^T + bias) */
-static int linear_residual(struct block_ctx *c, struct linear_args *a, const void *residual,
-                           enum dropout_place place)
+/* y = residual + dropout(x w^T + bias + what an adapter of the matrix gives) */
+static int linear_residual(struct block_ctx *c, enum tensor_role matrix, struct linear_args *a,
+                           const void *inner, const void *residual, enum dropout_place place)
 {
     double p = c->r->shape.hidden_dropout;
     int rc = 0;
@@ -125,6 +128,7 @@ static int linear_residual(struct block_ctx *c, struct linear_args *a, const voi
     if (p == 0)
         a->residual = residual;
     TRY(block_linear_fwd(c, a));
+    TRY(block_adapter_add(c, matrix, a->N, 0, a->O, inner, a->y));
     if (p > 0) {
         struct dropout_args d = {
             .n = a->N * a->O,
@@ -140,6 +144,11 @@ out:
     return rc;
 }
 
+static int project_out_inner(struct block_ctx *c, const struct layer_kept *k)
+{
+    return block_adapter_inner(c, TENSOR_OUT_W, c->N, 0, k->attn.o, k->attn.out_inner);
+}
+
 /* y = residual + what attention gives */
 static int project_out(struct block_ctx *c, const struct layer_kept *k, const void *residual,
                        void *y)
@@ -153,8 +162,12 @@ static int project_out(struct block_ctx *c, const struct layer_kept *k, const vo
         .bias = block_weight(c, TENSOR_OUT_B),
         .y = y,
     };
+    int rc = 0;
 
-    return linear_residual(c, &out_proj, residual, DROPOUT_ATTN_OUT);
+    TRY(project_out_inner(c, k));
+    TRY(linear_residual(c, TENSOR_OUT_W, &out_proj, k->attn.out_inner, residual, DROPOUT_ATTN_OUT));
+out:
+    return rc;
 }
 
 /* The MLP's inner activation from what was kept: into `act` unless the kept buffer is it. */
@@ -169,10 +182,12 @@ static int inner_activation(struct block_ctx *c, const struct layer_kept *k, voi
     return block_act_fwd(c, &a);
 }
 
-static int mlp_forward(struct block_ctx *c, const void *in, const struct layer_kept *k, void *act,
-                       const void *residual, void *y)
+/* From the MLP's input to its activation, in k->inner where that is kept, else in `act`. The up
+ * projection applies it itself unless a gate or an adapter comes in between. */
+static int mlp_up(struct block_ctx *c, const void *in, const struct layer_kept *k, void *act)
 {
-    bool keep = keeps_output(c);
+    bool keep = keeps_output(c), adapted = block_adapted(c, TENSOR_UP_W);
+    bool apart = c->cfg->gated || adapted;
     struct linear_args up = {
         .N = c->N,
         .I = c->cfg->hidden,
@@ -180,10 +195,29 @@ static int mlp_forward(struct block_ctx *c, const void *in, const struct layer_k
         .x = in,
         .w = block_weight(c, TENSOR_UP_W),
         .bias = block_weight(c, TENSOR_UP_B),
-        .act = c->cfg->gated ? ACT_NONE : c->cfg->act,
-        .pre = keep || c->cfg->gated ? NULL : k->inner,
-        .y = keep || c->cfg->gated ? k->inner : act,
+        .act = apart ? ACT_NONE : c->cfg->act,
+        .pre = keep || apart ? NULL : k->inner,
+        .y = keep || apart ? k->inner : act,
     };
+    struct act_args in_place = {
+        .act = c->cfg->act, .N = c->N, .F = c->cfg->ffn, .x = k->inner, .y = k->inner};
+    int rc = 0;
+
+    TRY(block_adapter_inner(c, TENSOR_UP_W, c->N, 0, in, k->up_inner));
+    TRY(block_linear_fwd(c, &up));
+    TRY(block_adapter_add(c, TENSOR_UP_W, c->N, 0, up.O, k->up_inner, k->inner));
+    if (keep && adapted)
+        TRY(block_act_fwd(c, &in_place));
+    else if (apart)
+        TRY(inner_activation(c, k, act));
+out:
+    return rc;
+}
+
+static int mlp_forward(struct block_ctx *c, const void *in, const struct layer_kept *k, void *act,
+                       const void *residual, void *y)
+{
+    bool keep = keeps_output(c);
     struct linear_args down = {
         .N = c->N,
         .I = c->cfg->ffn,
@@ -195,12 +229,11 @@ static int mlp_forward(struct block_ctx *c, const void *in, const struct layer_k
     };
     int rc = 0;
 
-    TRY(block_linear_fwd(c, &up));
-    if (c->cfg->gated)
-        TRY(inner_activation(c, k, act));
+    TRY(mlp_up(c, in, k, act));
+    TRY(block_adapter_inner(c, TENSOR_DOWN_W, c->N, 0, down.x, k->down_inner));
     if (y == NULL && !c->dry)
         goto out; /* recomputation: what backward needs is there */
-    TRY(linear_residual(c, &down, residual, DROPOUT_MLP_OUT));
+    TRY(linear_residual(c, TENSOR_DOWN_W, &down, k->down_inner, residual, DROPOUT_MLP_OUT));
 out:
     return rc;
 }
@@ -246,6 +279,8 @@ static int rest_parallel(struct block_ctx *c, const struct layer_kept *k,
 
     if (c->r->y != NULL || c->dry)
         TRY(project_out(c, k, c->r->x, k->mid));
+    else
+        TRY(project_out_inner(c, k));
     if (mlp_norm(c) == LAYER_NORM2)
         TRY(norm_to(c, LAYER_NORM2, c->r->x, norm, norm->out));
     TRY(mlp_forward(c, norm->out, k, act, k->mid, c->r->y));
@@ -264,6 +299,7 @@ int block_layer_forward(struct block_ctx *c)
 
     /* what attention's buffers must not lie over comes in front of them */
     take_norm(c, &norm);
+    block_adapters_take_work(c, c->N, false);
     if (is_parallel(c))
         mid = region_take(&c->scratch, c->N * c->cfg->hidden, c->real);
     block_attention_take_work(c, &work);
@@ -307,6 +343,7 @@ static void take_back(struct block_ctx *c, struct layer_back *b)
     size_t mark;
 
     take_norm(c, &b->norm);
+    block_adapters_take_work(c, c->N, true);
     b->dnorm = region_take(g, stream, c->real);
     b->dlast = plain ? NULL : region_take(g, stream, c->real);
     b->dropped = c->r->shape.hidden_dropout > 0 ? region_take(g, stream, c->real) : NULL;
@@ -356,43 +393,75 @@ static int weight_grad(struct block_ctx *c, enum tensor_role weight, enum tensor
     return block_linear_bwd_weight(c, &a);
 }
 
-/* dlast: gradient of the MLP's sum, whose input is b->norm.out. Leaves the gradient of that input
- * in `din`, added to what is there when din is the residual's own gradient (post-norm). */
-static int mlp_backward(struct block_ctx *c, const struct layer_kept *k, const struct layer_back *b,
-                        const void *dlast, void *din)
+/* From the gradient of the down projection's result to that of the up projection's, in b->dinner.
+ * The product applies the activation's slope itself unless a gate or an adapter comes in between.
+ */
+static int mlp_down_backward(struct block_ctx *c, const struct layer_kept *k,
+                             const struct layer_back *b, const void *dmlp)
 {
     const struct decoder_config *cfg = c->cfg;
     const void *act = keeps_output(c) ? k->inner : b->act;
+    bool adapted = block_adapted(c, TENSOR_DOWN_W), apart = cfg->gated || adapted;
+    struct linear_args down = {
+        .N = c->N,
+        .I = cfg->ffn,
+        .O = cfg->hidden,
+        .w = block_weight(c, TENSOR_DOWN_W),
+        .dy = dmlp,
+        .act_x = apart ? ACT_NONE : cfg->act,
+        .pre_x = apart || cfg->act == ACT_NONE ? NULL : k->inner,
+        .dx = cfg->gated ? b->dact : b->dinner,
+    };
+    struct act_args slope = {
+        .act = cfg->act,
+        .gated = cfg->gated,
+        .N = c->N,
+        .F = cfg->ffn,
+        .x = k->inner,
+        .dy = down.dx,
+        .dx = b->dinner,
+    };
+    int rc = 0;
+
+    if (c->dry || adapted || block_grad(c, TENSOR_DOWN_W) != NULL)
+        TRY(inner_activation(c, k, b->act));
+    TRY(weight_grad(c, TENSOR_DOWN_W, TENSOR_DOWN_B, cfg->ffn, cfg->hidden, act, dmlp));
+    TRY(block_adapter_add_backward(c, TENSOR_DOWN_W, c->N, 0, cfg->hidden, k->down_inner, dmlp,
+                                   c->r->grad_accum));
+    TRY(block_linear_bwd_data(c, &down));
+    TRY(block_adapter_inner_backward(c, TENSOR_DOWN_W, c->N, 0, act, down.dx, c->r->grad_accum));
+    if (apart)
+        TRY(block_act_bwd(c, &slope));
+out:
+    return rc;
+}
+
+/* dlast: gradient of the MLP's sum, whose input is b->norm.out. Leaves the gradient of that input
+ * in `din`, added to what is there when din is the residual's own gradient (post-norm). NULL: not
+ * needed. */
+static int mlp_backward(struct block_ctx *c, const struct layer_kept *k, const struct layer_back *b,
+                        const void *dlast, void *din)
+{
     const void *dmlp = NULL;
-    struct linear_args down = {.N = c->N, .I = cfg->ffn, .O = cfg->hidden};
-    struct linear_args up = {.N = c->N, .I = cfg->hidden, .O = inner_width(c)};
-    struct act_args gate = {.act = cfg->act, .gated = true, .N = c->N, .F = cfg->ffn};
+    struct linear_args up = {
+        .N = c->N,
+        .I = c->cfg->hidden,
+        .O = inner_width(c),
+        .w = block_weight(c, TENSOR_UP_W),
+        .dy = b->dinner,
+        .dx_accum = is_post(c) ? ACCUM_ADD : ACCUM_ASSIGN,
+        .dx = din,
+    };
     int rc = 0;
 
     TRY(behind_dropout(c, b, DROPOUT_MLP_OUT, dlast, &dmlp));
-    TRY(inner_activation(c, k, b->act));
-    TRY(weight_grad(c, TENSOR_DOWN_W, TENSOR_DOWN_B, cfg->ffn, cfg->hidden, act, dmlp));
-
-    down.w = block_weight(c, TENSOR_DOWN_W);
-    down.dy = dmlp;
-    down.act_x = cfg->gated ? ACT_NONE : cfg->act;
-    down.pre_x = down.act_x != ACT_NONE ? k->inner : NULL;
-    down.dx = cfg->gated ? b->dact : b->dinner;
-    TRY(block_linear_bwd_data(c, &down));
-    if (cfg->gated) {
-        gate.x = k->inner;
-        gate.dy = b->dact;
-        gate.dx = b->dinner;
-        TRY(block_act_bwd(c, &gate));
-    }
-
-    TRY(weight_grad(c, TENSOR_UP_W, TENSOR_UP_B, cfg->hidden, inner_width(c), b->norm.out,
-                    b->dinner));
-    up.w = block_weight(c, TENSOR_UP_W);
-    up.dy = b->dinner;
-    up.dx_accum = is_post(c) ? ACCUM_ADD : ACCUM_ASSIGN;
-    up.dx = din;
-    TRY(block_linear_bwd_data(c, &up));
+    TRY(mlp_down_backward(c, k, b, dmlp));
+    TRY(weight_grad(c, TENSOR_UP_W, TENSOR_UP_B, up.I, up.O, b->norm.out, b->dinner));
+    TRY(block_adapter_add_backward(c, TENSOR_UP_W, c->N, 0, up.O, k->up_inner, b->dinner,
+                                   c->r->grad_accum));
+    if (din != NULL || c->dry)
+        TRY(block_linear_bwd_data(c, &up));
+    TRY(block_adapter_inner_backward(c, TENSOR_UP_W, c->N, 0, b->norm.out, din, c->r->grad_accum));
 out:
     return rc;
 }
@@ -430,7 +499,7 @@ out:
     return rc;
 }
 
-/* Attention behind its norm: dx = norm1'(...) + dresidual. */
+/* Attention behind its norm: dx = norm1'(...) + dresidual. At the bottom dx is not needed. */
 static int normed_attention_backward(struct block_ctx *c, const struct layer_kept *k,
                                      const struct layer_back *b, const void *dsum,
                                      const void *dresidual, void *dx)
@@ -438,8 +507,9 @@ static int normed_attention_backward(struct block_ctx *c, const struct layer_kep
     int rc = 0;
 
     TRY(norm_to(c, LAYER_NORM1, c->r->x, &b->norm, b->norm.out));
-    TRY(attention_backward(c, k, b, b->norm.out, dsum, b->dnorm, ACCUM_ASSIGN));
-    TRY(norm_backward(c, b, LAYER_NORM1, c->r->x, b->dnorm, dresidual, dx));
+    TRY(attention_backward(c, k, b, b->norm.out, dsum, c->bottom ? NULL : b->dnorm, ACCUM_ASSIGN));
+    if (!c->bottom || c->dry)
+        TRY(norm_backward(c, b, LAYER_NORM1, c->r->x, b->dnorm, dresidual, dx));
 out:
     return rc;
 }
@@ -467,7 +537,7 @@ static int backward_post(struct block_ctx *c, const struct layer_kept *k,
     TRY(norm_to(c, LAYER_NORM1, k->mid, &b->norm, b->norm.out));
     TRY(mlp_backward(c, k, b, b->dlast, b->dlast));
     TRY(norm_backward(c, b, LAYER_NORM1, k->mid, b->dlast, NULL, dx));
-    TRY(attention_backward(c, k, b, c->r->x, dx, dx, ACCUM_ADD));
+    TRY(attention_backward(c, k, b, c->r->x, dx, c->bottom ? NULL : dx, ACCUM_ADD));
 out:
     return rc;
 }
@@ -494,17 +564,19 @@ static int backward_parallel(struct block_ctx *c, const struct layer_kept *k,
                              const struct layer_back *b, const void *dy, void *dx)
 {
     enum layer_norm feeds_mlp = mlp_norm(c);
+    void *dnorm = c->bottom ? NULL : b->dnorm;
     int rc = 0;
 
     TRY(norm_to(c, feeds_mlp, c->r->x, &b->norm, b->norm.out));
+    TRY(mlp_backward(c, k, b, dy, dnorm));
     if (feeds_mlp == LAYER_NORM1) { /* both read the same norm: their gradients add up */
-        TRY(mlp_backward(c, k, b, dy, b->dnorm));
-        TRY(attention_backward(c, k, b, b->norm.out, dy, b->dnorm, ACCUM_ADD));
-        TRY(norm_backward(c, b, LAYER_NORM1, c->r->x, b->dnorm, dy, dx));
+        TRY(attention_backward(c, k, b, b->norm.out, dy, dnorm, ACCUM_ADD));
+        if (!c->bottom || c->dry)
+            TRY(norm_backward(c, b, LAYER_NORM1, c->r->x, b->dnorm, dy, dx));
         goto out;
     }
-    TRY(mlp_backward(c, k, b, dy, b->dnorm));
-    TRY(norm_backward(c, b, LAYER_NORM2, c->r->x, b->dnorm, dy, b->dlast));
+    if (!c->bottom || c->dry)
+        TRY(norm_backward(c, b, LAYER_NORM2, c->r->x, b->dnorm, dy, b->dlast));
     TRY(normed_attention_backward(c, k, b, dy, b->dlast, dx));
 out:
     return rc;

@@ -16,6 +16,9 @@ static const struct family *const families[] = {
 };
 enum { N_FAMILIES = sizeof(families) / sizeof(families[0]) };
 
+const char *const family_lora_q_v[] = {"q_proj", "v_proj", NULL};
+const char *const family_lora_query_key_value[] = {"query_key_value", NULL};
+
 const struct family *family_find(const char *model_type)
 {
     for (int i = 0; i < N_FAMILIES; i++) {

@@ -36,7 +36,9 @@ struct family {
                                     "model.", "" ...; the first is the one written on export */
     const char *const
         *ignored; /* tensors that files may carry and the model does not use (glob with '*') */
-    const struct name_map *names; /* ends with name == NULL */
+    const struct name_map *names;    /* ends with name == NULL */
+    const char *const *lora_targets; /* modules that adapters stand beside unless told otherwise,
+                                        NULL-terminated: as PEFT has them */
     int (*parse)(const json_t *config_json, struct decoder_config *out, struct err *err);
 };
 
@@ -52,6 +54,9 @@ extern const struct family family_gemma, family_gemma2;
 /* Rows of our tensor that name_map part p covers: q, k, v parts differ in height under GQA. */
 void family_part_rows(const struct decoder_config *c, const struct tensor_desc *t,
                       const struct name_map *map, int64_t *first_row, int64_t *rows);
+
+/* Adapters beside queries and values, and beside all three where they are one module. */
+extern const char *const family_lora_q_v[], *const family_lora_query_key_value[];
 
 /* Readers of config.json members that families share. Missing members leave *out alone. */
 int family_get_act(const json_t *config_json, const char *key, enum act_kind *out, struct err *err);

@@ -102,5 +102,6 @@ const struct family family_bloom = {
     .prefixes = prefixes,
     .ignored = ignored,
     .names = names,
+    .lora_targets = family_lora_query_key_value,
     .parse = parse,
 };

@@ -100,6 +100,7 @@ const struct family family_gemma = {
     .prefixes = prefixes,
     .ignored = ignored,
     .names = names,
+    .lora_targets = family_lora_q_v,
     .parse = parse_gemma,
 };
 
@@ -108,5 +109,6 @@ const struct family family_gemma2 = {
     .prefixes = prefixes,
     .ignored = ignored,
     .names = gemma2_names,
+    .lora_targets = family_lora_q_v,
     .parse = parse_gemma2,
 };

@@ -98,10 +98,13 @@ static const char *const prefixes[] = {"transformer.", "", NULL};
 /* Causal masks that older versions saved. */
 static const char *const ignored[] = {"h.*.attn.bias", "h.*.attn.masked_bias", NULL};
 
+static const char *const lora_targets[] = {"c_attn", NULL};
+
 const struct family family_gpt2 = {
     .model_type = "gpt2",
     .prefixes = prefixes,
     .ignored = ignored,
     .names = names,
+    .lora_targets = lora_targets,
     .parse = parse,
 };

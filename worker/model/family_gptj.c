@@ -87,5 +87,6 @@ const struct family family_gptj = {
     .prefixes = prefixes,
     .ignored = ignored,
     .names = names,
+    .lora_targets = family_lora_q_v,
     .parse = parse,
 };

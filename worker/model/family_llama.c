@@ -161,6 +161,7 @@ const struct family family_llama = {
     .prefixes = prefixes,
     .ignored = ignored,
     .names = names,
+    .lora_targets = family_lora_q_v,
     .parse = parse_llama,
 };
 
@@ -169,6 +170,7 @@ const struct family family_mistral = {
     .prefixes = prefixes,
     .ignored = ignored,
     .names = names,
+    .lora_targets = family_lora_q_v,
     .parse = parse_mistral,
 };
 
@@ -177,6 +179,7 @@ const struct family family_qwen2 = {
     .prefixes = prefixes,
     .ignored = ignored,
     .names = names,
+    .lora_targets = family_lora_q_v,
     .parse = parse_qwen2,
 };
 
@@ -185,13 +188,18 @@ const struct family family_qwen3 = {
     .prefixes = prefixes,
     .ignored = ignored,
     .names = names,
+    .lora_targets = family_lora_q_v,
     .parse = parse_qwen3,
 };
+
+/* PEFT has no default here: attention, as in the other families. */
+static const char *const phi3_lora_targets[] = {"qkv_proj", NULL};
 
 const struct family family_phi3 = {
     .model_type = "phi3",
     .prefixes = prefixes,
     .ignored = ignored,
     .names = phi3_names,
+    .lora_targets = phi3_lora_targets,
     .parse = parse_phi3,
 };

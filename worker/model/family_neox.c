@@ -71,5 +71,6 @@ const struct family family_gpt_neox = {
     .prefixes = prefixes,
     .ignored = ignored,
     .names = names,
+    .lora_targets = family_lora_query_key_value,
     .parse = parse,
 };

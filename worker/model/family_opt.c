@@ -135,5 +135,6 @@ const struct family family_opt = {
     .prefixes = prefixes,
     .ignored = ignored,
     .names = names,
+    .lora_targets = family_lora_q_v,
     .parse = parse,
 };

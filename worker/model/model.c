@@ -33,6 +33,18 @@ static const char *const role_names[TENSOR_ROLE_COUNT] = {
     [TENSOR_PROJECT_OUT] = "project_out",
     [TENSOR_HEAD_W] = "head_w",
     [TENSOR_HEAD_B] = "head_b",
+    [TENSOR_PROJECT_IN_LORA_A] = "project_in_lora_a",
+    [TENSOR_PROJECT_IN_LORA_B] = "project_in_lora_b",
+    [TENSOR_QKV_LORA_A] = "qkv_lora_a",
+    [TENSOR_QKV_LORA_B] = "qkv_lora_b",
+    [TENSOR_OUT_LORA_A] = "out_lora_a",
+    [TENSOR_OUT_LORA_B] = "out_lora_b",
+    [TENSOR_UP_LORA_A] = "up_lora_a",
+    [TENSOR_UP_LORA_B] = "up_lora_b",
+    [TENSOR_DOWN_LORA_A] = "down_lora_a",
+    [TENSOR_DOWN_LORA_B] = "down_lora_b",
+    [TENSOR_PROJECT_OUT_LORA_A] = "project_out_lora_a",
+    [TENSOR_PROJECT_OUT_LORA_B] = "project_out_lora_b",
 };
 
 /* Upper bounds on what the loops below add: the arrays are sized once. */
@@ -161,6 +173,7 @@ void model_init(struct model *m, struct decoder_config *config)
     }
     m->blocks[layers + 1] = (struct block_desc){.kind = BLOCK_HEAD, .layer = -1};
     add_head(m, &m->blocks[layers + 1]);
+    m->n_weights = m->n_tensors;
 }
 
 void model_fini(struct model *m)

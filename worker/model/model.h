@@ -44,6 +44,20 @@ enum tensor_role {
     TENSOR_PROJECT_OUT, /* (embed_dim, hidden) */
     TENSOR_HEAD_W,      /* (vocab, embed_dim), untied models only */
     TENSOR_HEAD_B,
+    /* Low-rank adapters of matrices (worker/model/adapter.h): A (parts rank, in) then B (rows of
+     * the parts, rank), the adapted parts of the matrix one below the other */
+    TENSOR_PROJECT_IN_LORA_A,
+    TENSOR_PROJECT_IN_LORA_B,
+    TENSOR_QKV_LORA_A,
+    TENSOR_QKV_LORA_B,
+    TENSOR_OUT_LORA_A,
+    TENSOR_OUT_LORA_B,
+    TENSOR_UP_LORA_A,
+    TENSOR_UP_LORA_B,
+    TENSOR_DOWN_LORA_A,
+    TENSOR_DOWN_LORA_B,
+    TENSOR_PROJECT_OUT_LORA_A,
+    TENSOR_PROJECT_OUT_LORA_B,
     TENSOR_ROLE_COUNT,
 };
 
@@ -53,6 +67,7 @@ struct tensor_desc {
     int64_t rows, cols; /* a vector has rows = its length, cols = 1 */
     bool decay; /* weight decay applies: matrices, not biases, norms and embeddings of positions */
     bool trainable; /* false: frozen, without gradient and optimizer state, never written */
+    uint32_t parts; /* of an adapter: which of the matrix's parts it adapts, bit by bit; else 0 */
 };
 
 enum block_kind { BLOCK_EMBED, BLOCK_LAYER, BLOCK_HEAD };
@@ -66,13 +81,35 @@ struct block_desc {
     int64_t tensors[BLOCK_MAX_TENSORS]; /* indices into model.tensors, in use order */
 };
 
+/* A part of a stored matrix that is a module of its own to the family: q_proj in [q | k | v]. */
+struct matrix_part {
+    int64_t first_row, rows;
+};
+enum { MATRIX_MAX_PARTS = 3, ADAPTABLE_MATRICES = 6 };
+
+/* A matrix that adapters may stand beside, the same in all layers. */
+struct adaptable {
+    enum tensor_role matrix, a, b;
+    int64_t n_parts; /* 0: this model has no such matrix */
+    struct matrix_part parts[MATRIX_MAX_PARTS];
+};
+
+struct adapters { /* rank 0: none */
+    int64_t rank;
+    double alpha, dropout;
+    float scale; /* of the adapters' product */
+    struct adaptable matrices[ADAPTABLE_MATRICES];
+    int64_t n_params;
+};
+
 struct model {
     struct decoder_config config; /* taken over */
-    struct tensor_desc *tensors;
-    int64_t n_tensors;
+    struct tensor_desc *tensors;  /* the weights, then the adapters */
+    int64_t n_tensors, n_weights;
     struct block_desc *blocks;
     int64_t n_blocks;
-    int64_t n_params;
+    int64_t n_params; /* of the weights */
+    struct adapters adapters;
 };
 
 /* Takes ownership of *config (zeroed on return). */

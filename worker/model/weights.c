@@ -209,8 +209,8 @@ static int map_tensors(struct weights_reader *r, const struct family *family,
     const struct model *m = r->model;
     int rc = 0;
 
-    r->sources = xcalloc((size_t)m->n_tensors, sizeof(*r->sources));
-    for (int64_t i = 0; i < m->n_tensors; i++) {
+    r->sources = xcalloc((size_t)m->n_weights, sizeof(*r->sources));
+    for (int64_t i = 0; i < m->n_weights; i++) {
         const struct tensor_desc *desc = &m->tensors[i];
         struct tensor_sources *s = &r->sources[i];
 
@@ -278,10 +278,10 @@ static void list_unexpected(const struct weights_reader *r, const struct family 
                             struct name_list *unexpected)
 {
     const struct model *m = r->model;
-    const void **used = xcalloc((size_t)m->n_tensors * WEIGHTS_MAX_PARTS + 1, sizeof(*used));
+    const void **used = xcalloc((size_t)m->n_weights * WEIGHTS_MAX_PARTS + 1, sizeof(*used));
     size_t n = 0;
 
-    for (int64_t i = 0; i < m->n_tensors; i++) {
+    for (int64_t i = 0; i < m->n_weights; i++) {
         for (int64_t p = 0; p < r->sources[i].n_parts; p++)
             used[n++] = r->sources[i].part[p].tensor;
     }
@@ -386,7 +386,7 @@ int weights_read(struct weights_reader *r, int64_t tensor, enum dtype to, void *
     size_t row_bytes = (size_t)desc->cols * dtype_size(to);
     int rc = 0;
 
-    assert(tensor >= 0 && tensor < r->model->n_tensors && dtype_is_float(to));
+    assert(tensor >= 0 && tensor < r->model->n_weights && dtype_is_float(to));
     for (int64_t i = 0; i < s->n_parts; i++) {
         const struct source *part = &s->part[i];
         char *at = (char *)out + (size_t)part->first_row * row_bytes;

@@ -6,7 +6,7 @@
 
 #include "worker/model/family.h"
 
-enum { WEIGHTS_MAX_PARTS = 3 }; /* files' tensors that make one of ours: q, k, v */
+enum { WEIGHTS_MAX_PARTS = MATRIX_MAX_PARTS }; /* files' tensors that make one of ours: q, k, v */
 
 /* The name in files: prefix, and the layer's number for "{i}". A fresh string. */
 char *weights_name(const struct name_map *map, const char *prefix, int64_t layer);

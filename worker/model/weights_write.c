@@ -49,8 +49,8 @@ static void assign_shards(struct export *e)
     size_t used = 0;
 
     e->n_shards = 1;
-    e->shard_of = xcalloc((size_t)e->m->n_tensors, sizeof(*e->shard_of));
-    for (int64_t i = 0; i < e->m->n_tensors; i++) {
+    e->shard_of = xcalloc((size_t)e->m->n_weights, sizeof(*e->shard_of));
+    for (int64_t i = 0; i < e->m->n_weights; i++) {
         size_t bytes = (size_t)tensor_elements(&e->m->tensors[i]) * dtype_size(e->to);
 
         if (used > 0 && used + bytes > e->shard_bytes) {
@@ -174,11 +174,11 @@ static int write_shard(const struct export *e, int64_t shard, struct err *err)
     int rc = 0;
 
     TRY(safetensors_writer_create(path, &w, err));
-    for (int64_t i = 0; i < e->m->n_tensors; i++) {
+    for (int64_t i = 0; i < e->m->n_weights; i++) {
         if (e->shard_of[i] == shard)
             TRY(declare_tensor(e, w, i, err));
     }
-    for (int64_t i = 0; i < e->m->n_tensors; i++) {
+    for (int64_t i = 0; i < e->m->n_weights; i++) {
         if (e->shard_of[i] == shard)
             TRY(write_tensor(e, w, i, err));
     }
@@ -196,7 +196,7 @@ static int write_index(const struct export *e, struct err *err)
     char *path = fs_join(e->dir, "model.safetensors.index.json"), *text;
     int rc;
 
-    for (int64_t i = 0; i < e->m->n_tensors; i++) {
+    for (int64_t i = 0; i < e->m->n_weights; i++) {
         const struct tensor_desc *t = &e->m->tensors[i];
         char *shard = shard_name(e, e->shard_of[i]);
 

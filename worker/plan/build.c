@@ -365,7 +365,8 @@ static void set_shapes(struct plan *p)
                                                  .train = true,
                                                  .embed_dropout = in->embed_dropout,
                                                  .hidden_dropout = in->hidden_dropout,
-                                                 .attn_dropout = in->attn_dropout};
+                                                 .attn_dropout = in->attn_dropout,
+                                                 .lora_dropout = in->model->adapters.dropout};
     p->shapes[LIST_EVAL] =
         (struct block_shape){.B = in->micro_batch, .T = in->seq_length, .head_rows = in->head_rows};
     p->shapes[LIST_SAMPLE] =

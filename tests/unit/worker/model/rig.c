@@ -69,6 +69,24 @@ void rig_open(struct rig *r, struct decoder_config *config, enum dtype compute, 
     r->grad_scale = 1;
 }
 
+void rig_adapt(struct rig *r, const struct adapter_config *c)
+{
+    struct err err = {0};
+    size_t n;
+
+    ok(model_adapt(&r->m, c, &err), &err);
+    n = (size_t)r->m.n_tensors;
+    r->weights = xrealloc(r->weights, n * sizeof(void *));
+    r->grads = xrealloc(r->grads, n * sizeof(void *));
+    for (int64_t i = r->m.n_weights; i < r->m.n_tensors; i++) {
+        size_t elements = (size_t)tensor_elements(&r->m.tensors[i]);
+
+        r->weights[i] = device_new(r, elements * dtype_size(r->ops->compute));
+        memset(r->weights[i], 0, elements * dtype_size(r->ops->compute));
+        r->grads[i] = device_new(r, elements * dtype_size(r->ops->grad));
+    }
+}
+
 void rig_close(struct rig *r)
 {
     for (int64_t i = 0; i < r->m.n_tensors; i++) {
@@ -161,7 +179,7 @@ void rig_load(struct rig *r, const char *model_dir)
     struct err err = {0};
 
     ok(weights_open(model_dir, &r->m, &reader, &err), &err);
-    for (int64_t i = 0; i < r->m.n_tensors; i++)
+    for (int64_t i = 0; i < r->m.n_weights; i++)
         ok(weights_read(reader, i, r->ops->compute, r->weights[i], &err), &err);
     weights_close(reader);
 }
@@ -191,6 +209,7 @@ static struct block_shape micro_shape(const struct micro *u)
         .embed_dropout = r->embed_dropout,
         .hidden_dropout = r->hidden_dropout,
         .attn_dropout = r->attn_dropout,
+        .lora_dropout = r->lora_dropout,
     };
 }
 
@@ -262,7 +281,8 @@ static void micro_block(struct micro *u, int64_t b, bool backward)
 
     cr_assert_eq(scratch % DEVICE_ALIGN + bytes.saved % DEVICE_ALIGN, 0);
     for (int64_t i = 0; i < desc->n_tensors; i++) {
-        bool frozen = r->freeze_all_but_norms && !is_norm(r->m.tensors[desc->tensors[i]].role);
+        const struct tensor_desc *t = &r->m.tensors[desc->tensors[i]];
+        bool frozen = !t->trainable || (r->freeze_all_but_norms && !is_norm(t->role));
 
         u->weights[i] = r->weights[desc->tensors[i]];
         u->grads[i] = frozen ? NULL : r->grads[desc->tensors[i]];
@@ -289,7 +309,7 @@ static void micro_forward(struct micro *u, int64_t last)
 static void micro_backward(struct micro *u)
 {
     u->run.dy = u->run.dx = u->dstream;
-    for (int64_t b = u->r->m.n_blocks - 1; b >= 0; b--) {
+    for (int64_t b = u->r->m.n_blocks - 1; b >= model_first_trained(&u->r->m); b--) {
         if (u->r->recompute && u->r->m.blocks[b].kind == BLOCK_LAYER) {
             u->run.y = NULL;
             micro_block(u, b, false);
@@ -303,7 +323,7 @@ static void zero_embedding_grads(struct rig *r)
     for (int64_t i = 0; i < r->m.n_tensors; i++) {
         enum tensor_role role = r->m.tensors[i].role;
 
-        if (role == TENSOR_EMBED || role == TENSOR_POSITIONS)
+        if (r->m.tensors[i].trainable && (role == TENSOR_EMBED || role == TENSOR_POSITIONS))
             memset(r->grads[i], 0,
                    (size_t)tensor_elements(&r->m.tensors[i]) * dtype_size(r->ops->grad));
     }

@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "kernels/device.h"
+#include "worker/model/adapter.h"
 #include "worker/model/block.h"
 
 struct rig {
@@ -21,7 +22,7 @@ struct rig {
 
     int64_t B, T;                                      /* the whole step's batch */
     int32_t *tokens, *targets, *positions, *first_key; /* (B, T); first_key may be NULL */
-    double embed_dropout, hidden_dropout, attn_dropout;
+    double embed_dropout, hidden_dropout, attn_dropout, lora_dropout;
     int64_t head_rows;
     uint64_t seed;
     uint32_t step;
@@ -40,6 +41,8 @@ struct rig {
 void rig_open(struct rig *r, struct decoder_config *config, enum dtype compute, bool reference,
               int64_t B, int64_t T);
 void rig_close(struct rig *r);
+/* Freeze the weights and give the rig adapters, all of them zero. */
+void rig_adapt(struct rig *r, const struct adapter_config *c);
 
 /* Uniform in +-spread, norms around 1, from a fixed seed. */
 void rig_random_weights(struct rig *r, double spread);
