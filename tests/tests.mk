@@ -94,8 +94,8 @@ asan-built: $(foreach s,$(SANITIZED_SUITES),$(SUITE_NEEDS_$(s)))
 
 tsan:  ## castord under ThreadSanitizer, many clients at once (Criterion cannot run under it)
 	+@$(SUBMAKE) SAN=thread CUDA=0 B=$(B)/tsan tsan-built
-tsan-built: $(B)/castord
-	@tests/run --logs $(B)/tests/logs --suite e2e/stress 300 '$(castor_bin) tests/e2e/http_test.py stress'
+tsan-built: $(B)/castord $(PYTHON)
+	@tests/run --logs $(B)/tests/logs --suite e2e/stress 300 '$(castor_bin) $(PYTHON) tests/e2e/http_test.py stress'
 
 FUZZ_SECONDS ?= 20
 FUZZ ?= $(call fuzz_name,$(FUZZ_SRCS))
