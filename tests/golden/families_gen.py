@@ -100,8 +100,13 @@ def exact_frequencies(module):
     return inv
 
 
+def gptj_tables(positions, dim):
+    angles = torch.arange(positions).double()[:, None] * 10000.0 ** (-torch.arange(0, dim, 2).double() / dim)
+    return torch.cat((angles.sin(), angles.cos()), dim=1).float().double()
+
+
 def gptj_in_double(module):
-    """GPT-J's attention without its casts to float32, and its tables from double."""
+    """GPT-J's attention without its casts to float32, and its tables from double: before transformers 5."""
     def attention(self, query, key, value, attention_mask=None):
         scores = query @ key.transpose(-1, -2) / self.scale_attn
         if attention_mask is not None:
@@ -109,9 +114,7 @@ def gptj_in_double(module):
         probabilities = plain_softmax(scores, dim=-1)
         return probabilities @ value, probabilities
     module._attn = attention.__get__(module)
-    dim = module.rotary_dim
-    angles = torch.arange(module.max_positions).double()[:, None] * 10000.0 ** (-torch.arange(0, dim, 2).double() / dim)
-    module.embed_positions = torch.cat((angles.sin(), angles.cos()), dim=1).float().double()
+    module.embed_positions = gptj_tables(module.max_positions, module.rotary_dim)
 
 
 def make_double(model):
@@ -120,8 +123,11 @@ def make_double(model):
         for key in ("eps", "variance_epsilon"):
             if isinstance(getattr(module, key, None), float):
                 setattr(module, key, gen.round_to_float(getattr(module, key)))
-        if type(module).__name__ == "GPTJAttention":
+        if type(module).__name__ == "GPTJAttention" and hasattr(module, "max_positions"):
             gptj_in_double(module)
+        if type(module).__name__ == "GPTJRotaryEmbedding":
+            module.embed_positions = gptj_tables(module.max_positions, module.pos_embd_dim)
+            continue
         if type(module).__name__ == "BloomGelu":  # its constant has nine digits
             module.forward = lambda x: torch.nn.functional.gelu(x, approximate="tanh")
         for key in ("scaling", "inv_norm_factor"):
