@@ -164,24 +164,25 @@ static int run_create(struct ctx *ctx, const struct request *req, const struct j
     return rc;
 }
 
-int jobs_create(struct ctx *ctx, const struct request *req, struct reply *rep, struct err *err)
+/* Create and estimate take the same body. */
+static int take_spec(struct ctx *ctx, const struct request *req, bool dry_run, struct reply *rep,
+                     struct err *err)
 {
     struct fault_list faults = {0};
     struct job_spec spec = {0};
     json_t *body = NULL;
-    bool dry_run = false;
+    bool asked = false;
     int rc = 0;
 
     job_spec_init(&spec);
     TRY(request_json(req, &body, err));
-    job_spec_from_request(body, &spec, &dry_run, &faults); /* what it returns is in the faults */
-    TRY(query_dry_run(req, &dry_run, err));
+    job_spec_from_request(body, &spec, &asked, &faults); /* what it returns is in the faults */
     TRY(find_data_file(ctx, body, "training_file", &spec.training_file, &faults, err));
     TRY(find_data_file(ctx, body, "validation_file", &spec.validation_file, &faults, err));
     check_local_model(ctx, &spec, &faults);
     if (faults.n > 0)
         reply_faults(rep, &faults);
-    else if (dry_run)
+    else if (dry_run || asked)
         rc = run_dry(ctx, &spec, rep, err);
     else
         rc = run_create(ctx, req, &spec, rep, err);
@@ -189,6 +190,28 @@ out:
     json_decref(body);
     fault_list_fini(&faults);
     job_spec_fini(&spec);
+    return rc;
+}
+
+int jobs_create(struct ctx *ctx, const struct request *req, struct reply *rep, struct err *err)
+{
+    bool dry_run = false;
+    int rc = 0;
+
+    TRY(query_dry_run(req, &dry_run, err));
+    TRY(take_spec(ctx, req, dry_run, rep, err));
+out:
+    return rc;
+}
+
+int jobs_estimate(struct ctx *ctx, const struct request *req, struct reply *rep, struct err *err)
+{
+    static const char *const known[] = {NULL};
+    int rc = 0;
+
+    TRY(request_check_query(req, known, err));
+    TRY(take_spec(ctx, req, true, rep, err));
+out:
     return rc;
 }
 

@@ -22,6 +22,7 @@ static const struct route table[] = {
     {"GET", "/v1/files/{id}", files_get, ROLE_READ, BODY_NONE},
     {"DELETE", "/v1/files/{id}", files_delete, ROLE_SUBMIT, BODY_NONE},
     {"GET", "/v1/files/{id}/content", files_content, ROLE_READ, BODY_NONE},
+    {"POST", "/v1/fine_tuning/estimate", jobs_estimate, ROLE_SUBMIT, BODY_JSON},
     {"POST", "/v1/fine_tuning/jobs", jobs_create, ROLE_SUBMIT, BODY_JSON},
     {"GET", "/v1/fine_tuning/jobs", jobs_list, ROLE_READ, BODY_NONE},
     {"GET", "/v1/fine_tuning/jobs/{id}", jobs_get, ROLE_READ, BODY_NONE},

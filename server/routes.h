@@ -72,6 +72,7 @@ int files_get(struct ctx *ctx, const struct request *req, struct reply *rep, str
 int files_delete(struct ctx *ctx, const struct request *req, struct reply *rep, struct err *err);
 int files_content(struct ctx *ctx, const struct request *req, struct reply *rep, struct err *err);
 int jobs_create(struct ctx *ctx, const struct request *req, struct reply *rep, struct err *err);
+int jobs_estimate(struct ctx *ctx, const struct request *req, struct reply *rep, struct err *err);
 int jobs_list(struct ctx *ctx, const struct request *req, struct reply *rep, struct err *err);
 int jobs_get(struct ctx *ctx, const struct request *req, struct reply *rep, struct err *err);
 int jobs_cancel(struct ctx *ctx, const struct request *req, struct reply *rep, struct err *err);

@@ -206,6 +206,8 @@ def dry_run():
     assert plan.memory["host"]["total"] == 47 and plan.spec["resolved"] is True
     plan = create(c, f.id, model="test/huge", extra_query={"dry_run": "true"})
     assert plan.fits is False and plan.to_dict()["error"]["reason"] == "insufficient_memory"
+    estimate = c.post("/fine_tuning/estimate", body={"model": "test/huge", "training_file": f.id}, cast_to=object)
+    assert estimate["fits"] is False and estimate["error"]["reason"] == "insufficient_memory", estimate
     assert len(list(c.fine_tuning.jobs.list())) == before
 
 

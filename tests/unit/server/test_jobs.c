@@ -178,12 +178,17 @@ Test(jobs, local_models_need_an_allowed_directory)
 
 Test(jobs, dry_run_plans_and_creates_nothing)
 {
-    static const char *const uris[] = {"/v1/fine_tuning/jobs?dry_run=true", "/v1/fine_tuning/jobs"};
+    static const char *const uris[] = {
+        "/v1/fine_tuning/jobs?dry_run=true", "/v1/fine_tuning/jobs", "/v1/fine_tuning/estimate",
+        "/v1/fine_tuning/jobs?dry_run=true", "/v1/fine_tuning/estimate"};
     static const char *const bodies[] = {
         "{\"model\":\"org/name\",\"training_file\":\"file-1\"}",
-        "{\"model\":\"org/name\",\"training_file\":\"file-1\",\"dry_run\":true}"};
+        "{\"model\":\"org/name\",\"training_file\":\"file-1\",\"dry_run\":true}",
+        "{\"model\":\"org/name\",\"training_file\":\"file-1\"}",
+        "{\"model\":\"org/name\",\"training_file\":\"file-1\",\"dry_run\":false}",
+        "{\"model\":\"org/name\",\"training_file\":\"file-1\",\"dry_run\":false}"};
 
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 5; i++) {
         struct answer a = ask(&h, "POST", uris[i], NULL, bodies[i]);
         cr_assert_eq(a.status, 200, "%s", buf_str(&a.rep.body));
         cr_expect_str_eq(text_at(a.json, "object"), "fine_tuning.plan");
@@ -202,6 +207,9 @@ Test(jobs, dry_run_plans_and_creates_nothing)
     answer_fini(&a);
     a = ask(&h, "POST", "/v1/fine_tuning/jobs?dryrun=true", NULL, good_body);
     assert_error(a, 400, "unknown_parameter", "dryrun");
+    answer_fini(&a);
+    a = ask(&h, "POST", "/v1/fine_tuning/estimate?dry_run=false", NULL, good_body);
+    assert_error(a, 400, "unknown_parameter", "dry_run");
     answer_fini(&a);
     cr_expect_eq(fake.n_jobs, 0);
     atomic_store(&h.slow_left, 0);
