@@ -4,12 +4,16 @@
  * neither processor meets subnormals, which CPUs handle slowly and GPUs differently by flag).
  * Compiled by gcc with -ffp-contract=off and by nvcc; every product below either feeds fmaf as an
  * operand or stands alone, so that contraction has nothing left to change.
+ *
+ * bfloat16 states are rounded stochastically: sixteen random bits are added below the part of the
+ * float that is kept (as in Zamirai et al., "Revisiting BFloat16 training", 2020, section 3.2).
  */
 #ifndef CASTOR_KERNELS_ADAMW_MATH_H
 #define CASTOR_KERNELS_ADAMW_MATH_H
 
 #include <float.h>
 #include <math.h>
+#include <string.h>
 
 #include "core/rng.h" /* CASTOR_HD */
 
@@ -41,6 +45,34 @@ CASTOR_HD static inline struct adamw_consts adamw_consts_make(float beta1, float
     c.inv_sqrt_bias2 = 1.0f / sqrtf(bias2);
     c.grad_coef = grad_coef;
     return c;
+}
+
+/* x rounded to bfloat16, up when the 16 lower bits of `random` reach over the part that is cut off.
+ * Infinities, NaN and what would round to infinity are cut. */
+CASTOR_HD static inline uint16_t adamw_round_bf16(float x, uint32_t random)
+{
+    uint32_t bits, up;
+    memcpy(&bits, &x, sizeof bits);
+    up = bits + (random & 0xffff);
+    return (uint16_t)(((up & 0x7f800000) == 0x7f800000 ? bits : up) >> 16);
+}
+
+/* What the rounding of one element draws, from one word: the three are rounded each without bias,
+ * not independently of one another. */
+struct adamw_bits {
+    uint32_t master, m, v;
+};
+
+CASTOR_HD static inline struct adamw_bits adamw_bits_of(uint32_t draw)
+{
+    struct adamw_bits b = {draw >> 16, draw >> 8, draw};
+    return b;
+}
+
+CASTOR_HD static inline struct rng_stream adamw_stream(uint64_t seed, uint32_t step, uint32_t site)
+{
+    struct rng_stream s = {seed, step, site, RNG_USE_ROUNDING};
+    return s;
 }
 
 CASTOR_HD static inline float adamw_flush(float x)

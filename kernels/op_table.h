@@ -236,9 +236,10 @@ struct sumsq_args {
     double *partial; /* (ceil(n / SUMSQ_BLOCK)) = */
 };
 
-/* norm = sqrt(sum of partials, in index order, in double) * inv_scale;
- * coef = inv_scale * min(1, max_norm / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_; max_norm
- * 0: no clipping. */
+/* The sum of all partials, in double: groups of CLIP_GROUP neighbours are added in index order,
+ * then the groups' sums in theirs. norm = sqrt(sum) * inv_scale; coef = inv_scale * min(1, max_norm
+ * / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_; max_norm 0: no clipping. */
+enum { CLIP_GROUP = 256 };
 struct clip_result {
     double norm;
     float coef;      /* every gradient is multiplied by this */
@@ -257,22 +258,33 @@ struct clip_args {
 
 /* AdamW (Loshchilov, Hutter, "Decoupled weight decay regularization", ICLR 2019), in PyTorch's
  * order of operations, arithmetic of kernels/adamw_math.h on every device, so that where an update
- * runs cannot be seen in the numbers. Skips everything when !clip->finite. */
+ * runs cannot be seen in the numbers. Skips everything when !clip->finite.
+ *
+ * Master and moments are of the table's master type, or (not in the double table) bfloat16, rounded
+ * stochastically: up or down with the odds that make the expected value exact, so that changes
+ * smaller than half a step are not lost. The random bits are a function of (seed, step, site,
+ * first + i), whatever is updated where. */
 struct adamw_step { /* one, device memory; changes every step */
     float lr;
     float bias1, bias2; /* 1 - beta1^t, 1 - beta2^t */
-    float pad;
+    uint32_t step;      /* its number: of the random bits */
 };
 struct adamw_args {
     int64_t n, n_decay; /* weight decay applies to elements [0, n_decay) */
     float beta1, beta2, eps, weight_decay;
     const struct adamw_step *step;
     const struct clip_result *clip;
-    enum dtype grad_type; /* the table's grad type, or its compute type when rounded already */
-    const void *grad;     /* (n) of grad_type */
-    void *master;         /* (n) f32 (f64 in the double table), in place */
-    void *m, *v;          /* (n) like master, in place */
-    void *param;          /* (n) real = master rounded, or NULL when master is the parameter */
+    enum dtype
+        grad_type; /* the gradient's; rounded to param_type on its way, if that is narrower */
+    enum dtype master_type, moment_type; /* f32 (f64 in the double table) or bf16 */
+    enum dtype param_type;               /* of the parameter, wherever it lies    */
+    const void *grad;                    /* (n) of grad_type                      */
+    void *master;                        /* (n) of master_type, in place          */
+    void *m, *v;                         /* (n) of moment_type, in place          */
+    void *param; /* (n) of param_type = master rounded to nearest, or NULL when master is it */
+    uint64_t seed;
+    uint32_t site; /* of the random bits: which tensor this is part of, below 2^28 */
+    int64_t first; /* likewise: the place of element 0 in it; a multiple of 4      */
 };
 
 struct cast_args {

@@ -3,13 +3,19 @@
 #include <math.h>
 #include <string.h>
 
+#include "kernels/dtype.h"
+
 int cpu_clip(struct stream *s, const struct clip_args *a)
 {
     struct clip_result r = {0};
     double sum = 0;
 
-    for (int64_t i = 0; i < a->n; i++)
-        sum += a->partial[i];
+    for (int64_t first = 0; first < a->n; first += CLIP_GROUP) {
+        double group = 0;
+        for (int64_t i = first; i < a->n && i < first + CLIP_GROUP; i++)
+            group += a->partial[i];
+        sum += group;
+    }
     r.norm = sqrt(sum) * (double)a->inv_scale;
     r.finite = isfinite(r.norm) ? 1 : 0;
     if (r.finite) {
@@ -31,4 +37,54 @@ struct adamw_consts cpu_adamw_consts(const struct adamw_args *a, bool decay)
 {
     return adamw_consts_make(a->beta1, a->beta2, a->eps, decay ? a->weight_decay : 0.0f,
                              a->step->lr, a->step->bias1, a->step->bias2, a->clip->coef);
+}
+
+static float load(enum dtype t, const void *p, int64_t i)
+{
+    float x;
+    dtype_convert(DT_F32, &x, t, (const char *)p + (size_t)i * dtype_size(t), 1);
+    return x;
+}
+
+static void store_rounded(enum dtype t, void *p, int64_t i, float x, uint32_t random)
+{
+    if (t == DT_BF16)
+        ((uint16_t *)p)[i] = adamw_round_bf16(x, random);
+    else
+        ((float *)p)[i] = x;
+}
+
+bool cpu_adamw_types_known(const struct adamw_args *a)
+{
+    return (a->master_type == DT_F32 || a->master_type == DT_BF16) &&
+           (a->moment_type == DT_F32 || a->moment_type == DT_BF16) &&
+           dtype_size(a->param_type) <= 4 && dtype_size(a->grad_type) <= 4;
+}
+
+float cpu_adamw_grad(const struct adamw_args *a, int64_t i)
+{
+    float g = load(a->grad_type, a->grad, i), rounded = g;
+    if (a->grad_type == DT_F32 && a->param_type != DT_F32) {
+        char narrow[4];
+        dtype_convert(a->param_type, narrow, DT_F32, &g, 1);
+        dtype_convert(DT_F32, &rounded, a->param_type, narrow, 1);
+    }
+    return rounded;
+}
+
+void cpu_adamw_one(const struct adamw_args *a, const struct adamw_consts *c, int64_t i)
+{
+    float w = load(a->master_type, a->master, i);
+    float m = load(a->moment_type, a->m, i), v = load(a->moment_type, a->v, i);
+    struct rng_stream stream = adamw_stream(a->seed, a->step->step, a->site);
+    struct adamw_bits bits = adamw_bits_of(rng_draw(stream, (uint64_t)(a->first + i)));
+
+    adamw_element(c, cpu_adamw_grad(a, i), &w, &m, &v);
+    store_rounded(a->master_type, a->master, i, w, bits.master);
+    store_rounded(a->moment_type, a->m, i, m, bits.m);
+    store_rounded(a->moment_type, a->v, i, v, bits.v);
+    w = load(a->master_type, a->master, i);
+    if (a->param)
+        dtype_convert(a->param_type, (char *)a->param + (size_t)i * dtype_size(a->param_type),
+                      DT_F32, &w, 1);
 }

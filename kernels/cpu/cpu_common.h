@@ -14,4 +14,9 @@ int cpu_cast(struct stream *s, const struct cast_args *a);
  * multiply-add, every other constant one correctly rounded operation (or two, in this order). */
 struct adamw_consts cpu_adamw_consts(const struct adamw_args *a, bool decay);
 
+/* Updates whose arrays are not all float: the reference, an element at a time. */
+bool cpu_adamw_types_known(const struct adamw_args *a);
+float cpu_adamw_grad(const struct adamw_args *a, int64_t i);
+void cpu_adamw_one(const struct adamw_args *a, const struct adamw_consts *c, int64_t i);
+
 #endif

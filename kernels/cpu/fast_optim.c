@@ -71,10 +71,126 @@ FAST_CLONES static void adamw_span(const struct adamw_consts *consts, int64_t n,
     }
 }
 
+/* Updates whose arrays are not all float go through buffers that the first cache level holds. */
+enum { MIX = 512 };
+
+FAST_CLONES static void widen(enum dtype t, const void *from, int64_t n, float *restrict to)
+{
+    const uint16_t *narrow = from;
+    if (t != DT_BF16) {
+        dtype_convert(DT_F32, to, t, from, n);
+        return;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits = (uint32_t)narrow[i] << 16;
+        memcpy(&to[i], &bits, sizeof bits);
+    }
+}
+
+/* Gradients as they would have travelled. NaN may lose its payload. */
+FAST_CLONES static void round_to_bf16(float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &x[i], sizeof bits);
+        uint32_t near = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
+        bits = x[i] == x[i] ? near : 0x7fc00000;
+        memcpy(&x[i], &bits, sizeof bits);
+    }
+}
+
+static void round_gradient(enum dtype to, float *x, int64_t n)
+{
+    uint16_t narrow[MIX];
+    if (to == DT_BF16) {
+        round_to_bf16(x, n);
+    } else if (to == DT_F16) {
+        dtype_convert(to, narrow, DT_F32, x, n);
+        dtype_convert(DT_F32, x, to, narrow, n);
+    }
+}
+
+FAST_CLONES static void draw_words(struct rng_stream stream, uint64_t group, int64_t groups,
+                                   uint32_t *restrict words)
+{
+    for (int64_t g = 0; g < groups; g++) {
+        struct rng_block b = rng_draw4(stream, group + (uint64_t)g);
+        for (int k = 0; k < 4; k++)
+            words[4 * g + k] = b.v[k];
+    }
+}
+
+FAST_CLONES static void narrow_rounded(const float *restrict x, const uint32_t *restrict words,
+                                       int shift, int64_t n, uint16_t *restrict to)
+{
+    for (int64_t i = 0; i < n; i++)
+        to[i] = adamw_round_bf16(x[i], words[i] >> shift);
+}
+
+/* Put n floats back where they came from, rounded by the bits of `words` above `shift`. */
+static void store_state(enum dtype t, float *x, const uint32_t *words, int shift, int64_t n,
+                        char *to)
+{
+    if (t == DT_BF16)
+        narrow_rounded(x, words, shift, n, (uint16_t *)to);
+    else
+        memcpy(to, x, (size_t)n * sizeof *x);
+}
+
+/* Elements [i0, i0 + n) of an update, n at most MIX, i0 a multiple of it. */
+static void adamw_mixed(const struct adamw_args *a, const struct adamw_consts *decayed,
+                        const struct adamw_consts *plain, int64_t i0, int64_t n)
+{
+    float grad[MIX], w[MIX], m[MIX], v[MIX];
+    uint32_t words[MIX];
+    size_t master_size = dtype_size(a->master_type), moment_size = dtype_size(a->moment_type);
+    char *master = (char *)a->master + (size_t)i0 * master_size;
+    char *am = (char *)a->m + (size_t)i0 * moment_size,
+         *av = (char *)a->v + (size_t)i0 * moment_size;
+    int64_t cut = a->n_decay - i0;
+
+    cut = cut < 0 ? 0 : cut > n ? n : cut;
+    widen(a->grad_type, (const char *)a->grad + (size_t)i0 * dtype_size(a->grad_type), n, grad);
+    if (a->grad_type == DT_F32)
+        round_gradient(a->param_type, grad, n);
+    widen(a->master_type, master, n, w);
+    widen(a->moment_type, am, n, m);
+    widen(a->moment_type, av, n, v);
+    adamw_span(decayed, cut, grad, w, m, v);
+    adamw_span(plain, n - cut, grad + cut, w + cut, m + cut, v + cut);
+    if (a->master_type == DT_BF16 || a->moment_type == DT_BF16)
+        draw_words(adamw_stream(a->seed, a->step->step, a->site), (uint64_t)(a->first + i0) / 4,
+                   (n + 3) / 4, words);
+    store_state(a->master_type, w, words, 16, n, master);
+    store_state(a->moment_type, m, words, 8, n, am);
+    store_state(a->moment_type, v, words, 0, n, av);
+    if (!a->param)
+        return;
+    if (a->master_type != DT_F32)
+        widen(a->master_type, master, n, w);
+    dtype_convert(a->param_type, (char *)a->param + (size_t)i0 * dtype_size(a->param_type), DT_F32,
+                  w, n);
+}
+
+static int adamw_all_mixed(struct stream *s, const struct adamw_args *a)
+{
+    struct adamw_consts decayed = cpu_adamw_consts(a, true), plain = cpu_adamw_consts(a, false);
+
+    if (!cpu_adamw_types_known(a))
+        return ERR_UNSUPPORTED;
+#pragma omp parallel for num_threads(s->threads) schedule(static) if (a->n > SPAN)
+    for (int64_t i0 = 0; i0 < a->n; i0 += MIX)
+        adamw_mixed(a, &decayed, &plain, i0, a->n - i0 < MIX ? a->n - i0 : MIX);
+    return 0;
+}
+
 int fast_adamw(struct stream *s, const struct adamw_args *a)
 {
     if (!a->clip->finite)
         return 0;
+    if (a->grad_type != DT_F32 || a->master_type != DT_F32 || a->moment_type != DT_F32 ||
+        a->param_type != DT_F32)
+        return adamw_all_mixed(s, a);
     struct adamw_consts decayed = cpu_adamw_consts(a, true), plain = cpu_adamw_consts(a, false);
 
 #pragma omp parallel for num_threads(s->threads) schedule(static) if (a->n > SPAN)

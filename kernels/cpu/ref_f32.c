@@ -28,6 +28,17 @@ static void adamw_real(const struct adamw_real_consts *k, float grad, float *mas
     adamw_element(&k->c, grad, master, m, v);
 }
 
+static int adamw_mixed(const struct adamw_args *a)
+{
+    struct adamw_consts decayed = cpu_adamw_consts(a, true), plain = cpu_adamw_consts(a, false);
+
+    if (!cpu_adamw_types_known(a))
+        return ERR_UNSUPPORTED;
+    for (int64_t i = 0; i < a->n; i++)
+        cpu_adamw_one(a, i < a->n_decay ? &decayed : &plain, i);
+    return 0;
+}
+
 #include "kernels/cpu/ref_attn.inc.h"
 #include "kernels/cpu/ref_embed.inc.h"
 #include "kernels/cpu/ref_linear.inc.h"

@@ -42,6 +42,11 @@ static void adamw_real(const struct adamw_real_consts *c, double grad, double *m
     *master = *master * c->decay - c->step_size * *m / (sqrt(*v) * c->inv_sqrt_bias2 + c->eps);
 }
 
+static int adamw_mixed(const struct adamw_args *a)
+{
+    return ERR_UNSUPPORTED; /* everything is double here */
+}
+
 #include "kernels/cpu/ref_attn.inc.h"
 #include "kernels/cpu/ref_embed.inc.h"
 #include "kernels/cpu/ref_linear.inc.h"

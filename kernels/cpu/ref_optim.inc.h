@@ -21,6 +21,9 @@ static int adamw(struct stream *s, const struct adamw_args *a)
 
     if (!a->clip->finite)
         return 0;
+    if (a->grad_type != TABLE_DTYPE || a->master_type != TABLE_DTYPE ||
+        a->moment_type != TABLE_DTYPE || a->param_type != TABLE_DTYPE)
+        return adamw_mixed(a);
     struct adamw_real_consts decayed = adamw_real_consts(a, true);
     struct adamw_real_consts plain = adamw_real_consts(a, false);
     for (int64_t i = 0; i < a->n; i++) {

@@ -1,10 +1,11 @@
 /*
- * AdamW over n elements: master, m and v (float32) in place, param (real) assigned. The arithmetic
- * is kernels/adamw_math.h, whose bits do not depend on the device; the constants are derived with
- * the same roundings as on the CPU. Four elements a thread where pointers are aligned, else one.
- * Does nothing when clip says that the gradients are not finite.
+ * AdamW over n elements: master, m and v in place, param (real) assigned. The arithmetic is
+ * kernels/adamw_math.h, whose bits do not depend on the device, stochastic rounding of bfloat16
+ * states included; the constants are derived with the same roundings as on the CPU. Four elements a
+ * thread where pointers are aligned, which is also what one draw of random numbers serves, else
+ * one. Does nothing when clip says that the gradients are not finite.
  *
- * Measured on an H100 80GB, 2026-11-22: bf16, 130M elements, 2,880 GB/s.
+ * Measured on an H100 80GB, 2026-11-22: bf16 with float states, 130M elements, 2,880 GB/s.
  */
 #include "kernels/adamw_math.h"
 #include "kernels/cuda/common.cuh"
@@ -17,16 +18,29 @@ static __device__ __forceinline__ struct adamw_consts consts_of(const struct ada
                              a.step->bias2, a.clip->coef);
 }
 
-/* The constants of one element: decay only before n_decay. */
-static __device__ __forceinline__ void update(struct adamw_consts c, const struct adamw_args &a,
-                                              int64_t i, float grad, float *master, float *m,
-                                              float *v)
+/* Read or written once: past the caches. */
+static __device__ __forceinline__ void load4(const float *p, float (&v)[4])
 {
-    c.decay = i < a.n_decay ? c.decay : 1.0f;
-    adamw_element(&c, grad, master, m, v);
+    float4 f = __ldcs((const float4 *)p);
+    v[0] = f.x;
+    v[1] = f.y;
+    v[2] = f.z;
+    v[3] = f.w;
 }
 
-template <typename T> __device__ __forceinline__ void store4(T *p, const float (&v)[4])
+template <typename T> __device__ __forceinline__ void load4(const T *p, float (&v)[4])
+{
+    union {
+        uint2 bits;
+        T v[4];
+    } x;
+    x.bits = __ldcs((const uint2 *)p);
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        v[i] = to_float(x.v[i]);
+}
+
+template <typename T> __device__ __forceinline__ void store_param4(T *p, const float (&v)[4])
 {
     if constexpr (sizeof(T) == 4) {
         *reinterpret_cast<float4 *>(p) = make_float4(v[0], v[1], v[2], v[3]);
@@ -42,55 +56,118 @@ template <typename T> __device__ __forceinline__ void store4(T *p, const float (
     }
 }
 
-template <typename T>
+/* A state value as it will lie in memory: float as it is, bfloat16 by the random bits. */
+template <typename S> __device__ __forceinline__ S state_of(float x, uint32_t random)
+{
+    if constexpr (sizeof(S) == 4)
+        return x;
+    else
+        return __ushort_as_bfloat16(adamw_round_bf16(x, random));
+}
+
+template <typename S, int SHIFT>
+__device__ __forceinline__ void store_state4(S *p, float (&x)[4], const struct rng_block &draw)
+{
+    union {
+        float4 f4;
+        uint2 u2;
+        S v[4];
+    } out;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        out.v[i] = state_of<S>(x[i], draw.v[i] >> SHIFT);
+        x[i] = to_float(out.v[i]);
+    }
+    if constexpr (sizeof(S) == 4)
+        __stcs((float4 *)p, out.f4);
+    else
+        __stcs((uint2 *)p, out.u2);
+}
+
+/* T: parameter; G: gradient; M: master; S: moments. */
+template <typename T, typename G, typename M, typename S>
 __global__ void adamw_wide_kernel(const __grid_constant__ struct adamw_args a, int64_t groups)
 {
+    constexpr bool DRAWS = sizeof(M) == 2 || sizeof(S) == 2;
     int64_t at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     if (at >= groups || !a.clip->finite)
         return;
-    struct adamw_consts c = consts_of(a);
-    float4 g4 = __ldcs((const float4 *)a.grad + at);
-    float4 w4 = __ldcs((const float4 *)a.master + at);
-    float4 m4 = __ldcs((const float4 *)a.m + at);
-    float4 v4 = __ldcs((const float4 *)a.v + at);
-    float g[4] = {g4.x, g4.y, g4.z, g4.w}, w[4] = {w4.x, w4.y, w4.z, w4.w};
-    float m[4] = {m4.x, m4.y, m4.z, m4.w}, v[4] = {v4.x, v4.y, v4.z, v4.w};
+    struct adamw_consts c = consts_of(a), plain = c;
+    plain.decay = 1.0f;
+    float g[4], w[4], m[4], v[4];
+    load4((const G *)a.grad + at * 4, g);
+    load4((const M *)a.master + at * 4, w);
+    load4((const S *)a.m + at * 4, m);
+    load4((const S *)a.v + at * 4, v);
+    struct rng_block draw = {};
+    if constexpr (DRAWS)
+        draw = rng_draw4(adamw_stream(a.seed, a.step->step, a.site), (uint64_t)a.first / 4 + at);
 #pragma unroll
     for (int i = 0; i < 4; i++)
-        update(c, a, at * 4 + i, g[i], &w[i], &m[i], &v[i]);
-    __stcs((float4 *)a.master + at, make_float4(w[0], w[1], w[2], w[3]));
-    __stcs((float4 *)a.m + at, make_float4(m[0], m[1], m[2], m[3]));
-    __stcs((float4 *)a.v + at, make_float4(v[0], v[1], v[2], v[3]));
+        adamw_element(at * 4 + i < a.n_decay ? &c : &plain, rounded<T>(g[i]), &w[i], &m[i], &v[i]);
+    store_state4<M, 16>((M *)a.master + at * 4, w, draw);
+    store_state4<S, 8>((S *)a.m + at * 4, m, draw);
+    store_state4<S, 0>((S *)a.v + at * 4, v, draw);
     if (a.param)
-        store4((T *)a.param + at * 4, w);
+        store_param4((T *)a.param + at * 4, w);
 }
 
-template <typename T>
+template <typename T, typename G, typename M, typename S>
 __global__ void adamw_kernel(const __grid_constant__ struct adamw_args a, int64_t from)
 {
     int64_t i = from + (int64_t)blockIdx.x * THREADS + threadIdx.x;
     if (i >= a.n || !a.clip->finite)
         return;
     struct adamw_consts c = consts_of(a);
-    float *master = (float *)a.master + i;
-    update(c, a, i, ((const float *)a.grad)[i], master, (float *)a.m + i, (float *)a.v + i);
+    c.decay = i < a.n_decay ? c.decay : 1.0f;
+    uint32_t draw = rng_draw(adamw_stream(a.seed, a.step->step, a.site), (uint64_t)(a.first + i));
+    M *master = (M *)a.master + i;
+    S *m = (S *)a.m + i, *v = (S *)a.v + i;
+    float w = to_float(*master), mi = to_float(*m), vi = to_float(*v);
+    adamw_element(&c, rounded<T>(to_float(((const G *)a.grad)[i])), &w, &mi, &vi);
+    *master = state_of<M>(w, draw >> 16);
+    *m = state_of<S>(mi, draw >> 8);
+    *v = state_of<S>(vi, draw);
     if (a.param)
-        ((T *)a.param)[i] = from_float<T>(*master);
+        ((T *)a.param)[i] = from_float<T>(to_float(*master));
 }
 
-template <typename T> static int adamw(cudaStream_t s, const struct adamw_args *a)
+template <typename T, typename G, typename M, typename S>
+static int adamw(cudaStream_t s, const struct adamw_args *a)
 {
     bool wide = aligned16(a->grad) && aligned16(a->master) && aligned16(a->m) && aligned16(a->v) &&
                 aligned16(a->param);
     int64_t groups = wide ? a->n / 4 : 0, rest = a->n - groups * 4;
     if (groups > 0)
-        adamw_wide_kernel<T><<<(unsigned)ceil_div(groups, THREADS), THREADS, 0, s>>>(*a, groups);
+        adamw_wide_kernel<T, G, M, S>
+            <<<(unsigned)ceil_div(groups, THREADS), THREADS, 0, s>>>(*a, groups);
     if (rest > 0)
-        adamw_kernel<T><<<(unsigned)ceil_div(rest, THREADS), THREADS, 0, s>>>(*a, groups * 4);
+        adamw_kernel<T, G, M, S>
+            <<<(unsigned)ceil_div(rest, THREADS), THREADS, 0, s>>>(*a, groups * 4);
     return launch_status();
+}
+
+template <typename T, typename G>
+static int adamw_states(cudaStream_t s, const struct adamw_args *a)
+{
+    bool small_moments = a->moment_type == DT_BF16;
+    if (a->master_type == DT_F32)
+        return small_moments ? adamw<T, G, float, __nv_bfloat16>(s, a)
+                             : adamw<T, G, float, float>(s, a);
+    if (a->master_type == DT_BF16 && a->param_type == DT_BF16)
+        return small_moments ? adamw<T, G, __nv_bfloat16, __nv_bfloat16>(s, a)
+                             : adamw<T, G, __nv_bfloat16, float>(s, a);
+    return ERR_UNSUPPORTED;
+}
+
+template <typename T> static int adamw_grads(cudaStream_t s, const struct adamw_args *a)
+{
+    return a->grad_type == DT_F32 ? adamw_states<T, float>(s, a) : adamw_states<T, T>(s, a);
 }
 
 extern "C" int launch_adamw(cudaStream_t s, enum dtype real, const struct adamw_args *a)
 {
-    return DISPATCH_REAL(real, adamw, s, a);
+    bool known = a->param_type == real && (a->grad_type == DT_F32 || a->grad_type == real) &&
+                 (a->moment_type == DT_F32 || a->moment_type == DT_BF16);
+    return known ? DISPATCH_REAL(real, adamw_grads, s, a) : ERR_UNSUPPORTED;
 }

@@ -1,17 +1,18 @@
 /*
- * Gradient norm: sumsq writes one double for each SUMSQ_BLOCK elements of x (float32), assigned;
- * clip adds them in index order and derives the factor of every gradient. A block of threads sums
- * one SUMSQ_BLOCK in an order that depends on nothing else, so a partial is the same wherever the
- * tensor's piece lies. clip's additions are one chain, as on the CPU, and so are its roundings.
+ * Gradient norm: sumsq writes one double for each SUMSQ_BLOCK elements of x (float32, rounded to
+ * the table's type on their way), assigned; clip adds them and derives the factor of every
+ * gradient. A block of threads sums one SUMSQ_BLOCK in an order that depends on nothing else, so a
+ * partial is the same wherever the tensor's piece lies. clip's additions have the CPU's order, and
+ * so its roundings: a thread adds a group of partials, one thread the groups.
  *
- * Measured on an H100 80GB, 2026-11-22: sumsq 3,020 GB/s; clip 6.2 ns a
- * partial, the latency of its one chain.
+ * Measured on an H100 80GB, 2026-11-22: sumsq 3,020 GB/s.
  */
 #include "kernels/cuda/common.cuh"
 
-enum { THREADS = 512, CLIP_THREADS = 256 };
+enum { THREADS = 512, CLIP_THREADS = 512 };
 
-template <bool Wide> __global__ void sumsq_kernel(int64_t n, const float *x, double *partial)
+template <typename T, bool Wide>
+__global__ void sumsq_kernel(int64_t n, const float *x, double *partial)
 {
     __shared__ double scratch[THREADS / 32];
     int64_t first = (int64_t)blockIdx.x * SUMSQ_BLOCK;
@@ -35,27 +36,36 @@ template <bool Wide> __global__ void sumsq_kernel(int64_t n, const float *x, dou
             }
         }
 #pragma unroll
-        for (int j = 0; j < 4; j++)
-            sum[j] = fma((double)v[j], (double)v[j], sum[j]);
+        for (int j = 0; j < 4; j++) {
+            double x = (double)rounded<T>(v[j]);
+            sum[j] = fma(x, x, sum[j]);
+        }
     }
     double total = block_sum<THREADS>((sum[0] + sum[1]) + (sum[2] + sum[3]), scratch);
     if (threadIdx.x == 0)
         partial[blockIdx.x] = total;
 }
 
-/* One block: all threads fetch, thread 0 adds. */
+/* One block: thread t adds group t of every CLIP_THREADS, thread 0 the groups in their order. */
 __global__ void clip_kernel(const __grid_constant__ struct clip_args a)
 {
     __shared__ double part[2][CLIP_THREADS];
+    int64_t groups = (a.n + CLIP_GROUP - 1) / CLIP_GROUP;
     double sum = 0;
     int side = 0;
-    for (int64_t first = 0; first < a.n; first += CLIP_THREADS, side ^= 1) {
-        if (first + threadIdx.x < a.n)
-            part[side][threadIdx.x] = a.partial[first + threadIdx.x];
+    for (int64_t first = 0; first < groups; first += CLIP_THREADS, side ^= 1) {
+        int64_t at = (first + threadIdx.x) * CLIP_GROUP;
+        int count = (int)(a.n - at < CLIP_GROUP ? a.n - at : CLIP_GROUP);
+        double group = 0;
+#pragma unroll 16
+        for (int i = 0; i < count; i++)
+            group = __dadd_rn(group, a.partial[at + i]);
+        part[side][threadIdx.x] = group;
         __syncthreads(); /* the other side is read only by thread 0, before this barrier */
         if (threadIdx.x == 0) {
-            int count = (int)(a.n - first < CLIP_THREADS ? a.n - first : CLIP_THREADS);
-            for (int i = 0; i < count; i++)
+            int here = (int)(groups - first < CLIP_THREADS ? groups - first : CLIP_THREADS);
+#pragma unroll 8
+            for (int i = 0; i < here; i++)
                 sum = __dadd_rn(sum, part[side][i]);
         }
     }
@@ -73,17 +83,22 @@ __global__ void clip_kernel(const __grid_constant__ struct clip_args a)
     *a.result = r;
 }
 
-extern "C" int launch_sumsq(cudaStream_t s, const struct sumsq_args *a)
+template <typename T> static int sumsq(cudaStream_t s, const struct sumsq_args *a)
 {
     unsigned blocks = (unsigned)ceil_div(a->n, SUMSQ_BLOCK);
     const float *x = (const float *)a->x;
     if (blocks == 0)
         return 0;
     if (aligned16(x))
-        sumsq_kernel<true><<<blocks, THREADS, 0, s>>>(a->n, x, a->partial);
+        sumsq_kernel<T, true><<<blocks, THREADS, 0, s>>>(a->n, x, a->partial);
     else
-        sumsq_kernel<false><<<blocks, THREADS, 0, s>>>(a->n, x, a->partial);
+        sumsq_kernel<T, false><<<blocks, THREADS, 0, s>>>(a->n, x, a->partial);
     return launch_status();
+}
+
+extern "C" int launch_sumsq(cudaStream_t s, enum dtype real, const struct sumsq_args *a)
+{
+    return DISPATCH_REAL(real, sumsq, s, a);
 }
 
 extern "C" int launch_clip(cudaStream_t s, const struct clip_args *a)

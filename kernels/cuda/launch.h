@@ -56,7 +56,7 @@ int launch_loss(cudaStream_t s, enum dtype real, const struct loss_args *a);
 int launch_add(cudaStream_t s, const struct add_args *a);
 int launch_cast(cudaStream_t s, const struct cast_args *a);
 
-int launch_sumsq(cudaStream_t s, const struct sumsq_args *a);
+int launch_sumsq(cudaStream_t s, enum dtype real, const struct sumsq_args *a);
 int launch_clip(cudaStream_t s, const struct clip_args *a);
 int launch_adamw(cudaStream_t s, enum dtype real, const struct adamw_args *a);
 

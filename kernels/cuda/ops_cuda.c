@@ -139,6 +139,10 @@ static size_t cuda_workspace(enum op op, const void *args)
     {                                                                                              \
         return launch_loss(enter(s), DTYPE, a);                                                    \
     }                                                                                              \
+    static int sumsq_##T(struct stream *s, const struct sumsq_args *a)                             \
+    {                                                                                              \
+        return launch_sumsq(enter(s), DTYPE, a);                                                   \
+    }                                                                                              \
     static int adamw_##T(struct stream *s, const struct adamw_args *a)                             \
     {                                                                                              \
         return launch_adamw(enter(s), DTYPE, a);                                                   \
@@ -151,11 +155,6 @@ BIND(f16, DT_F16)
 static int cuda_add(struct stream *s, const struct add_args *a)
 {
     return launch_add(enter(s), a);
-}
-
-static int cuda_sumsq(struct stream *s, const struct sumsq_args *a)
-{
-    return launch_sumsq(enter(s), a);
 }
 
 static int cuda_clip(struct stream *s, const struct clip_args *a)
@@ -176,7 +175,7 @@ static int cuda_cast(struct stream *s, const struct cast_args *a)
         .linear_bwd_data = linear_bwd_data_##T, .linear_bwd_weight = linear_bwd_weight_##T,        \
         .act_fwd = act_fwd_##T, .act_bwd = act_bwd_##T, .rope = rope_##T,                          \
         .attn_fwd = attn_fwd_##T, .attn_bwd = attn_bwd_##T, .dropout_fwd = dropout_fwd_##T,        \
-        .dropout_bwd = dropout_bwd_##T, .loss = loss_##T, .add = cuda_add, .sumsq = cuda_sumsq,    \
+        .dropout_bwd = dropout_bwd_##T, .loss = loss_##T, .add = cuda_add, .sumsq = sumsq_##T,     \
         .clip = cuda_clip, .adamw = adamw_##T, .cast = cuda_cast, .workspace = cuda_workspace,     \
     }
 

@@ -221,7 +221,11 @@ static void bench_parameters(const struct bench *b)
                            .eps = 1e-8f,
                            .weight_decay = 0.1f,
                            .step = &STEP,
-                           .clip = &CLIP};
+                           .clip = &CLIP,
+                           .grad_type = DT_F32,
+                           .master_type = DT_F32,
+                           .moment_type = DT_F32,
+                           .param_type = DT_F32};
     double bytes = 4.0 * (double)n;
 
     a.grad = tensor(n);

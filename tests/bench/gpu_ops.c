@@ -437,6 +437,8 @@ static void bench_optimizer(void)
         c.result = take(sizeof(struct clip_result));
         (void)call(OP_CLIP, &c);
         a.weight_decay = 0.1f;
+        a.grad_type = a.master_type = a.moment_type = DT_F32;
+        a.param_type = DT_BF16;
         a.step = take_floats(step, 4);
         a.clip = c.result;
         a.grad = take(f32);

@@ -421,6 +421,7 @@ def unsupported_specs(root):
             ("ranks", {"parallelism": {"data": 2, "tensor": {"mode": "1d", "size": 1, "depth": 1}, "context": 1,
                                        "pipeline": {"stages": 1, "schedule": "1f1b"}, "zero": 0}}, "parallelism.data"),
             ("gpus", {"resources": {"gpus": 2}}, "resources.gpus"),
+            ("master", {"precision": {"compute": "fp32", "master": "bf16"}}, "precision.master"),
             ("states", {"precision": {"optimizer_state": "int8"}}, "precision.optimizer_state")):
         job = Job(root, name, **changes)
         code, report = job.plan()

@@ -359,6 +359,7 @@ void case_run(const struct op_case *c, const struct target *t, const struct op_t
 
     memset(r, 0, sizeof *r);
     place_tensors(c, t, like, &args, &m);
+    op_fill_types(c->op, &args, t->table);
     for (int i = 0; i < times && r->rc == 0; i++)
         r->rc = op_call(t->table, t->stream, c->op, &args);
     must(device_stream_sync(t->device, t->stream, &err), &err);

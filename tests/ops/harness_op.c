@@ -53,6 +53,16 @@ int op_call(const struct op_table *t, struct stream *s, enum op op, const void *
     abort();
 }
 
+void op_fill_types(enum op op, void *args, const struct op_table *t)
+{
+    struct adamw_args *a = args;
+    if (op != OP_ADAMW || a->grad_type || a->master_type || a->moment_type || a->param_type)
+        return;
+    a->grad_type = t->grad;
+    a->master_type = a->moment_type = t->master;
+    a->param_type = t->compute;
+}
+
 int op_workspace_slot(enum op op)
 {
     switch (op) {

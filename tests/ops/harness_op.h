@@ -7,6 +7,8 @@
 enum { NO_SLOT = -1 };
 
 int op_call(const struct op_table *t, struct stream *s, enum op op, const void *args);
+/* Element types that an op's args name, where the case left them all open: those of the table. */
+void op_fill_types(enum op op, void *args, const struct op_table *t);
 /* Where the op's args hold their workspace, or NO_SLOT. */
 int op_workspace_slot(enum op op);
 /* The largest |a - b| / (relative * (|b| + rms(b))); infinity where there is a NaN. */

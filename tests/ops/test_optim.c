@@ -1,6 +1,8 @@
 /* Gradient norm, clipping, AdamW and casts. */
+#include <float.h>
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "kernels/adamw_math.h"
@@ -74,6 +76,33 @@ static void clip(void)
     expect_clip(WITH_INF, 3, 1, 1, INFINITY, 0, 0, 0);
 }
 
+/* More partials than a group, than a block of threads, than a whole grid step: the order of
+ * additions is the same everywhere, so the bits are. */
+static void clip_of_many(void)
+{
+    enum { MANY = 300 * CLIP_GROUP + 77 };
+    double *partial = malloc(MANY * sizeof *partial);
+
+    for (int64_t i = 0; i < MANY; i++)
+        partial[i] = ldexp(1 + random_unit(), (int)(i % 30));
+    for (int64_t n = MANY; n > 0; n = n > CLIP_GROUP ? n / 7 : n - 85) {
+        double sum = 0, norm = 0;
+        for (int64_t g = 0; g < n; g += CLIP_GROUP) {
+            double group = 0;
+            for (int64_t i = g; i < n && i < g + CLIP_GROUP; i++)
+                group += partial[i];
+            sum += group;
+        }
+        norm = sqrt(sum);
+        for (int i = 0; i < targets_count(); i++) {
+            struct clip_result r = run_clip(targets_get(i), partial, n, 1, 1);
+            expect(memcmp(&r.norm, &norm, sizeof norm) == 0, "clip of %ld on %s: %a, not %a",
+                   (long)n, targets_get(i)->table->name, r.norm, norm);
+        }
+    }
+    free(partial);
+}
+
 /* --- AdamW --- */
 
 struct adamw_setup {
@@ -98,7 +127,8 @@ static struct adamw_step step_of(const struct adamw_setup *s)
 {
     struct adamw_step step = {.lr = s->lr,
                               .bias1 = (float)(1 - pow((double)s->beta1, s->step)),
-                              .bias2 = (float)(1 - pow((double)s->beta2, s->step))};
+                              .bias2 = (float)(1 - pow((double)s->beta2, s->step)),
+                              .step = (uint32_t)s->step};
     return step;
 }
 
@@ -109,7 +139,10 @@ static void adamw_case(struct op_case *c, const struct adamw_setup *s)
                            .beta1 = s->beta1,
                            .beta2 = s->beta2,
                            .eps = s->eps,
-                           .weight_decay = s->weight_decay};
+                           .weight_decay = s->weight_decay,
+                           .seed = 0x123456789abcdefu,
+                           .site = 12,
+                           .first = 1 << 16};
     struct adamw_step step = step_of(s);
     struct clip_result clip_result = {.norm = 1, .coef = s->coef, .finite = s->finite};
 
@@ -190,6 +223,31 @@ static void adamw_by_hand(void)
     }
 }
 
+static struct adamw_consts setup_consts(const struct adamw_setup *s, const struct adamw_step *step,
+                                        int64_t i)
+{
+    struct adamw_consts k = {s->beta1,
+                             1 - s->beta1,
+                             s->beta2,
+                             1 - s->beta2,
+                             s->eps,
+                             i < s->n_decay ? fmaf(-s->lr, s->weight_decay, 1) : 1,
+                             s->lr / step->bias1,
+                             1 / sqrtf(step->bias2),
+                             s->coef};
+    return k;
+}
+
+/* As it reads back from memory of type t. */
+static float rounded_to(enum dtype t, double x)
+{
+    float f = (float)x, back;
+    char narrow[8];
+    dtype_convert(t, narrow, DT_F32, &f, 1);
+    dtype_convert(DT_F32, &back, t, narrow, 1);
+    return back;
+}
+
 /* The bits of kernels/adamw_math.h on every table of floats. */
 static void adamw_bits(const struct adamw_setup *s)
 {
@@ -206,17 +264,10 @@ static void adamw_bits(const struct adamw_setup *s)
         const struct target *t = targets_get(ti);
         case_run(&c, t, t->table, 1, &r);
         for (int64_t i = 0; i < s->n; i++) {
-            struct adamw_consts k = {s->beta1,
-                                     1 - s->beta1,
-                                     s->beta2,
-                                     1 - s->beta2,
-                                     s->eps,
-                                     i < s->n_decay ? fmaf(-s->lr, s->weight_decay, 1) : 1,
-                                     s->lr / step.bias1,
-                                     1 / sqrtf(step.bias2),
-                                     s->coef};
+            struct adamw_consts k = setup_consts(s, &step, i);
             float w = (float)case_data(&c, "master")[i], m = (float)case_data(&c, "m")[i],
-                  v = (float)case_data(&c, "v")[i], g = (float)case_data(&c, "grad")[i];
+                  v = (float)case_data(&c, "v")[i],
+                  g = rounded_to(t->table->compute, case_data(&c, "grad")[i]);
             adamw_element(&k, g, &w, &m, &v);
             double want[3] = {(double)w, (double)m, (double)v};
             double got[3] = {r.v[case_index(&c, "master")][i], r.v[case_index(&c, "m")][i],
@@ -229,6 +280,125 @@ static void adamw_bits(const struct adamw_setup *s)
         result_fini(&r);
     }
     case_fini(&c);
+}
+
+/* --- bfloat16 states --- */
+
+/* Of the 65,536 sets of random bits, as many round up as the cut-off part is large. */
+static void rounding_is_unbiased(void)
+{
+    static const uint32_t X[] = {0x3f800000, 0x3f800001, 0x3fff8000,
+                                 0xbf81fff0, 0x00001234, 0xc2f7ffff};
+    for (size_t i = 0; i < sizeof X / sizeof X[0]; i++) {
+        uint32_t ups = 0, others = 0;
+        float x;
+        memcpy(&x, &X[i], sizeof x);
+        for (uint32_t r = 0; r < 65536; r++) {
+            uint16_t got = adamw_round_bf16(x, r | 0xabcd0000);
+            ups += got == (uint16_t)((X[i] >> 16) + 1);
+            others += got != (uint16_t)((X[i] >> 16) + 1) && got != (uint16_t)(X[i] >> 16);
+        }
+        expect(ups == (X[i] & 0xffff) && others == 0, "%a rounds up %u times, not %u", (double)x,
+               ups, X[i] & 0xffff);
+    }
+    expect(adamw_round_bf16(INFINITY, 0xffff) == 0x7f80, "infinity stays");
+    expect(adamw_round_bf16(FLT_MAX, 0xffff) == 0x7f7f, "the largest float stays finite");
+}
+
+static double state_value(enum dtype t, float x, uint32_t random)
+{
+    uint32_t bits = (uint32_t)adamw_round_bf16(x, random) << 16;
+    if (t == DT_BF16)
+        memcpy(&x, &bits, sizeof x);
+    return (double)x;
+}
+
+static void mixed_case(struct op_case *c, const struct adamw_setup *s, enum dtype grad,
+                       enum dtype master, enum dtype moment, enum dtype param)
+{
+    struct adamw_args *a = &c->args.adamw;
+
+    adamw_case(c, s);
+    a->grad_type = grad;
+    a->master_type = master;
+    a->moment_type = moment;
+    a->param_type = param;
+    c->b[case_index(c, "grad")].elem = (int)grad;
+    c->b[case_index(c, "master")].elem = (int)master;
+    c->b[case_index(c, "m")].elem = c->b[case_index(c, "v")].elem = (int)moment;
+    if (s->param)
+        c->b[case_index(c, "param")].elem = (int)param;
+    snprintf(c->title + strlen(c->title), sizeof c->title - strlen(c->title), " %s %s %s %s",
+             dtype_name(grad), dtype_name(master), dtype_name(moment), dtype_name(param));
+}
+
+/* Element i as the case's inputs and the arithmetic of kernels/adamw_math.h have it. */
+static void mixed_want(struct op_case *c, const struct adamw_setup *s, int64_t i, double want[4])
+{
+    const struct adamw_args *a = &c->args.adamw;
+    struct adamw_step step = step_of(s);
+    struct adamw_consts k = setup_consts(s, &step, i);
+    struct rng_stream stream = {a->seed, step.step, a->site, RNG_USE_ROUNDING};
+    uint32_t draw = rng_draw(stream, (uint64_t)(a->first + i));
+    float w = rounded_to(a->master_type, case_data(c, "master")[i]),
+          m = rounded_to(a->moment_type, case_data(c, "m")[i]),
+          v = rounded_to(a->moment_type, case_data(c, "v")[i]),
+          g = rounded_to(a->grad_type, case_data(c, "grad")[i]);
+
+    adamw_element(&k, rounded_to(a->param_type, (double)g), &w, &m, &v);
+    want[0] = state_value(a->master_type, w, draw >> 16);
+    want[1] = state_value(a->moment_type, m, draw >> 8);
+    want[2] = state_value(a->moment_type, v, draw);
+    want[3] = (double)rounded_to(a->param_type, want[0]);
+}
+
+static void mixed_bits(const struct adamw_setup *s, enum dtype grad, enum dtype master,
+                       enum dtype moment, enum dtype param)
+{
+    static const char *const NAMES[4] = {"master", "m", "v", "param"};
+    struct op_case c;
+    struct result r;
+
+    mixed_case(&c, s, grad, master, moment, param);
+    for (int ti = 1; ti < targets_count(); ti++) {
+        const struct target *t = targets_get(ti);
+        if (t->device->kind == DEVICE_CUDA && t->table->compute != param)
+            continue; /* a GPU updates for its own table */
+        case_run(&c, t, t->table, 1, &r);
+        bool same = r.rc == 0;
+        for (int64_t i = 0; i < s->n && same; i++) {
+            double want[4];
+            mixed_want(&c, s, i, want);
+            for (int k = 0; k < 3 + s->param && same; k++)
+                same = memcmp(&want[k], &r.v[case_index(&c, NAMES[k])][i], sizeof want[k]) == 0;
+            if (!same)
+                fprintf(stderr, "element %ld\n", (long)i);
+        }
+        expect(same, "%s on %s: not the bits of adamw_math.h", c.title, t->table->name);
+        result_fini(&r);
+    }
+    case_fini(&c);
+}
+
+static void mixed(void)
+{
+    struct adamw_setup s = BASE, in_place = BASE;
+
+    in_place.param = false;
+    rounding_is_unbiased();
+    for (int64_t n = 5003; n > 0; n /= 71) {
+        s.n = in_place.n = n;
+        mixed_bits(&s, DT_F32, DT_F32, DT_F32, DT_BF16);
+        mixed_bits(&s, DT_BF16, DT_F32, DT_F32, DT_BF16);
+        mixed_bits(&s, DT_F32, DT_F32, DT_BF16, DT_BF16);
+        mixed_bits(&s, DT_BF16, DT_F32, DT_BF16, DT_BF16);
+        mixed_bits(&s, DT_F16, DT_F32, DT_F32, DT_F16);
+        mixed_bits(&s, DT_F32, DT_F32, DT_BF16, DT_F16);
+        mixed_bits(&in_place, DT_F32, DT_BF16, DT_BF16, DT_BF16);
+        mixed_bits(&in_place, DT_BF16, DT_BF16, DT_BF16, DT_BF16);
+        mixed_bits(&in_place, DT_BF16, DT_BF16, DT_F32, DT_BF16);
+        mixed_bits(&in_place, DT_F32, DT_F32, DT_BF16, DT_F32);
+    }
 }
 
 static void adamw(void)
@@ -293,7 +463,9 @@ int main(void)
     sumsq(SUMSQ_BLOCK);
     sumsq(3 * SUMSQ_BLOCK + 17);
     clip();
+    clip_of_many();
     adamw();
+    mixed();
     casts();
     return harness_close();
 }

@@ -182,11 +182,13 @@ struct variant {
     const char *name;
     int64_t micro_batch, micro_batches;
     double dropout, max_grad_norm;
+    bool bf16_moments;
 };
 static const struct variant variants[] = {
     {"clip active", 1, 4, 0.1, 1e-2},
     {"clip inactive", 2, 2, 0.1, 1e9},
     {"no clip", 1, 3, 0, 0},
+    {"bf16 moments", 1, 4, 0, 1e9, true},
 };
 
 static void check_variant(struct tally *t, struct subject *s, const struct trial_model *m,
@@ -199,6 +201,7 @@ static void check_variant(struct tally *t, struct subject *s, const struct trial
                             .seq_length = 12,
                             .dropout = v->dropout,
                             .max_grad_norm = v->max_grad_norm,
+                            .bf16_moments = v->bf16_moments,
                             .steps = 4};
     struct trial_placement resident = {.policy = PLACE_CUDA, .force = PLAN_CHOICES_AUTO};
     struct trial_result want = {0};

@@ -6,6 +6,7 @@
 #ifndef CASTOR_TESTS_PLACEMENT_TRIAL_H
 #define CASTOR_TESTS_PLACEMENT_TRIAL_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -22,6 +23,7 @@ struct trial_job {
     int64_t micro_batch, micro_batches, seq_length;
     double dropout;
     double max_grad_norm; /* 0 = no clipping */
+    bool bf16_moments;
     int64_t steps;
 };
 

@@ -127,6 +127,25 @@ bool chunk_has_master(struct chunk_types types)
     return types.master != types.compute;
 }
 
+int chunk_state_parts(struct chunk_types types, enum dtype parts[STATE_MAX_PARTS])
+{
+    int n = 0;
+    if (chunk_has_master(types))
+        parts[n++] = types.master;
+    parts[n++] = types.moment;
+    parts[n++] = types.moment;
+    return n;
+}
+
+size_t chunk_state_bytes(struct chunk_types types, int64_t n)
+{
+    enum dtype parts[STATE_MAX_PARTS];
+    size_t bytes = 0;
+    for (int k = chunk_state_parts(types, parts) - 1; k >= 0; k--)
+        bytes += (size_t)n * dtype_size(parts[k]);
+    return bytes;
+}
+
 size_t chunk_payload_bytes(const struct chunk *c, enum payload p, struct chunk_types types)
 {
     size_t n = (size_t)c->n;
@@ -136,7 +155,7 @@ size_t chunk_payload_bytes(const struct chunk *c, enum payload p, struct chunk_t
     case PAYLOAD_GRAD:
         return c->trainable ? n * (size_t)c->uses * dtype_size(types.grad) : 0;
     case PAYLOAD_STATE:
-        return c->trainable ? n * dtype_size(types.master) * (chunk_has_master(types) ? 3 : 2) : 0;
+        return c->trainable ? chunk_state_bytes(types, c->n) : 0;
     case PAYLOAD_COUNT:
         break;
     }

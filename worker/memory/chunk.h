@@ -8,7 +8,7 @@
  *   GRAD   n elements of the gradient type for each use: uses accumulate apart and are summed once,
  * in use order, so the result does not depend on how the uses interleave STATE  optimizer state, n
  * elements each of [master,] first moment, second moment; the master is absent when the parameter
- * itself has the master's precision Frozen chunks have PARAM only and are read-only: never written
+ * itself has the master's type. Frozen chunks have PARAM only and are read-only: never written
  * back, free to drop.
  *
  * Within a chunk, tensors with weight decay come first: decay applies to elements [0, n_decay).
@@ -85,8 +85,13 @@ void chunk_set_init(struct chunk_set *set, const struct chunk_input *tensors, in
 void chunk_set_fini(struct chunk_set *set);
 
 struct chunk_types {
-    enum dtype compute, grad, master;
+    enum dtype compute, grad, master, moment;
 };
+/* The types of the optimizer state's parts, in their order; returns how many. */
+enum { STATE_MAX_PARTS = 3 };
+int chunk_state_parts(struct chunk_types types, enum dtype parts[STATE_MAX_PARTS]);
+/* Bytes of n elements of all of them. */
+size_t chunk_state_bytes(struct chunk_types types, int64_t n);
 /* Bytes of a payload in all, e.g. GRAD of all uses; 0 for what a frozen chunk does not have. */
 size_t chunk_payload_bytes(const struct chunk *c, enum payload p, struct chunk_types types);
 /* Is there a separate master copy? */

@@ -334,6 +334,7 @@ static int check_input(const struct plan_input *in, struct err *err)
         return err_set(err, ERR_UNSUPPORTED,
                        "parallelism over %lld ranks is not built yet; use one rank",
                        (long long)mesh_ranks(&in->mesh));
+    assert(!in->bf16_master || in->ops->compute == DT_BF16);
     assert(in->micro_batch > 0 && in->micro_batches > 0 && in->seq_length > 1 && in->head_rows > 0);
     return 0;
 }
@@ -381,8 +382,10 @@ int plan_build(const struct plan_input *in, struct plan **out, struct err *err)
     TRY(check_input(in, err));
     p = xcalloc(1, sizeof *p);
     p->in = *in;
-    p->types = (struct chunk_types){
-        .compute = in->ops->compute, .grad = in->ops->grad, .master = in->ops->master};
+    p->types = (struct chunk_types){.compute = in->ops->compute,
+                                    .grad = in->ops->grad,
+                                    .master = in->bf16_master ? DT_BF16 : in->ops->master,
+                                    .moment = in->bf16_moments ? DT_BF16 : in->ops->master};
     set_shapes(p);
     pack_chunks(p);
 

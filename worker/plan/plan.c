@@ -37,7 +37,7 @@ int32_t layout_place(struct layout *l, enum plan_tier tier, enum plan_purpose pu
 
 size_t plan_slice_bytes(const struct plan *p, const struct plan_slice *s)
 {
-    return (size_t)s->n * dtype_size(p->types.master) * (chunk_has_master(p->types) ? 3 : 2);
+    return chunk_state_bytes(p->types, s->n);
 }
 
 int64_t plan_step_rows(const struct plan *p)

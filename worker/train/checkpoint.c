@@ -26,19 +26,15 @@ void checkpoint_tensor_name(const struct model *m, int64_t tensor, const char *p
 enum part { PART_PARAM, PART_MASTER, PART_M, PART_V };
 static const char *const part_names[] = {"param", "master", "m", "v"};
 
-/* The parts of a payload, in the order in which they lie in it. */
-static int payload_parts(struct chunk_types types, enum payload p, enum part parts[3])
+/* The parts of a payload and their types, in the order in which they lie in it. */
+static int payload_parts(struct chunk_types types, enum payload p, enum part *first,
+                         enum dtype parts[STATE_MAX_PARTS])
 {
-    int n = 0;
-    if (p == PAYLOAD_PARAM) {
-        parts[n++] = PART_PARAM;
-        return n;
-    }
-    if (chunk_has_master(types))
-        parts[n++] = PART_MASTER;
-    parts[n++] = PART_M;
-    parts[n++] = PART_V;
-    return n;
+    *first = p == PAYLOAD_PARAM ? PART_PARAM : chunk_has_master(types) ? PART_MASTER : PART_M;
+    if (p != PAYLOAD_PARAM)
+        return chunk_state_parts(types, parts);
+    parts[0] = types.compute;
+    return 1;
 }
 
 /* One member's slice of one part of a payload. */
@@ -54,22 +50,23 @@ static int each_slice(const struct plan *p, int64_t chunk, enum payload payload,
                       void *ud, struct err *err)
 {
     const struct chunk *c = &p->chunks.chunks[chunk];
-    enum part parts[3];
-    int n_parts = payload_parts(p->types, payload, parts);
+    enum dtype types[STATE_MAX_PARTS];
+    enum part first;
+    int n_parts = payload_parts(p->types, payload, &first, types);
+    size_t at = 0;
     int rc = 0;
 
     for (int part = 0; part < n_parts; part++) {
         for (int64_t k = 0; k < c->n_members; k++) {
             const struct chunk_member *m = &c->members[k];
-            struct slice s = {.part = parts[part],
-                              .dtype =
-                                  payload == PAYLOAD_PARAM ? p->types.compute : p->types.master};
+            struct slice s = {.part = first + (enum part)part, .dtype = types[part]};
             size_t each = dtype_size(s.dtype);
-            s.offset = ((size_t)part * (size_t)c->n + (size_t)m->offset) * each;
+            s.offset = at + (size_t)m->offset * each;
             s.bytes = (size_t)m->elements * each;
-            checkpoint_tensor_name(p->in.model, m->tensor, part_names[parts[part]], s.name);
+            checkpoint_tensor_name(p->in.model, m->tensor, part_names[s.part], s.name);
             TRY(fn(ud, m->tensor, &s, err));
         }
+        at += (size_t)c->n * dtype_size(types[part]);
     }
 out:
     return rc;
@@ -155,10 +152,10 @@ enum { N_RUN_INTS = 6, N_RUN_REALS = 5 };
 static int save_json(const char *path, const struct plan *plan, const struct run_state *run,
                      uint64_t seed, struct err *err)
 {
-    json_t *j =
-        json_pack("{s:i, s:I, s:s, s:s, s:s}", "v", CHECKPOINT_VERSION, "seed", (json_int_t)seed,
-                  "family", plan->in.model->config.family, "compute",
-                  dtype_name(plan->types.compute), "master", dtype_name(plan->types.master));
+    json_t *j = json_pack("{s:i, s:I, s:s, s:s, s:s, s:s}", "v", CHECKPOINT_VERSION, "seed",
+                          (json_int_t)seed, "family", plan->in.model->config.family, "compute",
+                          dtype_name(plan->types.compute), "master", dtype_name(plan->types.master),
+                          "moments", dtype_name(plan->types.moment));
     for (int k = 0; k < N_RUN_INTS; k++)
         json_object_set_new(
             j, run_ints[k].key,

@@ -165,7 +165,8 @@ int executor_step(struct executor *e, int slot, const struct step_input *in, str
     e->step = in->step;
     e->adamw = (struct adamw_step){.lr = (float)in->learning_rate,
                                    .bias1 = (float)(1.0 - pow(e->config.beta1, (double)in->step)),
-                                   .bias2 = (float)(1.0 - pow(e->config.beta2, (double)in->step))};
+                                   .bias2 = (float)(1.0 - pow(e->config.beta2, (double)in->step)),
+                                   .step = (uint32_t)in->step};
     *host = (struct step_scalars){.adamw = e->adamw,
                                   .grad_scale = (float)in->grad_scale,
                                   .unclipped = {.coef = 1.0f, .finite = 1}};

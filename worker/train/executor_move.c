@@ -56,16 +56,18 @@ static int copy_slice(struct executor *e, const struct instr *i, int32_t home, b
                       struct err *err)
 {
     const struct plan_slice *s = &e->plan->chunk[i->chunk].slices[i->slice];
-    size_t each = dtype_size(e->plan->types.master);
-    size_t whole = (size_t)e->plan->chunks.chunks[i->chunk].n * each, part = (size_t)s->n * each;
-    int n_parts = chunk_has_master(e->plan->types) ? 3 : 2;
+    char *at_home = executor_at(e, home), *whole = executor_at(e, e->plan->io.staging);
+    enum dtype parts[STATE_MAX_PARTS];
+    int n_parts = chunk_state_parts(e->plan->types, parts);
     int rc = 0;
 
-    for (int k = 0; k < n_parts; k++)
-        TRY(copy_between(e, home, (char *)executor_at(e, home) + (size_t)k * part,
-                         (char *)executor_at(e, e->plan->io.staging) + (size_t)k * whole +
-                             (size_t)s->first * each,
-                         part, load, err));
+    for (int k = 0; k < n_parts; k++) {
+        size_t each = dtype_size(parts[k]);
+        TRY(copy_between(e, home, at_home, whole + (size_t)s->first * each, (size_t)s->n * each,
+                         load, err));
+        at_home += (size_t)s->n * each;
+        whole += (size_t)e->plan->chunks.chunks[i->chunk].n * each;
+    }
     TRY(device_stream_sync(e->device, e->stream[QUEUE_COMPUTE], err));
 out:
     return rc;

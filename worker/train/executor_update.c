@@ -46,11 +46,12 @@ static struct adamw_args slice_args(struct executor *e, const struct instr *i, e
 {
     const struct chunk *c = &e->plan->chunks.chunks[i->chunk];
     const struct plan_slice *s = &e->plan->chunk[i->chunk].slices[i->slice];
-    size_t first = (size_t)s->first, one = (size_t)s->n * dtype_size(e->ops->master);
-    bool master = chunk_has_master(e->plan->types);
+    const struct chunk_types *types = &e->plan->types;
+    size_t first = (size_t)s->first, moment = (size_t)s->n * dtype_size(types->moment);
+    bool master = chunk_has_master(*types);
     char *state = executor_at(e, i->state);
-    char *param = (char *)executor_at(e, i->dst) + first * dtype_size(e->ops->compute);
-    char *moments = master ? state + one : state;
+    char *param = (char *)executor_at(e, i->dst) + first * dtype_size(types->compute);
+    char *moments = master ? state + (size_t)s->n * dtype_size(types->master) : state;
     int64_t decay = c->n_decay - s->first;
     return (struct adamw_args){.n = s->n,
                                .n_decay = decay < 0      ? 0
@@ -61,12 +62,18 @@ static struct adamw_args slice_args(struct executor *e, const struct instr *i, e
                                .eps = (float)e->config.epsilon,
                                .weight_decay = (float)e->config.weight_decay,
                                .grad_type = grad_type,
+                               .master_type = types->master,
+                               .moment_type = types->moment,
+                               .param_type = types->compute,
                                .grad =
                                    (char *)executor_at(e, i->src) + first * dtype_size(grad_type),
                                .master = master ? state : param,
                                .m = moments,
-                               .v = moments + one,
-                               .param = master ? param : NULL};
+                               .v = moments + moment,
+                               .param = master ? param : NULL,
+                               .seed = e->config.seed,
+                               .site = (uint32_t)i->chunk,
+                               .first = s->first};
 }
 
 int executor_run_update(struct executor *e, const struct instr *i, struct stream *s,

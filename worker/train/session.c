@@ -195,6 +195,19 @@ static void choose_rest(struct session *s)
     spec->resolved = true;
 }
 
+static int check_precision(const struct job_spec *spec, struct err *err)
+{
+    if (spec->precision.master != STATE_BF16 || spec->precision.compute == COMPUTE_BF16)
+        return 0;
+    int rc =
+        err_set(err, ERR_UNSUPPORTED,
+                "precision.master \"bf16\" is the parameter of a job that computes in bf16, and "
+                "this one computes in %s; leave it at \"fp32\"",
+                compute_dtype_name(spec->precision.compute));
+    err_set_reason(err, rc, "unsupported_precision");
+    return err_set_param(err, rc, "precision.master");
+}
+
 /* ---- the whole
  * ----------------------------------------------------------------------------------- */
 
@@ -246,6 +259,7 @@ int session_prepare(const struct job_spec *spec, const struct session_options *o
     TRY(load_data(&s, err));
     choose_steps(&s);
     choose_rest(&s);
+    TRY(check_precision(&s.spec, err));
     *out = s;
     s = (struct session){0};
 out:
@@ -278,6 +292,8 @@ int session_plan(const struct session *s, const struct op_table *ops,
                             .policy = s->spec.placement.policy,
                             .limit[TIER_GPU] = device_limit,
                             .clip = s->spec.optimization.max_grad_norm > 0,
+                            .bf16_master = s->spec.precision.master == STATE_BF16,
+                            .bf16_moments = s->spec.precision.optimizer_state == STATE_BF16,
                             .force = PLAN_CHOICES_AUTO,
                             .micro_batch = s->micro_batch,
                             .micro_batches = s->micro_batches,

@@ -236,7 +236,7 @@ Test(job_spec, what_is_not_built_is_refused_by_name)
         {",\"lora\":{\"rank\":8,\"target_modules\":[\"q_proj\"]}", "lora", "unsupported_lora"},
         {",\"lora\":{\"target_modules\":\"all-linear\"}", "lora", "unsupported_lora"},
         {",\"precision\":{\"compute\":\"fp16\"}", "precision.compute", "unsupported_precision"},
-        {",\"precision\":{\"master\":\"bf16\"}", "precision.master", "unsupported_precision"},
+        {",\"precision\":{\"master\":\"int8\"}", "precision.master", "unsupported_precision"},
         {",\"precision\":{\"optimizer_state\":\"int8\"}", "precision.optimizer_state",
          "unsupported_precision"},
         {",\"parallelism\":{\"zero\":1}", "parallelism.zero", "unsupported_parallelism"},

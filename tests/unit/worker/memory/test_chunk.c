@@ -66,14 +66,18 @@ Test(chunk_set, decaying_members_come_first_and_are_aligned)
 
 Test(chunk_set, payload_bytes)
 {
-    struct chunk_types bf16 = {.compute = DT_BF16, .grad = DT_F32, .master = DT_F32};
-    struct chunk_types f32 = {.compute = DT_F32, .grad = DT_F32, .master = DT_F32};
+    struct chunk_types bf16 = {DT_BF16, DT_F32, DT_F32, DT_F32}; /* compute grad master moment */
+    struct chunk_types f32 = {DT_F32, DT_F32, DT_F32, DT_F32};
+    struct chunk_types small = {DT_BF16, DT_F32, DT_BF16, DT_BF16};
+    struct chunk_types split = {DT_BF16, DT_F32, DT_F32, DT_BF16};
     struct chunk_set set;
     chunk_set_init(&set, shapes, 6);
     cr_expect_eq(chunk_payload_bytes(&set.chunks[0], PAYLOAD_PARAM, bf16), 1024 * 2);
     cr_expect_eq(chunk_payload_bytes(&set.chunks[0], PAYLOAD_GRAD, bf16), 2 * 1024 * 4);
     cr_expect_eq(chunk_payload_bytes(&set.chunks[0], PAYLOAD_STATE, bf16), 3 * 1024 * 4);
     cr_expect_eq(chunk_payload_bytes(&set.chunks[0], PAYLOAD_STATE, f32), 2 * 1024 * 4);
+    cr_expect_eq(chunk_payload_bytes(&set.chunks[0], PAYLOAD_STATE, small), 2 * 1024 * 2);
+    cr_expect_eq(chunk_payload_bytes(&set.chunks[0], PAYLOAD_STATE, split), 1024 * (4 + 2 * 2));
     cr_expect_eq(chunk_payload_bytes(&set.chunks[3], PAYLOAD_PARAM, f32), 128 * 4);
     cr_expect_eq(chunk_payload_bytes(&set.chunks[3], PAYLOAD_GRAD, f32), 0);
     cr_expect_eq(chunk_payload_bytes(&set.chunks[3], PAYLOAD_STATE, f32), 0);

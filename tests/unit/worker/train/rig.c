@@ -20,6 +20,7 @@ static void make_plan(struct rig *r, const struct rig_options *o)
                             .policy = PLACE_CUDA,
                             .clip = true,
                             .force = PLAN_CHOICES_AUTO,
+                            .bf16_moments = o->bf16_moments,
                             .micro_batch = o->micro_batch,
                             .micro_batches = RIG_ROWS / o->micro_batch,
                             .seq_length = RIG_LENGTH,

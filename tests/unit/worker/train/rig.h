@@ -5,6 +5,7 @@
 #ifndef CASTOR_TESTS_UNIT_WORKER_TRAIN_RIG_H
 #define CASTOR_TESTS_UNIT_WORKER_TRAIN_RIG_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "kernels/device.h"
@@ -17,6 +18,7 @@ struct rig_options {
     enum dtype compute;
     int64_t micro_batch; /* divides RIG_ROWS */
     double dropout;
+    bool bf16_moments;
 };
 
 struct rig {
