@@ -30,8 +30,6 @@ static const struct capability capabilities[] = {
      "no integration is supported; leave `integrations` out and read the job's events instead"},
     {"webhook", "null", "unsupported_webhook",
      "webhooks are not supported; leave `webhook` out and poll the job or its events"},
-    {"lora", "null", "unsupported_lora",
-     "only full fine-tuning is supported; leave `lora` out or null"},
     {"precision.compute", "auto|fp32|bf16", "unsupported_precision",
      "computing in \"fp32\" and, on a GPU, in \"bf16\" is supported (\"auto\" chooses)"},
     {"precision.master", "fp32|bf16", "unsupported_precision",

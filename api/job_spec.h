@@ -60,6 +60,8 @@ enum tensor_mode { TENSOR_1D, TENSOR_2D, TENSOR_2P5D, TENSOR_3D };
 enum pipeline_schedule { PIPELINE_1F1B, PIPELINE_GPIPE };
 enum placement_policy { PLACE_AUTO, PLACE_CUDA, PLACE_CPU };
 enum job_backend { BACKEND_LOCAL, BACKEND_SLURM };
+/* What a job with adapters leaves: the adapters alone, a whole model, or both. */
+enum lora_export { LORA_EXPORT_ADAPTER, LORA_EXPORT_MERGED, LORA_EXPORT_BOTH };
 enum job_device { DEVICE_AUTO, DEVICE_ONLY_CPU, DEVICE_ONLY_GPU };
 
 /* What the job starts from. */
@@ -154,13 +156,15 @@ struct spec_scheduling {
     int64_t max_restarts;        /* after infrastructure failures; 0 */
 };
 
+/* Low-rank adapters instead of full fine-tuning. */
 struct spec_lora {
     bool enabled;
-    int64_t rank;
-    double alpha, dropout;
-    bool rslora;
-    char **target_modules; /* NULL = auto */
+    int64_t rank;          /* 16 */
+    double alpha, dropout; /* 32, 0 */
+    bool rslora;           /* scale by alpha / sqrt(rank) rather than alpha / rank */
+    char **target_modules; /* NULL = auto: the family's own; "all-linear" alone: all of them */
     int64_t n_target_modules;
+    enum lora_export export; /* adapter */
 };
 
 struct job_spec {

@@ -25,6 +25,7 @@ static const char *const tensor_words[] = {"1d", "2d", "2.5d", "3d", NULL};
 static const char *const pipeline_words[] = {"1f1b", "gpipe", NULL};
 static const char *const policy_words[] = {"auto", "cuda", "cpu", NULL};
 static const char *const backend_words[] = {"local", "slurm", NULL};
+static const char *const lora_export_words[] = {"adapter", "merged", "both", NULL};
 static const char *const device_words[] = {"auto", "cpu", "gpu", NULL};
 
 const char *placement_policy_name(enum placement_policy policy)
@@ -153,6 +154,7 @@ const struct record_field spec_fields[] = {
     REAL("lora.alpha", lora.alpha, 0, 1e6, 32, ABOVE),
     REAL("lora.dropout", lora.dropout, 0, 1, 0, BELOW),
     BOOL("lora.rslora", lora.rslora, false),
+    WORD("lora.export", lora.export, lora_export_words, LORA_EXPORT_ADAPTER),
 
     INT("sample_tokens", sample_tokens, 1, 4096, 64),
 };

@@ -58,6 +58,7 @@ static const char *const basis_words[] = {"model", "measured", NULL};
 static const struct record_field fields[] = {
     TEXT_FIELD("model.family", family, 32),
     COUNT_FIELD("model.parameters", parameters),
+    COUNT_FIELD("model.trainable_parameters", trainable_parameters),
     COUNT_FIELD("model.layers", layers),
     COUNT_FIELD("model.vocabulary", vocabulary),
     COUNT_FIELD("model.context_length", context_length),

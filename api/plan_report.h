@@ -4,7 +4,7 @@
  *
  *   {"object":"fine_tuning.plan","v":1,"fits":true,
  *    "spec":{...the resolved spec, api/job_spec.h...},
- *    "model":{"family","parameters","layers","vocabulary","context_length"},
+ *    "model":{"family","parameters","trainable_parameters","layers","vocabulary","context_length"},
  *    "data":{"examples","tokens","target_tokens","rows","validation_examples","validation_tokens"},
  *    "steps":N,"steps_per_epoch":N,
  *    "device":{"kind","name"},
@@ -57,7 +57,9 @@ struct plan_report {
     bool fits;
     struct job_spec spec; /* resolved; owned */
     char family[32];
-    int64_t parameters, layers, vocabulary, context_length;
+    int64_t parameters;           /* of the model                                   */
+    int64_t trainable_parameters; /* what is trained: all of these, or the adapters */
+    int64_t layers, vocabulary, context_length;
     int64_t examples, tokens, target_tokens, rows; /* training set after packing      */
     int64_t validation_examples, validation_tokens;
     int64_t steps, steps_per_epoch;

@@ -75,7 +75,7 @@ def plan(jobdir):
     steps = spec["optimization"]["max_steps"] or 4
     print(json.dumps({
         "object": "fine_tuning.plan", "v": 1, "fits": True, "spec": spec,
-        "model": {"family": "test", "parameters": 1000, "layers": 2, "vocabulary": 100,
+        "model": {"family": "test", "parameters": 1000, "trainable_parameters": 1000, "layers": 2, "vocabulary": 100,
                   "context_length": 128},
         "data": {"examples": 10, "tokens": 100, "target_tokens": 90, "rows": 10,
                  "validation_examples": 0, "validation_tokens": 0},

@@ -185,6 +185,29 @@ def from_upload_to_model(root):
         equal([s for s in sorted(got) if got[s]["full_valid_loss"]], [0, 20, 40])
 
 
+def adapters_from_upload_to_model(root):
+    """`lora` in the request: the adapter comes out, and the job says what was trained."""
+    with service(root) as c:
+        train, valid = upload(c), upload(c, steps=3, name="valid.jsonl")
+        lora = {"rank": 4, "alpha": 8, "target_modules": "all-linear", "export": "both"}
+        id = create(c, body(root, train, epochs=2, validation_file=valid, lora=lora))
+        job = wait_end(c, id)
+        equal((job["status"], job["error"]), ("succeeded", None))
+        evals = [e["loss"] for e in worker_events(c, id) if e["type"] == "eval"]
+        assert evals[2] < evals[1] < evals[0] - 0.2, evals
+        modules = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+        equal(job["lora"], {"rank": 4, "alpha": 8, "dropout": 0, "rslora": False, "target_modules": modules,
+                            "export": "both"})
+        assert 0 < job["plan"]["model"]["trainable_parameters"] < job["plan"]["model"]["parameters"]
+        output = os.path.join(job_dir(c, id), "output")
+        assert os.path.exists(os.path.join(output, "model.safetensors"))
+        equal(sorted(os.listdir(os.path.join(output, "adapter"))),
+              ["adapter_config.json", "adapter_model.safetensors"])
+        id = create(c, body(root, train, lora={"target_modules": ["c_attn"]}))
+        job = wait_end(c, id)
+        equal((job["status"], job["error"]["param"]), ("failed", "lora.target_modules"))
+
+
 def castord_killed_while_training(root):
     c = service(root)
     try:
@@ -369,7 +392,7 @@ def disk_full_at_upload(root):
         equal(job["status"], "succeeded")
 
 
-CASES = [from_upload_to_model, castord_killed_while_training, finished_while_castord_was_dead, worker_killed,
+CASES = [from_upload_to_model, adapters_from_upload_to_model, castord_killed_while_training, finished_while_castord_was_dead, worker_killed,
          worker_killed_and_restarted, cancels, queue_runs_in_order, pauses_and_resumes, failures_say_why, time_limit,
          disk_full_at_upload]
 

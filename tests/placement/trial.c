@@ -139,7 +139,7 @@ static int load(struct executor *e, const struct plan *p, const struct trial_mod
         return executor_transfer(e, LIST_LOAD, give, &all, err);
     }
     TRY(weights_open(m->dir, &m->model, &weights, err));
-    TRY(checkpoint_load_weights(weights, p, e, err));
+    TRY(checkpoint_load_weights(weights, 5, p, e, err));
 out:
     weights_close(weights);
     return rc;

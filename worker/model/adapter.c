@@ -230,7 +230,7 @@ int model_adapt(struct model *m, const struct adapter_config *c, struct err *err
         .targets = c->targets,
         .n_targets = c->n_targets,
         .known = json_array(),
-        .out = {.rank = c->rank, .alpha = c->alpha, .dropout = c->dropout},
+        .out = {.rank = c->rank, .alpha = c->alpha, .dropout = c->dropout, .rslora = c->rslora},
     };
     int rc = 0;
 
@@ -256,6 +256,17 @@ out:
     return rc;
 }
 
+int64_t adapter_of(const struct model *m, int64_t weight)
+{
+    const struct adaptable *of = model_adaptable(m, m->tensors[weight].role);
+
+    for (int64_t t = m->n_weights; t < m->n_tensors && of != NULL; t++) {
+        if (m->tensors[t].role == of->a && m->tensors[t].layer == m->tensors[weight].layer)
+            return t;
+    }
+    return -1;
+}
+
 void adapter_init(const struct model *m, int64_t tensor, uint64_t seed, enum dtype to, void *out)
 {
     const struct tensor_desc *t = &m->tensors[tensor];
@@ -273,4 +284,38 @@ void adapter_init(const struct model *m, int64_t tensor, uint64_t seed, enum dty
         values[i] = bound * (2 * rng_to_unit(rng_draw(s, (uint64_t)i)) - 1);
     dtype_convert(to, out, DT_F32, values, n);
     free(values);
+}
+
+int adapter_merge(const struct model *m, int64_t weight, const float *a, const float *b,
+                  const struct op_table *ops, struct stream *stream, float *w, struct err *err)
+{
+    const struct adaptable *of = model_adaptable(m, m->tensors[weight].role);
+    uint32_t parts = m->tensors[adapter_of(m, weight)].parts;
+    int64_t cols = m->tensors[weight].cols, rank = m->adapters.rank;
+    void *workspace = NULL;
+    int rc = 0;
+
+    assert(ops->compute == DT_F32);
+    for (int64_t p = 0; p < of->n_parts && rc == 0; p++) {
+        struct linear_args add = {
+            .N = of->parts[p].rows,
+            .I = cols,
+            .O = rank,
+            .alpha = m->adapters.scale,
+            .dy = b,
+            .w = a,
+            .dx_accum = ACCUM_ADD,
+            .dx = w + of->parts[p].first_row * cols,
+        };
+
+        if (!(parts >> p & 1))
+            continue;
+        workspace = xrealloc(workspace, ops->workspace(OP_LINEAR_BWD_DATA, &add) + 1);
+        add.workspace = workspace;
+        rc = ops->linear_bwd_data(stream, &add);
+        a += rank * cols;
+        b += of->parts[p].rows * rank;
+    }
+    free(workspace);
+    return rc == 0 ? 0 : err_set(err, (enum err_code)rc, "adding adapters to a matrix failed");
 }

@@ -45,6 +45,13 @@ const struct adaptable *model_adaptable(const struct model *m, enum tensor_role 
 int64_t adapter_parts(const struct tensor_desc *t);
 bool tensor_is_adapter(const struct tensor_desc *t);
 
+/* The tensor that is A of a weight's adapter; B is the next one. -1: it has none. */
+int64_t adapter_of(const struct model *m, int64_t weight);
+/* w (rows, cols) += scale B A in the parts that the weight's adapter adapts; float32, host memory,
+ * ops of a CPU. */
+int adapter_merge(const struct model *m, int64_t weight, const float *a, const float *b,
+                  const struct op_table *ops, struct stream *stream, float *w, struct err *err);
+
 /* What training starts from: A uniform in +-1/sqrt(in) (He et al., 2015, with a = sqrt(5), as PEFT
  * and PyTorch's linear layers have it), a function of seed, tensor and index; B zero. */
 void adapter_init(const struct model *m, int64_t tensor, uint64_t seed, enum dtype to, void *out);
@@ -66,8 +73,12 @@ int adapters_each(const struct model *m, adapter_slice_fn fn, void *ud, struct e
 /* adapter_model.safetensors in DIR, in `to`, as PEFT loads it. */
 int adapters_write(const char *dir, const struct model *m, enum dtype to, weights_source_fn source,
                    void *ud, struct err *err);
-/* PEFT's target_modules: the last component of a module's name where all modules of that name are
- * adapted, else the whole path. A fresh array, for json_decref. */
+/* The last components of the adapted modules' names, each once: what stands for the family's
+ * default and for "all-linear" in PEFT's target_modules. For json_decref. */
 json_t *adapters_target_modules(const struct model *m);
+/* adapter_config.json: what PEFT needs to know. base_model and revision may be NULL. For
+ * json_decref. */
+json_t *adapters_config(const struct model *m, const json_t *target_modules, const char *base_model,
+                        const char *revision);
 
 #endif

@@ -145,73 +145,59 @@ out:
     return rc;
 }
 
-/* ---- what was adapted --------------------------------------------------------------------------
+/* ---- adapter_config.json -----------------------------------------------------------------------
  */
-
-/* Modules that could be adapted, one after the other; `adapted`: this one is. */
-typedef void (*module_fn)(json_t *ud, const char *module, bool is_adapted);
-
-static uint32_t adapted_parts(const struct model *m, const struct adaptable *a, int64_t layer)
-{
-    for (int64_t t = m->n_weights; t < m->n_tensors; t++) {
-        if (m->tensors[t].role == a->a && m->tensors[t].layer == layer)
-            return m->tensors[t].parts;
-    }
-    return 0;
-}
-
-static void each_module(const struct model *m, module_fn fn, json_t *ud)
-{
-    for (int64_t t = 0; t < m->n_weights; t++) {
-        const struct adaptable *a = model_adaptable(m, m->tensors[t].role);
-        uint32_t parts = a != NULL ? adapted_parts(m, a, m->tensors[t].layer) : 0;
-
-        for (int64_t p = 0; a != NULL && p < a->n_parts; p++) {
-            char *module = adapter_module(m, a->matrix, m->tensors[t].layer, p);
-
-            fn(ud, module, parts >> p & 1);
-            free(module);
-        }
-    }
-}
-
-static const char *last_component(const char *module)
-{
-    const char *dot = strrchr(module, '.');
-
-    return dot != NULL ? dot + 1 : module;
-}
-
-/* {"q_proj": every module of that name is adapted} */
-static void note_whole(json_t *ud, const char *module, bool is_adapted)
-{
-    const char *name = last_component(module);
-    bool before = json_object_get(ud, name) == NULL || json_is_true(json_object_get(ud, name));
-
-    json_object_set_new(ud, name, json_boolean(before && is_adapted));
-}
-
-/* {"whole": the above, "names": {...}} */
-static void note_name(json_t *ud, const char *module, bool is_adapted)
-{
-    const char *name = last_component(module);
-    bool whole = json_is_true(json_object_get(json_object_get(ud, "whole"), name));
-
-    if (is_adapted)
-        json_object_set_new(json_object_get(ud, "names"), whole ? name : module, json_true());
-}
 
 json_t *adapters_target_modules(const struct model *m)
 {
-    json_t *notes = json_pack("{s:{}, s:{}}", "whole", "names"), *list = json_array(), *yes;
+    json_t *names = json_object(), *list = json_array(), *yes;
     const char *name;
 
-    each_module(m, note_whole, json_object_get(notes, "whole"));
-    each_module(m, note_name, notes);
-    json_object_foreach(json_object_get(notes, "names"), name, yes)
+    for (int64_t t = m->n_weights; t < m->n_tensors; t++) {
+        const struct adaptable *a = adapted(m, &m->tensors[t]);
+
+        for (int64_t p = 0; p < a->n_parts; p++) {
+            char *module = adapter_module(m, a->matrix, m->tensors[t].layer, p);
+            const char *dot = strrchr(module, '.');
+
+            if (m->tensors[t].parts >> p & 1)
+                json_object_set_new(names, dot != NULL ? dot + 1 : module, json_true());
+            free(module);
+        }
+    }
+    json_object_foreach(names, name, yes)
     {
         json_array_append_new(list, json_string(name));
     }
-    json_decref(notes);
+    json_decref(names);
     return list;
+}
+
+/* GPT-2's matrices lie transposed in its files, and its modules are told so. */
+static bool any_transposed(const struct model *m)
+{
+    for (int64_t t = m->n_weights; t < m->n_tensors; t++) {
+        if (part_map(m, adapted(m, &m->tensors[t])->matrix, 0)->layout == FILE_TRANSPOSED)
+            return true;
+    }
+    return false;
+}
+
+json_t *adapters_config(const struct model *m, const json_t *target_modules, const char *base_model,
+                        const char *revision)
+{
+    const struct adapters *a = &m->adapters;
+    json_t *j = json_pack("{s:s, s:s, s:s?, s:s?, s:b, s:I, s:f, s:b, s:O, s:b, s:s, s:b}",
+                          "peft_type", "LORA", "task_type", "CAUSAL_LM", "base_model_name_or_path",
+                          base_model, "revision", revision, "inference_mode", 1, "r",
+                          (json_int_t)a->rank, "lora_dropout", a->dropout, "use_rslora",
+                          (int)a->rslora, "target_modules", target_modules, "fan_in_fan_out",
+                          (int)any_transposed(m), "bias", "none", "use_dora", 0);
+
+    /* transformers' users expect a whole number where it is one */
+    json_object_set_new(j, "lora_alpha",
+                        a->alpha == (double)(json_int_t)a->alpha
+                            ? json_integer((json_int_t)a->alpha)
+                            : json_real(a->alpha));
+    return j;
 }

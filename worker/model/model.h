@@ -97,6 +97,7 @@ struct adaptable {
 struct adapters { /* rank 0: none */
     int64_t rank;
     double alpha, dropout;
+    bool rslora;
     float scale; /* of the adapters' product */
     struct adaptable matrices[ADAPTABLE_MATRICES];
     int64_t n_params;

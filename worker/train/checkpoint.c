@@ -12,6 +12,7 @@
 #include "core/alloc.h"
 #include "core/fs.h"
 #include "core/json.h"
+#include "worker/model/adapter.h"
 #include "worker/model/safetensors.h"
 #include "worker/model/weights.h"
 
@@ -212,8 +213,9 @@ out:
 
 struct loading {
     const struct plan *plan;
-    const struct safetensors_file *file; /* a checkpoint, or */
-    struct weights_reader *weights;      /* published weights */
+    const struct safetensors_file *file; /* a checkpoint: what trains; or NULL */
+    struct weights_reader *weights;      /* published weights: what is frozen, or everything */
+    uint64_t seed;                       /* of adapters that begin */
     char *payload;
 };
 
@@ -234,6 +236,10 @@ static int read_weight(void *ud, int64_t tensor, const struct slice *s, struct e
     struct loading *l = ud;
     if (s->part == PART_M || s->part == PART_V)
         return 0; /* moments start at zero */
+    if (tensor_is_adapter(&l->plan->in.model->tensors[tensor])) {
+        adapter_init(l->plan->in.model, tensor, l->seed, s->dtype, l->payload + s->offset);
+        return 0;
+    }
     return weights_read(l->weights, tensor, s->dtype, l->payload + s->offset, err);
 }
 
@@ -243,13 +249,14 @@ static int load_payload(void *ud, int64_t chunk, enum payload payload, void *hos
     struct loading *l = ud;
     l->payload = host;
     memset(host, 0, bytes); /* the gaps between tensors */
-    return each_slice(l->plan, chunk, payload, l->weights ? read_weight : read_slice, l, err);
+    bool saved = l->file && l->plan->chunks.chunks[chunk].trainable;
+    return each_slice(l->plan, chunk, payload, saved ? read_slice : read_weight, l, err);
 }
 
-int checkpoint_load_weights(struct weights_reader *weights, const struct plan *plan,
+int checkpoint_load_weights(struct weights_reader *weights, uint64_t seed, const struct plan *plan,
                             struct executor *e, struct err *err)
 {
-    struct loading l = {.plan = plan, .weights = weights};
+    struct loading l = {.plan = plan, .weights = weights, .seed = seed};
     return executor_transfer(e, LIST_LOAD, load_payload, &l, err);
 }
 
@@ -287,8 +294,9 @@ out:
     return rc;
 }
 
-int checkpoint_load(const char *jobdir, int64_t step, const struct plan *plan, struct executor *e,
-                    uint64_t seed, struct run_state *run, struct err *err)
+int checkpoint_load(const char *jobdir, int64_t step, struct weights_reader *weights,
+                    const struct plan *plan, struct executor *e, uint64_t seed,
+                    struct run_state *run, struct err *err)
 {
     char *dir = job_dir_checkpoint(jobdir, step);
     char *state = fs_join(dir, "state.safetensors");
@@ -301,7 +309,7 @@ int checkpoint_load(const char *jobdir, int64_t step, const struct plan *plan, s
     TRY(load_json(json, plan, seed, &r, err));
     TRY(safetensors_open(state, &file, err));
     opened = true;
-    struct loading l = {.plan = plan, .file = &file};
+    struct loading l = {.plan = plan, .file = &file, .weights = weights};
     TRY(executor_transfer(e, LIST_LOAD, load_payload, &l, err));
     *run = r;
 out:

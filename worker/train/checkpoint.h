@@ -1,10 +1,12 @@
 /*
  * Checkpoints: checkpoints/step-N/ with
- *   state.safetensors   every tensor's parameter, master (where there is one) and moments, by
- * tensor, so that a checkpoint resumes under another plan: "<role>.<layer>.param|master|m|v"
+ *   state.safetensors   every trained tensor's parameter, master (where there is one) and moments,
+ * by tensor, so that a checkpoint resumes under another plan: "<role>.<layer>.param|master|m|v"
  *   checkpoint.json     step, the run's memory (best loss, patience), what must match on resume
  * Random numbers and data order are functions of (seed, step), so the step is all there is to save
  * of them.
+ *
+ * Frozen weights are not saved: they come from where they came from at first.
  *
  * Written to checkpoints/tmp-step-N, fsynced, renamed: a checkpoint that exists is complete.
  * Memory: one payload at a time.
@@ -33,14 +35,17 @@ struct run_state {
  * the step. */
 int checkpoint_save(const char *jobdir, const struct plan *plan, struct executor *e,
                     const struct run_state *run, uint64_t seed, int64_t *bytes, struct err *err);
-int checkpoint_load(const char *jobdir, int64_t step, const struct plan *plan, struct executor *e,
-                    uint64_t seed, struct run_state *run, struct err *err);
+/* `weights`: what is frozen; may be NULL when nothing is. */
+struct weights_reader;
+int checkpoint_load(const char *jobdir, int64_t step, struct weights_reader *weights,
+                    const struct plan *plan, struct executor *e, uint64_t seed,
+                    struct run_state *run, struct err *err);
 /* Remove all but the newest `keep` and `best_step`. */
 int checkpoint_prune(const char *jobdir, int64_t keep, int64_t best_step, struct err *err);
 
-/* Load a model's published weights into a fresh run: parameters, masters, zero moments. */
-struct weights_reader;
-int checkpoint_load_weights(struct weights_reader *weights, const struct plan *plan,
+/* Load a model's published weights into a fresh run: parameters, masters, zero moments; adapters as
+ * they start. */
+int checkpoint_load_weights(struct weights_reader *weights, uint64_t seed, const struct plan *plan,
                             struct executor *e, struct err *err);
 
 /* The name of a tensor's part in state.safetensors. */

@@ -7,6 +7,8 @@
 #include "core/alloc.h"
 #include "core/fs.h"
 #include "core/json.h"
+#include "kernels/device.h"
+#include "worker/model/adapter.h"
 #include "worker/model/safetensors.h"
 #include "worker/model/weights.h"
 #include "worker/train/checkpoint.h"
@@ -71,57 +73,167 @@ out:
     return rc;
 }
 
-/* Tensors straight from the checkpoint: the master where there is one. */
+/* Where tensors come from: the checkpoint, which has what was trained (the master where there is
+ * one), and with adapters the base model for the rest. */
 struct source {
     const struct model *model;
-    const struct safetensors_file *file;
+    struct safetensors_file file;
+    struct weights_reader *base; /* with adapters, for whole models */
+    struct device *device;       /* the CPU that adds adapters to weights */
+    struct stream *stream;
     void *data;
 };
+
+static int open_source(struct source *s, const char *jobdir, int64_t step, const char *base_dir,
+                       bool merge, struct err *err)
+{
+    char *checkpoint = job_dir_checkpoint(jobdir, step);
+    char *path = fs_join(checkpoint, "state.safetensors");
+    struct device_options options = {0};
+    int rc = 0;
+
+    TRY(safetensors_open(path, &s->file, err));
+    if (!merge)
+        goto out;
+    TRY(weights_open(base_dir, s->model, &s->base, err));
+    TRY(device_open(DEVICE_CPU, 0, &options, &s->device, err));
+    TRY(device_stream_create(s->device, 0, &s->stream, err));
+out:
+    free(path);
+    free(checkpoint);
+    return rc;
+}
+
+static void close_source(struct source *s)
+{
+    if (s->stream)
+        device_stream_destroy(s->device, s->stream);
+    if (s->device)
+        device_close(s->device);
+    weights_close(s->base);
+    if (s->file.fd >= 0)
+        safetensors_close(&s->file);
+    free(s->data);
+}
+
+static int read_trained(struct source *s, int64_t tensor, void **data, enum dtype *from,
+                        struct err *err)
+{
+    char name[96];
+    void *all = NULL;
+    int rc = 0;
+
+    checkpoint_tensor_name(s->model, tensor, "master", name);
+    const struct safetensor *t = safetensors_find(&s->file, name);
+    if (!t) {
+        checkpoint_tensor_name(s->model, tensor, "param", name);
+        t = safetensors_find(&s->file, name);
+    }
+    if (!t)
+        return err_set(err, ERR_CORRUPT, "%s has no tensor %s", s->file.path, name);
+    TRY(alloc_try(&all, t->bytes, 1, name, err));
+    TRY(safetensors_read(&s->file, t, 0, t->bytes, all, err));
+    *data = all;
+    *from = t->dtype;
+    all = NULL;
+out:
+    free(all);
+    return rc;
+}
+
+/* A part of an adapter as float32. */
+static int read_adapter(struct source *s, int64_t tensor, float **out, struct err *err)
+{
+    int64_t n = tensor_elements(&s->model->tensors[tensor]);
+    enum dtype from;
+    void *data = NULL;
+    int rc = 0;
+
+    TRY(read_trained(s, tensor, &data, &from, err));
+    *out = xcalloc((size_t)n, sizeof(float));
+    dtype_convert(DT_F32, *out, from, data, n);
+out:
+    free(data);
+    return rc;
+}
+
+/* A weight of the base model with its adapter added, in float32. */
+static int read_merged(struct source *s, int64_t tensor, void **data, struct err *err)
+{
+    int64_t adapter = adapter_of(s->model, tensor);
+    size_t bytes = (size_t)tensor_elements(&s->model->tensors[tensor]) * sizeof(float);
+    float *a = NULL, *b = NULL;
+    void *w = NULL;
+    int rc = 0;
+
+    TRY(alloc_try(&w, bytes, 1, tensor_role_name(s->model->tensors[tensor].role), err));
+    TRY(weights_read(s->base, tensor, DT_F32, w, err));
+    if (adapter >= 0) {
+        TRY(read_adapter(s, adapter, &a, err));
+        TRY(read_adapter(s, adapter + 1, &b, err));
+        TRY(adapter_merge(s->model, tensor, a, b, device_ops(s->device, DT_F32), s->stream, w,
+                          err));
+        TRY(device_stream_sync(s->device, s->stream, err));
+    }
+    *data = w;
+    w = NULL;
+out:
+    free(w);
+    free(a);
+    free(b);
+    return rc;
+}
 
 static int read_tensor(void *ud, int64_t tensor, const void **data, enum dtype *from,
                        struct err *err)
 {
     struct source *s = ud;
-    char name[96];
     int rc = 0;
 
-    checkpoint_tensor_name(s->model, tensor, "master", name);
-    const struct safetensor *t = safetensors_find(s->file, name);
-    if (!t) {
-        checkpoint_tensor_name(s->model, tensor, "param", name);
-        t = safetensors_find(s->file, name);
-    }
-    if (!t)
-        return err_set(err, ERR_CORRUPT, "%s has no tensor %s", s->file->path, name);
     free(s->data);
     s->data = NULL;
-    TRY(alloc_try(&s->data, t->bytes, 1, name, err));
-    TRY(safetensors_read(s->file, t, 0, t->bytes, s->data, err));
+    if (s->model->tensors[tensor].trainable) {
+        TRY(read_trained(s, tensor, &s->data, from, err));
+    } else {
+        TRY(read_merged(s, tensor, &s->data, err));
+        *from = DT_F32;
+    }
     *data = s->data;
-    *from = t->dtype;
 out:
     return rc;
 }
 
-static int write_weights(const char *jobdir, int64_t step, const struct model *model,
-                         enum dtype dtype, const char *dir, struct err *err)
+static int write_adapter(struct source *s, const struct job_spec *spec, const char *dir,
+                         struct err *err)
 {
-    char *checkpoint = job_dir_checkpoint(jobdir, step);
-    char *path = fs_join(checkpoint, "state.safetensors");
-    struct safetensors_file file = {.fd = -1};
-    struct source source = {.model = model, .file = &file};
-    bool opened = false;
+    const struct spec_model *base = &spec->model;
+    json_t *modules = json_array(), *config = NULL;
     int rc = 0;
 
-    TRY(safetensors_open(path, &file, err));
-    opened = true;
-    TRY(weights_write(dir, model, dtype, read_tensor, &source, err));
+    for (int64_t i = 0; i < spec->lora.n_target_modules; i++)
+        json_array_append_new(modules, json_string(spec->lora.target_modules[i]));
+    config = adapters_config(s->model, modules, base->path ? base->path : base->repo,
+                             base->commit ? base->commit : base->revision);
+    TRY(fs_mkdir_p(dir, false, err));
+    TRY(write_json(dir, "adapter_config.json", config, err));
+    TRY(adapters_write(dir, s->model, DT_F32, read_tensor, s, err));
 out:
-    free(source.data);
-    if (opened)
-        safetensors_close(&file);
-    free(path);
-    free(checkpoint);
+    json_decref(config);
+    json_decref(modules);
+    return rc;
+}
+
+static int write_model(struct source *s, const char *base_dir, const struct job_spec *spec,
+                       const char *dir, struct err *err)
+{
+    enum dtype dtype = spec->precision.compute == COMPUTE_BF16   ? DT_BF16
+                       : spec->precision.compute == COMPUTE_FP16 ? DT_F16
+                                                                 : DT_F32;
+    int rc = 0;
+
+    TRY(write_config(base_dir, dir, dtype, err));
+    TRY(weights_write(dir, s->model, dtype, read_tensor, s, err));
+out:
     return rc;
 }
 
@@ -138,25 +250,30 @@ static int write_origin(const char *dir, const struct job_spec *spec, int64_t st
 int export_model(const char *jobdir, int64_t step, const char *base_dir, const struct model *model,
                  const struct job_spec *spec, struct err *err)
 {
-    char *tmp = fs_join(jobdir, "tmp-output");
+    char *tmp = fs_join(jobdir, "tmp-output"), *inner = fs_join(tmp, "adapter");
     char *final = job_dir_output(jobdir);
-    enum dtype dtype = spec->precision.compute == COMPUTE_BF16   ? DT_BF16
-                       : spec->precision.compute == COMPUTE_FP16 ? DT_F16
-                                                                 : DT_F32;
+    bool adapted = spec->lora.enabled;
+    bool whole = !adapted || spec->lora.export != LORA_EXPORT_ADAPTER;
+    struct source source = {.model = model, .file.fd = -1};
     int rc = 0;
 
     TRY(fs_remove_tree(tmp, err));
     TRY(fs_mkdir_p(tmp, false, err));
-    TRY(write_config(base_dir, tmp, dtype, err));
+    TRY(open_source(&source, jobdir, step, base_dir, adapted && whole, err));
+    if (whole)
+        TRY(write_model(&source, base_dir, spec, tmp, err));
     for (size_t f = 0; f < sizeof copied_files / sizeof copied_files[0]; f++)
         TRY(copy_file(base_dir, tmp, copied_files[f], err));
-    TRY(write_weights(jobdir, step, model, dtype, tmp, err));
+    if (adapted && spec->lora.export != LORA_EXPORT_MERGED)
+        TRY(write_adapter(&source, spec, whole ? inner : tmp, err));
     TRY(write_origin(tmp, spec, step, err));
     TRY(fs_remove_tree(final, err));
     TRY(fs_rename_sync(tmp, final, err));
 out:
+    close_source(&source);
     if (rc)
         fs_remove_tree(tmp, NULL);
+    free(inner);
     free(tmp);
     free(final);
     return rc ? err_wrap(err, rc, "exporting step %lld", (long long)step) : 0;

@@ -3,6 +3,10 @@
  * needs neither the device nor memory for the whole model: config.json and the tokenizer's files of
  * the base model, model.safetensors with the family's own names, and castor.json, which says what
  * was trained from what.
+ *
+ * A job with adapters leaves what its spec asks for: `adapter` a PEFT directory
+ * (adapter_model.safetensors, adapter_config.json), `merged` a model directory with the adapters
+ * added to the weights, `both` the latter with the former in adapter/. In either the tokenizer.
  */
 #ifndef CASTOR_WORKER_TRAIN_EXPORT_H
 #define CASTOR_WORKER_TRAIN_EXPORT_H

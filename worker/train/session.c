@@ -7,6 +7,7 @@
 
 #include "api/capability.h"
 #include "core/alloc.h"
+#include "worker/model/adapter.h"
 #include "worker/text/template.h"
 
 enum {
@@ -19,8 +20,9 @@ enum {
     HEAD_LOGITS_GPU = 256 << 20, /* 512 MiB of bf16: products large enough for full rate */
     HEAD_ROWS_TILE = 256,        /* rows of a slice are a multiple of this where they can */
 };
-/* Default peak learning rate for full fine-tuning, as Hugging Face's Trainer has it. */
-static const double auto_learning_rate = 5e-5;
+/* Default peak learning rates: for full fine-tuning as Hugging Face's Trainer has it; for adapters,
+ * which start at nothing and bear more, that of Dettmers et al., "QLoRA", 2023. */
+static const double auto_learning_rate = 5e-5, auto_lora_learning_rate = 2e-4;
 
 /* ---- files
  * --------------------------------------------------------------------------------------- */
@@ -47,6 +49,44 @@ out:
     hub_snapshot_fini(&snap);
     hub_destroy(hub);
     return rc ? err_set_param(err, rc, "model") : 0;
+}
+
+/* "auto" and "all-linear" become the names of the modules. */
+static void name_modules(struct spec_lora *lora, const struct model *m)
+{
+    bool named = lora->n_target_modules > 0 && strcmp(lora->target_modules[0], "all-linear") != 0;
+    json_t *names;
+
+    if (named)
+        return;
+    names = adapters_target_modules(m);
+    for (int64_t i = 0; i < lora->n_target_modules; i++)
+        free(lora->target_modules[i]);
+    free(lora->target_modules);
+    lora->n_target_modules = (int64_t)json_array_size(names);
+    lora->target_modules = xcalloc((size_t)lora->n_target_modules, sizeof(char *));
+    for (int64_t i = 0; i < lora->n_target_modules; i++)
+        lora->target_modules[i] = xstrdup(json_string_value(json_array_get(names, (size_t)i)));
+    json_decref(names);
+}
+
+static int add_adapters(struct session *s, struct err *err)
+{
+    struct spec_lora *lora = &s->spec.lora;
+    struct adapter_config c = {.rank = lora->rank,
+                               .alpha = lora->alpha,
+                               .dropout = lora->dropout,
+                               .rslora = lora->rslora,
+                               .targets = (const char *const *)lora->target_modules,
+                               .n_targets = lora->n_target_modules};
+    int rc = 0;
+
+    if (!lora->enabled)
+        return 0;
+    TRY(model_adapt(&s->model, &c, err));
+    name_modules(lora, &s->model);
+out:
+    return rc;
 }
 
 static int load_model(struct session *s, struct err *err)
@@ -164,7 +204,8 @@ static void choose_steps(struct session *s)
                clamp(stats.rows / AUTO_STEPS_PER_EPOCH, 1, AUTO_BATCH_MAX));
     settle_real(&spec->hyper.learning_rate_multiplier, 1.0);
     settle_real(&spec->optimization.learning_rate,
-                auto_learning_rate * spec->hyper.learning_rate_multiplier.value);
+                (spec->lora.enabled ? auto_lora_learning_rate : auto_learning_rate) *
+                    spec->hyper.learning_rate_multiplier.value);
 
     int64_t batch = spec->hyper.batch_size.value;
     settle_int(&spec->optimization.micro_batch_size,
@@ -255,6 +296,7 @@ int session_prepare(const struct job_spec *spec, const struct session_options *o
     TRY(fetch_model(&s, options, err));
     begin(options, PHASE_LOADING);
     TRY(load_model(&s, err));
+    TRY(add_adapters(&s, err));
     TRY(choose_length(&s, err));
     TRY(load_data(&s, err));
     choose_steps(&s);
@@ -324,6 +366,9 @@ int session_report(const struct session *s, const struct plan *plan, const char 
                    const char *device_name, struct plan_report *out, struct err *err)
 {
     struct plan_report r = {.parameters = s->model.n_params,
+                            .trainable_parameters = s->spec.lora.enabled
+                                                        ? s->model.adapters.n_params
+                                                        : s->model.n_params,
                             .layers = s->model.config.layers,
                             .vocabulary = s->model.config.vocab,
                             .context_length = s->model.config.max_positions,

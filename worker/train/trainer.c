@@ -168,17 +168,23 @@ static int load_weights(struct run *r, struct err *err)
     int rc = 0;
 
     TRY(run_phase(r, PHASE_LOADING, err));
+    if (step < 0 || r->session.model.adapters.rank > 0) {
+        rc = weights_open(r->session.model_dir, &r->session.model, &weights, err);
+        if (rc) {
+            err_set_param(err, rc, "model");
+            goto out;
+        }
+    }
     if (step >= 0) {
-        TRY(checkpoint_load(r->options->jobdir, step, r->plan, r->executor,
+        TRY(checkpoint_load(r->options->jobdir, step, weights, r->plan, r->executor,
                             (uint64_t)r->session.spec.seed, &r->state, err));
         /* the attempt before may have died between saving and pruning */
         TRY(checkpoint_prune(r->options->jobdir, r->session.spec.optimization.keep_checkpoints,
                              r->state.best_step, err));
         log_info("train", "resumed step=%lld", (long long)step);
     } else {
-        rc = weights_open(r->session.model_dir, &r->session.model, &weights, err);
-        if (rc == 0)
-            rc = checkpoint_load_weights(weights, r->plan, r->executor, err);
+        rc = checkpoint_load_weights(weights, (uint64_t)r->session.spec.seed, r->plan, r->executor,
+                                     err);
         if (rc) {
             err_set_param(err, rc, "model");
             goto out;

@@ -80,6 +80,7 @@ static void fill(struct plan_report *r)
     r->fits = true;
     snprintf(r->family, sizeof(r->family), "llama");
     r->parameters = 1000;
+    r->trainable_parameters = 10;
     r->steps = 30;
     snprintf(r->device_kind, sizeof(r->device_kind), "cpu");
     for (int t = 0; t < TIER_COUNT; t++)

@@ -233,8 +233,6 @@ Test(job_spec, what_is_not_built_is_refused_by_name)
         {",\"webhook\":{\"url\":\"https://example.org\"}", "webhook", "unsupported_webhook"},
         {",\"validation_file\":\"hf://datasets/a/b/c.jsonl\"", "validation_file",
          "unsupported_dataset"},
-        {",\"lora\":{\"rank\":8,\"target_modules\":[\"q_proj\"]}", "lora", "unsupported_lora"},
-        {",\"lora\":{\"target_modules\":\"all-linear\"}", "lora", "unsupported_lora"},
         {",\"precision\":{\"compute\":\"fp16\"}", "precision.compute", "unsupported_precision"},
         {",\"precision\":{\"master\":\"int8\"}", "precision.master", "unsupported_precision"},
         {",\"precision\":{\"optimizer_state\":\"int8\"}", "precision.optimizer_state",
@@ -259,6 +257,31 @@ Test(job_spec, what_is_not_built_is_refused_by_name)
     accepted(",\"hyperparameters\":{\"n_epochs\":3.0}");
 }
 
+Test(job_spec, lora_is_an_object_of_its_own)
+{
+    struct fault_list faults = {0};
+    struct job_spec spec = {0};
+
+    cr_assert(request(",\"lora\":{}", &spec, &faults) == 0);
+    cr_expect(spec.lora.enabled && spec.lora.rank == 16 && spec.lora.alpha == 32);
+    cr_expect(spec.lora.n_target_modules == 0 && spec.lora.export == LORA_EXPORT_ADAPTER);
+    job_spec_fini(&spec);
+    cr_assert(request(",\"lora\":{\"rank\":4,\"alpha\":1.5,\"dropout\":0.1,\"rslora\":true,"
+                      "\"target_modules\":[\"q_proj\",\"fc1\"],\"export\":\"both\"}",
+                      &spec, &faults) == 0);
+    cr_expect(spec.lora.rank == 4 && spec.lora.alpha == 1.5 && spec.lora.dropout == 0.1);
+    cr_expect(spec.lora.rslora && spec.lora.export == LORA_EXPORT_BOTH);
+    cr_expect_str_eq(spec.lora.target_modules[1], "fc1");
+    job_spec_fini(&spec);
+    accepted(",\"lora\":{\"target_modules\":\"all-linear\"}");
+    accepted(",\"lora\":{\"target_modules\":\"auto\"}");
+    refused(",\"lora\":{\"export\":\"gguf\"}", "lora.export", "invalid_value");
+    refused(",\"lora\":{\"alpha\":0}", "lora.alpha", "invalid_value");
+    refused(",\"lora\":{\"dropout\":1}", "lora.dropout", "invalid_value");
+    refused(",\"lora\":{\"target_modules\":[]}", "lora.target_modules", "invalid_value");
+    refused(",\"lora\":{\"dora\":true}", "lora.dora", "unknown_parameter");
+}
+
 Test(job_spec, all_faults_of_a_body_are_reported_at_once)
 {
     struct fault_list faults = {0};
@@ -266,7 +289,7 @@ Test(job_spec, all_faults_of_a_body_are_reported_at_once)
     json_t *body = parse("{\"seed\":-1,\"suffix\":\"*\",\"lora\":{\"rank\":0,\"x\":1}}");
 
     cr_assert(job_spec_from_request(body, &spec, NULL, &faults) == ERR_INVALID);
-    cr_assert(faults.n == 7, "%ld", (long)faults.n);
+    cr_assert(faults.n == 6, "%ld", (long)faults.n);
     json_decref(body);
     fault_list_fini(&faults);
     body = json_integer(3);

@@ -364,7 +364,7 @@ Test(adapter, modules_are_named_as_peft_names_them)
     cr_expect_eq(json_array_size(names), 3);
     cr_expect_str_eq(json_string_value(json_array_get(names, 0)), "q_proj");
     cr_expect_str_eq(json_string_value(json_array_get(names, 1)), "v_proj");
-    cr_expect_str_eq(json_string_value(json_array_get(names, 2)), "model.layers.1.mlp.up_proj");
+    cr_expect_str_eq(json_string_value(json_array_get(names, 2)), "up_proj");
     json_decref(names);
     model_fini(&m);
 }

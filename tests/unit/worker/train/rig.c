@@ -38,7 +38,7 @@ static void load_weights(struct rig *r)
     struct weights_reader *weights = NULL;
     struct err err = {0};
     cr_assert_eq(weights_open(ROOT "model", &r->model, &weights, &err), 0, "%s", err.msg);
-    cr_assert_eq(checkpoint_load_weights(weights, r->plan, r->executor, &err), 0, "%s", err.msg);
+    cr_assert_eq(checkpoint_load_weights(weights, 5, r->plan, r->executor, &err), 0, "%s", err.msg);
     weights_close(weights);
 }
 

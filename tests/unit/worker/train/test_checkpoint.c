@@ -56,7 +56,8 @@ static void goes_on_bit_for_bit(const struct rig_options *o)
         rig_step(&a, step, 1e-2);
     save(&a, dir, 3);
     rig_open(&b, o);
-    cr_assert_eq(checkpoint_load(dir, 3, b.plan, b.executor, 5, &run, &err), 0, "%s", err.msg);
+    cr_assert_eq(checkpoint_load(dir, 3, NULL, b.plan, b.executor, 5, &run, &err), 0, "%s",
+                 err.msg);
     cr_expect_eq(run.step, 3);
     cr_expect_eq(run.trained_tokens, 123);
     cr_expect_eq(run.target_tokens, 100);
@@ -140,7 +141,8 @@ Test(checkpoint, parts_are_named_by_tensor_and_fit_any_plan)
     safetensors_close(&f);
     struct rig_options other = {.compute = DT_F32, .micro_batch = 1};
     rig_open(&b, &other);
-    cr_expect_eq(checkpoint_load(dir, 1, b.plan, b.executor, 5, &run, &err), 0, "%s", err.msg);
+    cr_expect_eq(checkpoint_load(dir, 1, NULL, b.plan, b.executor, 5, &run, &err), 0, "%s",
+                 err.msg);
     free(state);
     free(path);
     rig_close(&a);
@@ -165,17 +167,18 @@ Test(checkpoint, what_does_not_belong_to_the_job_is_refused)
     char *dir = rig_make_dir();
     rig_open(&r, &options);
     save(&r, dir, 1);
-    cr_expect_eq(checkpoint_load(dir, 2, r.plan, r.executor, 5, &run, NULL), ERR_NOT_FOUND);
-    cr_expect_eq(checkpoint_load(dir, 1, r.plan, r.executor, 6, &run, &err), ERR_CONFLICT);
+    cr_expect_eq(checkpoint_load(dir, 2, NULL, r.plan, r.executor, 5, &run, NULL), ERR_NOT_FOUND);
+    cr_expect_eq(checkpoint_load(dir, 1, NULL, r.plan, r.executor, 6, &run, &err), ERR_CONFLICT);
     cr_expect(strstr(err.msg, "seed 5"), "%s", err.msg);
     struct rig_options in_double = {.compute = DT_F64, .micro_batch = 2};
     rig_open(&wide, &in_double);
-    cr_expect_eq(checkpoint_load(dir, 1, wide.plan, wide.executor, 5, &run, NULL), ERR_CONFLICT);
+    cr_expect_eq(checkpoint_load(dir, 1, NULL, wide.plan, wide.executor, 5, &run, NULL),
+                 ERR_CONFLICT);
     rig_close(&wide);
     spoil(dir, "state.safetensors", "{}");
-    cr_expect_eq(checkpoint_load(dir, 1, r.plan, r.executor, 5, &run, NULL), ERR_CORRUPT);
+    cr_expect_eq(checkpoint_load(dir, 1, NULL, r.plan, r.executor, 5, &run, NULL), ERR_CORRUPT);
     spoil(dir, "checkpoint.json", "{\"v\":1}");
-    cr_expect_eq(checkpoint_load(dir, 1, r.plan, r.executor, 5, &run, NULL), ERR_INVALID);
+    cr_expect_eq(checkpoint_load(dir, 1, NULL, r.plan, r.executor, 5, &run, NULL), ERR_INVALID);
     cr_expect_eq(run.step, 77);
     rig_close(&r);
     rig_remove_dir(dir);
@@ -199,7 +202,7 @@ Test(checkpoint, a_tensor_of_another_shape_is_refused)
     cr_assert_eq(safetensors_writer_data(w, &(float){1}, sizeof(float), &err), 0);
     cr_assert_eq(safetensors_writer_finish(w, &err), 0);
     safetensors_writer_destroy(w);
-    cr_expect_eq(checkpoint_load(dir, 1, r.plan, r.executor, 5, &run, &err), ERR_CORRUPT);
+    cr_expect_eq(checkpoint_load(dir, 1, NULL, r.plan, r.executor, 5, &run, &err), ERR_CORRUPT);
     cr_expect(strstr(err.msg, name) && strstr(err.msg, "step 1"), "%s", err.msg);
     free(state);
     free(path);
@@ -262,7 +265,8 @@ Test(checkpoint, one_that_cannot_be_written_leaves_nothing)
     cr_expect(!there(dir, 3) && !fs_exists(tmp) && there(dir, 1));
     limit_files(RLIM_INFINITY);
     err_clear(&err);
-    cr_expect_eq(checkpoint_load(dir, 1, r.plan, r.executor, 5, &run, &err), 0, "%s", err.msg);
+    cr_expect_eq(checkpoint_load(dir, 1, NULL, r.plan, r.executor, 5, &run, &err), 0, "%s",
+                 err.msg);
     cr_assert_eq(fs_write_file_atomic(tmp, "x", 1, NULL), 0); /* somebody's leftover */
     save(&r, dir, 3);
     free(tmp);
