@@ -1,10 +1,10 @@
-"""Compare worker/text with the `tokenizers` library on many strings and several pipelines; run by hand.
+"""Compare worker/text with the `tokenizers` library on many strings and many pipelines; run by hand.
 
   gcc ... -o tokenize tests/golden/tokenize_main.c libworker_text.a libcore.a -lonig -lutf8proc -ljansson -lnettle
-  python tokenizer_compare.py ./tokenize [strings a pipeline, default 20000]
+  python tokenizer_compare.py ./tokenize [strings a pipeline, default 20000] [pipelines, default all]
 
-Trains a BPE of 32,000 tokens on text found on this machine, writes it in the layouts of several model families, and
-compares ids (with and without special tokens), then times both on the same documents, one thread each.
+Needs tokenizers and sentencepiece. Trains BPE and Unigram models on text found on this machine, writes them in the
+layouts of the model families, and compares ids and decoded texts, with special tokens and without.
 """
 import json
 import os
@@ -13,7 +13,6 @@ import random
 import subprocess
 import sys
 import tempfile
-import time
 import unicodedata
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -21,15 +20,8 @@ os.environ["RAYON_NUM_THREADS"] = "1"
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers  # noqa: E402
 
+import tokenizer_families as families  # noqa: E402
 import tokenizer_gen  # noqa: E402
-
-LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
-
-
-# The library normalizes by the tables of Unicode 9, utf8proc by those of Unicode 15: letters added since then that have
-# a compatibility decomposition are the one known difference.
-NEW_COMPATIBILITY = [*range(0x10780, 0x107C0), *range(0x1E030, 0x1E06E), *range(0xA7F2, 0xA7F5), *range(0xAB69, 0xAB6C), 0x1F16C, *range(0x1FBF0, 0x1FBFA), 0x32FF]
-
 
 def documents(limit):
     roots = [pathlib.Path(p) for p in ("/usr/share/doc", "/usr/lib/python3", "/usr/lib/python3.11", "/usr/share/perl", "/usr/include")]
@@ -60,15 +52,18 @@ def strings(count, docs, rng):
             chars = []
             while len(chars) < rng.randint(1, 20):
                 c = chr(rng.choice([rng.randint(0, 0x2FFF), rng.randint(0, 0xFFFF), rng.randint(0x10000, 0x1FFFF)]))
-                if unicodedata.category(c) not in ("Cn", "Cs", "Co") and ord(c) not in NEW_COMPATIBILITY:
+                if unicodedata.category(c) not in ("Cn", "Cs", "Co"):
                     chars.append(c)
             yield "".join(chars)
         elif kind < 0.97:
             doc = rng.choice(docs)
             start = rng.randrange(len(doc))
             yield doc[start:start + rng.randint(1, 400)]
-        else:
+        elif kind < 0.9997:
             yield rng.choice(tokenizer_gen.PIECES) * rng.randint(1, 300)
+        else:  # 100 kB without a space
+            part = "".join(rng.choice(tokenizer_gen.PIECES) for _ in range(rng.randint(1, 3000))).replace(" ", "")
+            yield (part * (100_000 // max(1, len(part.encode())) + 1)) if part else ""
 
 
 def pipelines(base):
@@ -87,11 +82,11 @@ def pipelines(base):
 
     def llama3(t):
         t.normalizer = None
-        t.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(LLAMA3), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        t.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(families.LLAMA3), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
     def qwen(t):
         t.normalizer = normalizers.NFC()
-        t.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(LLAMA3.replace("{1,3}", "")), "isolated"),
+        t.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(families.LLAMA3.replace("{1,3}", "")), "isolated"),
                                                    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
     def smollm(t):
@@ -145,72 +140,64 @@ def write_opt(base, folder):
     return t
 
 
-def run(program, folder, texts, special):
-    lines = "".join(json.dumps(t) + "\n" for t in texts)
-    done = subprocess.run([program, *(["--special"] if special else []), str(folder)], input=lines, capture_output=True, text=True)
+def run(program, folder, lines, special):
+    """[(ids or error, text with specials, text without)] of strings and lists of ids."""
+    done = subprocess.run([program, *(["--special"] if special else []), str(folder)], input="".join(json.dumps(x) + "\n" for x in lines),
+                          capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"{folder}: {done.stderr}")
-    answers = [[int(i) for i in line.split()] if not line.startswith("!") else line for line in done.stdout.split("\n")[:-1]]
-    return answers, done.stderr.strip()
+    answers = []
+    for line in done.stdout.split("\n")[:-1]:
+        ids, *texts = line.split("\t")
+        answers.append((line,) if line.startswith("!") else ([int(i) for i in ids.split()], *map(json.loads, texts)))
+    assert len(answers) == len(lines)
+    return answers
 
 
-def compare(program, name, tokenizer, folder, texts):
+def compare(program, name, tokenizer, folder, texts, rng):
     different = 0
+    size = tokenizer.get_vocab_size()
+    shuffled = [[rng.randrange(size) for _ in range(rng.randint(0, 30))] for _ in range(len(texts) // 2)]
     for special in (False, True):
-        ours, _ = run(program, folder, texts, special)
-        assert len(ours) == len(texts)
-        for text, mine in zip(texts, ours):
-            theirs = tokenizer.encode(text, add_special_tokens=special).ids
+        for line, mine in zip([*texts, *shuffled], run(program, folder, [*texts, *shuffled], special)):
+            ids = tokenizer.encode(line, add_special_tokens=special).ids if isinstance(line, str) else line
+            theirs = (ids, tokenizer.decode(ids, skip_special_tokens=False), tokenizer.decode(ids, skip_special_tokens=True))
             if mine != theirs:
                 different += 1
                 if different <= 3:
-                    print(f"  {name}: {text!r}\n    ours   {mine}\n    theirs {theirs}")
-    print(f"{name:28} {len(texts)} strings, twice: {different} differ", flush=True)
+                    print(f"  {name}: {line!r:.400}\n    ours   {mine!r:.600}\n    theirs {theirs!r:.600}")
+    print(f"{name:28} {len(texts)} strings and {len(shuffled)} lists of ids, twice: {different} differ", flush=True)
     return different
 
 
 def main():
     program = sys.argv[1]
     count = int(sys.argv[2]) if len(sys.argv) > 2 else 20000
+    wanted = sys.argv[3:]
     rng = random.Random(7)
-    docs = list(documents(12_000_000))
-    base = tokenizer_gen.build()
-    trained = Tokenizer.from_str(base.to_str())
+    docs = list(documents(12_000_000 if count >= 20000 else 1_500_000))
+    trained = Tokenizer.from_str(tokenizer_gen.build().to_str())
     trainer = trainers.BpeTrainer(vocab_size=32000, special_tokens=["<s>", "</s>", "<pad>"],
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
-    trained.train_from_iterator([*docs, *tokenizer_gen.SCRAPS.split("\n") * 20], trainer)
+    corpus = [*docs, *tokenizer_gen.SCRAPS.split("\n") * 20]
+    trained.train_from_iterator(corpus, trainer)
     texts = list(strings(count, docs, rng))
     bad = 0
     with tempfile.TemporaryDirectory() as root:
         folder = pathlib.Path(root) / "opt"
         folder.mkdir()
-        bad += compare(program, "opt (vocab + merges)", write_opt(trained, folder), folder, texts)
-        for name, tokenizer in pipelines(trained):
+        every = [("opt (vocab + merges)", write_opt(trained, folder), folder)]
+        pieces, charsmap = families.train_unigram("\n".join(corpus)[:6_000_000], 8000, root)
+        for name, tokenizer in [*pipelines(trained), *families.byte_families(json.loads(trained.to_str())["model"]),
+                                *families.word_families(families.train_words(corpus, 16000)), *families.unigram_families(pieces, charsmap)]:
             folder = pathlib.Path(root) / name.replace(" ", "-")
             folder.mkdir()
             tokenizer.save(str(folder / "tokenizer.json"))
-            bad += compare(program, name, tokenizer, folder, texts)
-            if name in ("gpt2", "nfc", "llama3", "smollm"):
-                speed(program, name, tokenizer, folder, docs)
+            every.append((name, tokenizer, folder))
+        for name, tokenizer, folder in every:
+            if not wanted or name in wanted:
+                bad += compare(program, name, tokenizer, folder, texts, rng)
     sys.exit(1 if bad else 0)
-
-
-def speed(program, name, tokenizer, folder, docs):
-    _, report = run(program, folder, docs, False)
-    ours_tokens, ours_seconds = int(report.split(" tokens")[0].split()[-1]), float(report.split("encode ")[1].split()[0])
-    best = None
-    for encode in ("encode", "encode_batch_fast"):
-        fresh = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        start = time.perf_counter()
-        if encode == "encode":
-            tokens = sum(len(fresh.encode(d, add_special_tokens=False).ids) for d in docs)
-        else:
-            tokens = sum(len(e.ids) for e in fresh.encode_batch_fast(docs, add_special_tokens=False))
-        rate = tokens / (time.perf_counter() - start)
-        best = max(best or 0, rate)
-        assert tokens == ours_tokens
-    rate = ours_tokens / ours_seconds
-    print(f"{name:28} ours {rate / 1e6:.2f} M tokens/s, tokenizers {best / 1e6:.2f} M tokens/s, ratio {rate / best:.2f}; {report}", flush=True)
 
 
 if __name__ == "__main__":

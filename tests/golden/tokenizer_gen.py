@@ -1,7 +1,7 @@
-"""Make the fixture of tests/unit/worker/text/test_tokenizer.c: run by hand with `tokenizers` installed.
+"""Make the fixtures of tests/unit/worker/text/test_tokenizer.c: run by hand with `tokenizers` and `sentencepiece`.
 
-Trains a small byte-level BPE on this repository's own text and on scraps of many scripts, writes
-tokenizer/tokenizer.json and tokenizer/cases.jsonl: one ["text", [ids], "decoded"] a line.
+Trains small models on this repository's own text and on scraps of many scripts, writes tokenizer.json in the layout of
+a family and cases.jsonl: one ["text", [ids with special tokens], "decoded without them", "decoded with them"] a line.
 """
 import json
 import pathlib
@@ -32,7 +32,7 @@ PIECES = (
     + ["日本", "漢字", "カ\u3099", "中", "你好", "한국", "ไทย", "हिन्दी", "العربية", "שלום", "Ж", "привет", "Ω"]
     + ["👍", "👍🏽", "👨‍👩‍👧‍👦", "🏳️‍🌈", "🇩🇪", "❤️", "𠀀", "𝓐", "\U0010ffff", "\ue000"]
     + [".", ",", "!", "?!", "...", "(", ")", "[", "{", "}", "==", "!=", "->", "//", "#", "$", "%", "^", "&", "*", "_", "__", "~", "`", "\\", '"']
-    + ["<s>", "</s>", "<|end|>", "<|end|", "<pad>", "<mask>", "<word>", "<Norm>", "<norm>", "ﬁsh", "https://a.b/c?d=e&f", "x" * 45, " " * 33, "ab" * 40]
+    + ["<s>", "</s>", "<|end|>", "<|end|", "<pad>", "<mask>", "<word>", "<Norm>", "<norm>", "<both>", "<left>", "<right>", "<Wörd>", "<sp>", "<unk>", "<end|end>", "<end|", "<0x41>", "<|user|>", "<extra_id_0>", "\u2581", "\u2581\u2581", " \u2581", "ﬁsh", "https://a.b/c?d=e&f", "x" * 45, " " * 33, "ab" * 40]
 )
 
 
@@ -71,22 +71,38 @@ def build(vocab_size=2000):
     return tokenizer
 
 
-def main():
-    tokenizer = build()
-    OUT.mkdir(exist_ok=True)
-    tokenizer.save(str(OUT / "tokenizer.json"), pretty=False)
-    rng = random.Random(20)
-    texts = list(dict.fromkeys([*PIECES, "", *(sample(rng) for _ in range(400))]))
-    with open(OUT / "cases.jsonl", "w", encoding="ascii") as out:
+def write(folder, tokenizer, count, rng, config):
+    folder.mkdir(exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+    texts = list(dict.fromkeys([*PIECES, "", *(sample(rng) for _ in range(count))]))
+    with open(folder / "cases.jsonl", "w", encoding="ascii") as out:
         for text in texts:
-            plain = tokenizer.encode(text, add_special_tokens=False).ids
-            special = tokenizer.encode(text, add_special_tokens=True).ids
-            assert special == [0, *plain, 1]
-            out.write(json.dumps([text, plain, tokenizer.decode(special, skip_special_tokens=True)], separators=(",", ":")) + "\n")
-    with open(OUT / "tokenizer_config.json", "w") as out:
-        json.dump({"bos_token": "<s>", "eos_token": {"content": "</s>", "special": True}, "pad_token": "<pad>"}, out)
+            ids = tokenizer.encode(text, add_special_tokens=True).ids
+            case = [text, ids, tokenizer.decode(ids, skip_special_tokens=True), tokenizer.decode(ids, skip_special_tokens=False)]
+            out.write(json.dumps(case, separators=(",", ":")) + "\n")
+    with open(folder / "tokenizer_config.json", "w") as out:
+        json.dump(config, out)
         out.write("\n")
-    print(f"{len(texts)} cases", file=sys.stderr)
+    print(f"{folder.name}: {len(texts)} cases", file=sys.stderr)
+
+
+def main():
+    import tokenizer_families as families  # needs sentencepiece, which comparing with the fixtures does not
+
+    rng = random.Random(20)
+    write(OUT, build(), 400, rng, {"bos_token": "<s>", "eos_token": {"content": "</s>", "special": True}, "pad_token": "<pad>"})
+    named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    text = list(corpus())
+    byte_model = json.loads(build(700).to_str())["model"]
+    write(OUT.with_name("tokenizer_falcon"), dict(families.byte_families(byte_model))["falcon"], 200, rng, {})
+    words = dict(families.word_families(families.train_words(text, 1200)))
+    write(OUT.with_name("tokenizer_llama"), words["odd tokens"], 400, rng, named)
+    write(OUT.with_name("tokenizer_mistral"), words["mistral"], 200, rng, named)
+    with families.temporary() as folder:
+        pieces, charsmap = families.train_unigram("\n".join(text), 700, folder, families.small_charsmap(folder))
+    unigrams = dict(families.unigram_families(pieces, charsmap))
+    write(OUT.with_name("tokenizer_t5"), unigrams["t5"], 400, rng, named)
+    write(OUT.with_name("tokenizer_unigram"), unigrams["unigram bytes"], 200, rng, named)
 
 
 if __name__ == "__main__":

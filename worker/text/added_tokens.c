@@ -2,9 +2,9 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <utf8proc.h>
 
 #include "core/alloc.h"
+#include "worker/text/unicode.h"
 #include "worker/text/utf8.h"
 
 int added_set_init(struct added_set *set, const struct added_token *tokens, size_t pattern_bytes,
@@ -72,61 +72,21 @@ static int32_t longest_at(const struct added_set *set, const char *text, size_t 
     return best;
 }
 
-/* \w of Unicode regular expressions (UTS 18, annex C). */
-static bool is_word(uint32_t c)
-{
-    switch (utf8proc_category((utf8proc_int32_t)c)) {
-    case UTF8PROC_CATEGORY_LU:
-    case UTF8PROC_CATEGORY_LL:
-    case UTF8PROC_CATEGORY_LT:
-    case UTF8PROC_CATEGORY_LM:
-    case UTF8PROC_CATEGORY_LO:
-    case UTF8PROC_CATEGORY_MN:
-    case UTF8PROC_CATEGORY_MC:
-    case UTF8PROC_CATEGORY_ME:
-    case UTF8PROC_CATEGORY_ND:
-    case UTF8PROC_CATEGORY_NL:
-    case UTF8PROC_CATEGORY_PC:
-        return true;
-    default: /* joiners, and the circled and squared letters, which are alphabetic symbols */
-        return c == 0x200C || c == 0x200D || (c >= 0x24B6 && c <= 0x24E9) ||
-               (c >= 0x1F130 && c <= 0x1F149) || (c >= 0x1F150 && c <= 0x1F169) ||
-               (c >= 0x1F170 && c <= 0x1F189);
-    }
-}
-
-/* Unicode's White_Space. */
-static bool is_space(uint32_t c)
-{
-    return (c >= 9 && c <= 13) || c == ' ' || c == 0x85 || c == 0xA0 || c == 0x1680 ||
-           (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F ||
-           c == 0x205F || c == 0x3000;
-}
-
-/* Start of the character that ends at `at` (> 0). */
-static size_t step_back(const char *text, size_t at)
-{
-    do
-        at--;
-    while (at > 0 && ((unsigned char)text[at] & 0xC0) == 0x80);
-    return at;
-}
-
 static bool stands_alone(const char *text, size_t n, size_t start, size_t stop)
 {
     size_t bytes;
 
     if (start > 0) {
-        size_t before = step_back(text, start);
-        if (is_word(utf8_read(text + before, n - before, &bytes)))
+        size_t before = utf8_step_back(text, start);
+        if (unicode_is_word(utf8_read(text + before, n - before, &bytes)))
             return false;
     }
-    return stop == n || !is_word(utf8_read(text + stop, n - stop, &bytes));
+    return stop == n || !unicode_is_word(utf8_read(text + stop, n - stop, &bytes));
 }
 
 static size_t skip_spaces(const char *text, size_t n, size_t at)
 {
-    for (size_t bytes; at < n && is_space(utf8_read(text + at, n - at, &bytes));)
+    for (size_t bytes; at < n && unicode_is_space(utf8_read(text + at, n - at, &bytes));)
         at += bytes;
     return at;
 }
@@ -136,8 +96,8 @@ static size_t skip_spaces_back(const char *text, size_t n, size_t at, size_t lim
     size_t bytes;
 
     while (at > limit) {
-        size_t before = step_back(text, at);
-        if (!is_space(utf8_read(text + before, n - before, &bytes)))
+        size_t before = utf8_step_back(text, at);
+        if (!unicode_is_space(utf8_read(text + before, n - before, &bytes)))
             break;
         at = before;
     }

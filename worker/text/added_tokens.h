@@ -15,7 +15,11 @@
 #include "core/err.h"
 #include "worker/text/token_map.h"
 
-enum { ADDED_TOKEN_MAX_BYTES = 1024, ADDED_TOKENS_MAX = 1 << 17 };
+enum {
+    ADDED_TOKEN_MAX_BYTES = 1024,
+    ADDED_TOKENS_MAX = 1 << 17,
+    ADDED_TOKENS_MAX_BYTES = 16 << 20,
+};
 
 struct added_token {
     char *content; /* as in the file */

@@ -1,16 +1,19 @@
 #include "worker/text/pretokenize.h"
 
 #include <string.h>
-#include <utf8proc.h>
 
+#include "worker/text/byte_alphabet.h"
+#include "worker/text/unicode.h"
 #include "worker/text/utf8.h"
 
 void pretokenize_scratch_fini(struct pretokenize_scratch *s)
 {
     for (int i = 0; i < PRETOKENIZE_MAX_STAGES; i++) {
         regex_cursor_fini(&s->cursors[i]);
-        buf_fini(&s->prefixed[i]);
+        buf_fini(&s->rewritten[i]);
     }
+    buf_fini(&s->alphabet);
+    buf_fini(&s->bytes);
 }
 
 /* --- running ---------------------------------------------------------------------------------- */
@@ -23,7 +26,7 @@ struct run {
     struct err *err;
 };
 
-static int run_stage(struct run *run, int stage, const char *text, size_t n);
+static int run_stage(struct run *run, int stage, const char *text, size_t n, bool is_head);
 
 /* What one stage does with the parts of a text, matches and the gaps between them, as they come. */
 struct splitter {
@@ -32,11 +35,18 @@ struct splitter {
     const char *text;
     size_t start, end; /* the part held back, because its neighbour may be merged with it */
     bool held, last_was_match;
+    bool is_head;
 };
 
 static int emit(struct splitter *s, size_t start, size_t end)
 {
-    return run_stage(s->run, s->stage + 1, s->text + start, end - start);
+    if (s->run->chain->stages[s->stage].write_alphabet) {
+        struct buf *work = &s->run->scratch->alphabet;
+        buf_clear(work);
+        byte_alphabet_add(work, s->text + start, end - start);
+        return run_stage(s->run, s->stage + 1, work->data, work->len, s->is_head && start == 0);
+    }
+    return run_stage(s->run, s->stage + 1, s->text + start, end - start, s->is_head && start == 0);
 }
 
 static int add_part(struct splitter *s, size_t start, size_t end, bool is_match)
@@ -75,23 +85,20 @@ static int add_part(struct splitter *s, size_t start, size_t end, bool is_match)
     return rc;
 }
 
-/* Unicode's general categories Nd, Nl, No, as Rust's char::is_numeric. */
-static bool is_numeric(const char *text, size_t n, size_t *bytes)
+static bool is_match(const struct pretokenize_stage *stage, uint32_t c)
 {
-    utf8proc_category_t category = utf8proc_category((utf8proc_int32_t)utf8_read(text, n, bytes));
-
-    return category == UTF8PROC_CATEGORY_ND || category == UTF8PROC_CATEGORY_NL ||
-           category == UTF8PROC_CATEGORY_NO;
+    return stage->is_match ? stage->is_match(c) : c == stage->delimiter;
 }
 
-/* Each numeric character is a match, all else between two of them a gap. */
-static int split_digits(struct splitter *s, const char *text, size_t n)
+/* Each character of the class is a match, all else between two of them a gap. */
+static int split_class(struct splitter *s, size_t n)
 {
+    const struct pretokenize_stage *stage = &s->run->chain->stages[s->stage];
     size_t gap = 0, bytes;
     int rc = 0;
 
     for (size_t i = 0; i < n; i += bytes) {
-        if (!is_numeric(text + i, n - i, &bytes))
+        if (!is_match(stage, utf8_read(s->text + i, n - i, &bytes)))
             continue;
         if (gap < i)
             TRY(add_part(s, gap, i, false));
@@ -104,14 +111,14 @@ out:
     return rc;
 }
 
-static int split_regex(struct splitter *s, const char *text, size_t n)
+static int split_regex(struct splitter *s, size_t n)
 {
     struct regex_cursor *cursor = &s->run->scratch->cursors[s->stage];
     size_t gap = 0, start, end;
     bool found;
     int rc = 0;
 
-    regex_cursor_start(cursor, s->run->chain->stages[s->stage].regex, text, n);
+    regex_cursor_start(cursor, s->run->chain->stages[s->stage].regex, s->text, n);
     for (;;) {
         TRY(regex_next(cursor, &found, &start, &end, s->run->err));
         if (!found)
@@ -127,179 +134,131 @@ out:
     return rc;
 }
 
-static int run_stage(struct run *run, int stage, const char *text, size_t n)
+enum word_class { WORD_SPACE, WORD_LETTER, WORD_OTHER };
+
+static enum word_class word_class_of(uint32_t c)
 {
-    struct splitter s = {.run = run, .stage = stage};
+    return unicode_is_word(c) ? WORD_LETTER : unicode_is_space(c) ? WORD_SPACE : WORD_OTHER;
+}
+
+static int split_words(struct splitter *s, size_t n)
+{
+    enum word_class kind = WORD_SPACE;
+    size_t start = 0, bytes;
+    int rc = 0;
+
+    for (size_t i = 0; i < n; i += bytes) {
+        enum word_class next = word_class_of(utf8_read(s->text + i, n - i, &bytes));
+        if (next == kind)
+            continue;
+        if (kind != WORD_SPACE)
+            TRY(emit(s, start, i));
+        start = i;
+        kind = next;
+    }
+    if (kind != WORD_SPACE)
+        TRY(emit(s, start, n));
+out:
+    return rc;
+}
+
+/* Spaces become the replacement, one is put in front where asked for, and pieces begin at each. */
+static int split_metaspace(struct splitter *s, size_t n)
+{
+    const struct pretokenize_stage *stage = &s->run->chain->stages[s->stage];
+    struct buf *work = &s->run->scratch->rewritten[s->stage];
+    const char *mark = stage->replacement, *at = s->text, *end = s->text + n, *next;
+    size_t mark_n = stage->replacement_n, start = 0;
+    int rc = 0;
+
+    buf_clear(work);
+    buf_reserve(work, n + n / 2 + mark_n);
+    if (stage->prepend == PREPEND_ALWAYS || (stage->prepend == PREPEND_FIRST && s->is_head))
+        if (*at != ' ' && (n < mark_n || memcmp(at, mark, mark_n) != 0))
+            buf_add(work, mark, mark_n);
+    for (; (next = memchr(at, ' ', (size_t)(end - at))) != NULL; at = next + 1) {
+        buf_add(work, at, (size_t)(next - at));
+        buf_add(work, mark, mark_n);
+    }
+    buf_add(work, at, (size_t)(end - at));
+    s->text = work->data;
+    if (stage->split)
+        for (size_t i = 1; i + mark_n <= work->len; i++) {
+            next = memchr(work->data + i, mark[0], work->len - i);
+            if (!next)
+                break;
+            i = (size_t)(next - work->data);
+            if (i + mark_n > work->len || memcmp(next, mark, mark_n) != 0)
+                continue;
+            TRY(emit(s, start, i));
+            start = i;
+        }
+    TRY(emit(s, start, work->len));
+out:
+    return rc;
+}
+
+/* Prefix, pattern, alphabet. The characters of a match are written when it is handed on, so the
+ * pattern runs over the text as it was. */
+static int split_byte_level(struct splitter *s, size_t n)
+{
+    const struct pretokenize_stage *stage = &s->run->chain->stages[s->stage];
+    struct buf *work = &s->run->scratch->rewritten[s->stage];
+
+    if (stage->prefix_space && s->text[0] != ' ') {
+        buf_clear(work);
+        buf_add_char(work, ' ');
+        buf_add(work, s->text, n);
+        s->text = work->data;
+        n = work->len;
+    }
+    return stage->regex ? split_regex(s, n) : emit(s, 0, n);
+}
+
+static int hand_out(struct run *run, const char *text, size_t n)
+{
+    struct buf *bytes = &run->scratch->bytes;
+
+    if (!run->chain->read_alphabet)
+        return run->fn(run->ud, text, n, run->err);
+    buf_clear(bytes);
+    byte_alphabet_to_bytes(text, n, bytes);
+    return run->fn(run->ud, bytes->data, bytes->len, run->err);
+}
+
+static int run_stage(struct run *run, int stage, const char *text, size_t n, bool is_head)
+{
+    struct splitter s = {.run = run, .stage = stage, .text = text, .is_head = is_head};
     int rc = 0;
 
     if (n == 0)
         return 0;
     if (stage == run->chain->n)
-        return run->fn(run->ud, text, n, run->err);
-    const struct pretokenize_stage *what = &run->chain->stages[stage];
-    if (what->prefix_space && text[0] != ' ') {
-        struct buf *prefixed = &run->scratch->prefixed[stage];
-        buf_clear(prefixed);
-        buf_add_char(prefixed, ' ');
-        buf_add(prefixed, text, n);
-        text = prefixed->data;
-        n = prefixed->len;
+        return hand_out(run, text, n);
+    switch (run->chain->stages[stage].kind) {
+    case PRETOKENIZE_REGEX:
+        TRY(split_regex(&s, n));
+        break;
+    case PRETOKENIZE_CLASS:
+        TRY(split_class(&s, n));
+        break;
+    case PRETOKENIZE_WORDS:
+        return split_words(&s, n);
+    case PRETOKENIZE_METASPACE:
+        return split_metaspace(&s, n);
+    case PRETOKENIZE_BYTE_LEVEL:
+        return split_byte_level(&s, n);
     }
-    s.text = text;
-    if (what->digits)
-        TRY(split_digits(&s, text, n));
-    else if (what->regex)
-        TRY(split_regex(&s, text, n));
-    else
-        TRY(emit(&s, 0, n));
     if (s.held)
         TRY(emit(&s, s.start, s.end));
 out:
     return rc;
 }
 
-int pretokenizer_run(const struct pretokenizer *p, const char *text, size_t n,
+int pretokenizer_run(const struct pretokenizer *p, const char *text, size_t n, bool is_head,
                      struct pretokenize_scratch *s, pretokenize_fn fn, void *ud, struct err *err)
 {
     struct run run = {p, s, fn, ud, err};
 
-    return run_stage(&run, 0, text, n);
-}
-
-/* --- loading ---------------------------------------------------------------------------------- */
-
-struct loader {
-    struct pretokenizer chain;
-    bool byte_level; /* seen: nothing may follow */
-    int nesting;
-};
-
-static int unsupported(struct err *err, const char *what)
-{
-    return err_set(err, ERR_UNSUPPORTED,
-                   "this tokenizer's pre-tokenizer %.60s is not supported; supported are "
-                   "ByteLevel (last), Split, Digits and Sequence",
-                   what);
-}
-
-/* The member's boolean, or `fallback` when it is absent. */
-static bool get_flag(const json_t *json, const char *key, bool fallback)
-{
-    const json_t *value = json_object_get(json, key);
-
-    return json_is_boolean(value) ? json_is_true(value) : fallback;
-}
-
-static int add_byte_level(struct loader *l, bool prefix_space, bool use_regex, struct err *err)
-{
-    struct pretokenize_stage *stage = &l->chain.stages[l->chain.n];
-    int rc = 0;
-
-    if (use_regex)
-        rc = regex_create(REGEX_GPT2, strlen(REGEX_GPT2), false, &stage->regex, err);
-    if (rc != 0)
-        return rc;
-    stage->behavior = SPLIT_ISOLATED;
-    stage->prefix_space = prefix_space;
-    l->byte_level = true;
-    l->chain.n++;
-    return 0;
-}
-
-static int add_split(struct loader *l, const json_t *json, struct err *err)
-{
-    static const char *const behaviors[] = {
-        [SPLIT_REMOVED] = "Removed",
-        [SPLIT_ISOLATED] = "Isolated",
-        [SPLIT_CONTIGUOUS] = "Contiguous",
-        [SPLIT_MERGED_WITH_PREVIOUS] = "MergedWithPrevious",
-        [SPLIT_MERGED_WITH_NEXT] = "MergedWithNext",
-    };
-    struct pretokenize_stage *stage = &l->chain.stages[l->chain.n];
-    const json_t *pattern = json_object_get(json, "pattern");
-    const json_t *literal = json_object_get(pattern, "String");
-    const json_t *regex = json_object_get(pattern, "Regex");
-    const char *name = json_string_value(json_object_get(json, "behavior"));
-    int behavior = 0;
-
-    while (behavior < 5 && (!name || strcmp(behaviors[behavior], name) != 0))
-        behavior++;
-    if (behavior == 5)
-        return unsupported(err, "Split with such a behavior");
-    const json_t *source = literal ? literal : regex;
-    if (!json_is_string(source))
-        return unsupported(err, "Split without a pattern");
-    stage->behavior = (enum split_behavior)behavior;
-    stage->invert = get_flag(json, "invert", false);
-    int rc = regex_create(json_string_value(source), json_string_length(source), literal != NULL,
-                          &stage->regex, err);
-    if (rc == 0)
-        l->chain.n++;
-    return rc;
-}
-
-static int add_any(struct loader *l, const json_t *json, struct err *err)
-{
-    const char *type = json_string_value(json_object_get(json, "type"));
-    const json_t *inner = json_object_get(json, "pretokenizers");
-    int rc = 0;
-
-    if (!type)
-        return unsupported(err, "without a type");
-    if (strcmp(type, "Sequence") == 0) {
-        if (++l->nesting > PRETOKENIZE_MAX_STAGES)
-            return unsupported(err, "Sequence, nested so deep,");
-        for (size_t i = 0; rc == 0 && i < json_array_size(inner); i++)
-            rc = add_any(l, json_array_get(inner, i), err);
-        l->nesting--;
-        return rc;
-    }
-    if (l->byte_level)
-        return unsupported(err, "chain with a stage behind ByteLevel");
-    if (l->chain.n == PRETOKENIZE_MAX_STAGES)
-        return unsupported(err, "chain of more than 8 stages");
-    if (strcmp(type, "ByteLevel") == 0)
-        return add_byte_level(l, get_flag(json, "add_prefix_space", true),
-                              get_flag(json, "use_regex", true), err);
-    if (strcmp(type, "Split") == 0)
-        return add_split(l, json, err);
-    if (strcmp(type, "Digits") == 0) {
-        struct pretokenize_stage *stage = &l->chain.stages[l->chain.n++];
-        stage->digits = true;
-        stage->behavior =
-            get_flag(json, "individual_digits", false) ? SPLIT_ISOLATED : SPLIT_CONTIGUOUS;
-        return 0;
-    }
-    return unsupported(err, type);
-}
-
-int pretokenizer_init(struct pretokenizer *p, const json_t *json, struct err *err)
-{
-    struct loader l = {0};
-    int rc = json_is_object(json) ? add_any(&l, json, err) : unsupported(err, "(there is none)");
-
-    if (rc == 0 && !l.byte_level)
-        rc = unsupported(err, "chain without ByteLevel");
-    if (rc != 0)
-        pretokenizer_fini(&l.chain);
-    else
-        *p = l.chain;
-    return rc;
-}
-
-int pretokenizer_init_byte_level(struct pretokenizer *p, bool add_prefix_space, struct err *err)
-{
-    struct loader l = {0};
-    int rc = add_byte_level(&l, add_prefix_space, true, err);
-
-    if (rc == 0)
-        *p = l.chain;
-    return rc;
-}
-
-void pretokenizer_fini(struct pretokenizer *p)
-{
-    for (int i = 0; i < PRETOKENIZE_MAX_STAGES; i++)
-        regex_destroy(p->stages[i].regex);
-    memset(p, 0, sizeof(*p));
+    return run_stage(&run, 0, text, n, is_head);
 }

@@ -99,41 +99,48 @@ void token_map_fini(struct token_map *m)
     memset(m, 0, sizeof(*m));
 }
 
-static struct token_map_slot *find_slot(const struct token_map *m, const void *key, size_t n,
-                                        uint32_t *hash)
+uint64_t token_map_hash(const struct token_map *m, const void *key, size_t n)
 {
-    uint64_t h = hash_bytes(key, n, m->seed);
-    uint64_t i = h & m->mask;
+    return hash_bytes(key, n, m->seed);
+}
 
-    *hash = (uint32_t)(h >> 32);
+static struct token_map_slot *find_slot(const struct token_map *m, uint64_t hash, const void *key,
+                                        size_t n)
+{
+    uint64_t i = hash & m->mask;
+
     for (;; i = (i + 1) & m->mask) {
         struct token_map_slot *slot = &m->slots[i];
-        if (slot->id < 0 ||
-            (slot->hash == *hash && slot->n == n && memcmp(m->arena + slot->key, key, n) == 0))
+        if (slot->id < 0 || (slot->hash == (uint32_t)(hash >> 32) && slot->n == n &&
+                             memcmp(m->arena + slot->key, key, n) == 0))
             return slot;
     }
 }
 
 bool token_map_add(struct token_map *m, const void *key, size_t n, int32_t id)
 {
-    uint32_t hash;
-    struct token_map_slot *slot = find_slot(m, key, n, &hash);
+    uint64_t hash = token_map_hash(m, key, n);
+    struct token_map_slot *slot = find_slot(m, hash, key, n);
 
     if (slot->id >= 0)
         return false;
     assert(id >= 0 && m->n < m->capacity && m->arena_cap - m->arena_len >= n);
-    *slot = (struct token_map_slot){hash, id, (uint32_t)m->arena_len, (uint32_t)n};
+    *slot =
+        (struct token_map_slot){(uint32_t)(hash >> 32), id, (uint32_t)m->arena_len, (uint32_t)n};
     memcpy(m->arena + m->arena_len, key, n);
     m->arena_len += n;
     m->n++;
     return true;
 }
 
+int32_t token_map_find_hashed(const struct token_map *m, uint64_t hash, const void *key, size_t n)
+{
+    return m->slots ? find_slot(m, hash, key, n)->id : -1;
+}
+
 int32_t token_map_find(const struct token_map *m, const void *key, size_t n)
 {
-    uint32_t hash;
-
-    return m->slots ? find_slot(m, key, n, &hash)->id : -1;
+    return token_map_find_hashed(m, token_map_hash(m, key, n), key, n);
 }
 
 bool token_map_next(const struct token_map *m, uint64_t *cursor, const char **key, size_t *n,

@@ -32,6 +32,9 @@ void token_map_fini(struct token_map *m);
 bool token_map_add(struct token_map *m, const void *key, size_t n, int32_t id);
 /* -1 when there is none. */
 int32_t token_map_find(const struct token_map *m, const void *key, size_t n);
+/* The two halves of token_map_find, for who needs the hash as well. */
+uint64_t token_map_hash(const struct token_map *m, const void *key, size_t n);
+int32_t token_map_find_hashed(const struct token_map *m, uint64_t hash, const void *key, size_t n);
 /* Walk over all entries, in no order: *cursor starts at 0; false behind the last one. */
 bool token_map_next(const struct token_map *m, uint64_t *cursor, const char **key, size_t *n,
                     int32_t *id);

@@ -1,18 +1,20 @@
 /*
  * Tokenizers: text to token ids and back, equal to Hugging Face `tokenizers` for the same files.
  *
- * tokenizer_load reads a model directory: tokenizer.json (byte-level BPE), or vocab.json with
- * merges.txt (GPT-2, OPT) where that is missing. bos, eos and pad come from tokenizer_config.json,
- * then special_tokens_map.json, then config.json and generation_config.json. What tokenizer.json
- * says about truncation and padding is ignored: rows are the data set's business.
+ * tokenizer_load reads a model directory: tokenizer.json (BPE, byte-level or over characters with
+ * byte fallback; Unigram), or vocab.json with merges.txt (GPT-2, OPT) where that is missing. bos,
+ * eos and pad come from tokenizer_config.json, then special_tokens_map.json, then config.json and
+ * generation_config.json. What tokenizer.json says about truncation and padding is ignored: rows
+ * are the data set's business.
  *
- * A loaded tokenizer is immutable: any number of threads may encode with it at once. Input must be
- * valid UTF-8 (ERR_INVALID otherwise); NUL is a character like any other. The files are untrusted:
- * sizes, ids and nesting are bounded, and what is not supported is ERR_UNSUPPORTED with the name of
- * the component. Encoding takes O(n log n) in the text's length, whatever the text.
+ * A loaded tokenizer does not change: any number of threads may encode with it at once. Input must
+ * be valid UTF-8 (ERR_INVALID otherwise); NUL is a character like any other. The files are
+ * untrusted: sizes, ids and nesting are bounded, and what is not supported is ERR_UNSUPPORTED with
+ * the name of the component. Encoding takes O(n log n) in the text's length, whatever the text.
  *
  * Method: byte-pair encoding, Sennrich, Haddow, Birch, "Neural machine translation of rare words
- * with subword units", 2016; byte-level alphabet of GPT-2 (Radford et al., 2019).
+ * with subword units", 2016; byte-level alphabet of GPT-2 (Radford et al., 2019); Unigram, Kudo,
+ * "Subword regularization", 2018.
  */
 #ifndef CASTOR_WORKER_TEXT_TOKENIZER_H
 #define CASTOR_WORKER_TEXT_TOKENIZER_H

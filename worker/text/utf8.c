@@ -79,6 +79,14 @@ uint32_t utf8_read(const char *text, size_t n, size_t *bytes)
            (uint32_t)(s[2] & 0x3F) << 6 | (s[3] & 0x3F);
 }
 
+size_t utf8_step_back(const char *text, size_t at)
+{
+    do
+        at--;
+    while (at > 0 && ((unsigned char)text[at] & 0xC0) == 0x80);
+    return at;
+}
+
 size_t utf8_write(uint32_t c, char out[4])
 {
     if (c < 0x80) {

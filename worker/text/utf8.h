@@ -16,6 +16,8 @@ size_t utf8_check(const char *text, size_t n);
 /* The character at the start of `text`, which must be well-formed there (n >= 1); *bytes gets its
  * length. */
 uint32_t utf8_read(const char *text, size_t n, size_t *bytes);
+/* Start of the character that ends at `at` (> 0). */
+size_t utf8_step_back(const char *text, size_t at);
 /* Write the character; returns its length, 1..4. */
 size_t utf8_write(uint32_t c, char out[4]);
 /* Append `text`, each maximal ill-formed part replaced by one U+FFFD. */
