@@ -130,7 +130,12 @@ $(eval $(call program_rules,$(B)/tests/bench/gpu_ops,tests/bench/gpu_ops.c,kerne
 bench-ops-gpu: $(B)/tests/bench/gpu_ops  ## time of every CUDA op at real models' shapes, beside its floor
 	@$<
 endif
-.PHONY: bench-ops bench-ops-gpu
+
+# The CPU beside its peers.
+$(eval $(call program_rules,$(B)/tests/bench/tokenizer_speed,tests/bench/tokenizer_speed.c,worker/text))
+bench-cpu: $(B)/tests/bench/tokenizer_speed $(PYTHON)  ## tokenizers beside the Python libraries, one line a case
+	@tests/bench/bench_cpu $(B) $(PYTHON)
+.PHONY: bench-ops bench-ops-gpu bench-cpu
 
 # --- the demonstration ------------------------------------------------------------------------------
 demo: deps  ## fine-tune a small model through the API on this machine (MODEL=org/name: one from the hub)

@@ -175,7 +175,7 @@ def main():
     count = int(sys.argv[2]) if len(sys.argv) > 2 else 20000
     wanted = sys.argv[3:]
     rng = random.Random(7)
-    docs = list(documents(12_000_000 if count >= 20000 else 1_500_000))
+    docs = list(documents(4_000_000 if count >= 20000 else 1_500_000))
     trained = Tokenizer.from_str(tokenizer_gen.build().to_str())
     trainer = trainers.BpeTrainer(vocab_size=32000, special_tokens=["<s>", "</s>", "<pad>"],
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
@@ -187,7 +187,7 @@ def main():
         folder = pathlib.Path(root) / "opt"
         folder.mkdir()
         every = [("opt (vocab + merges)", write_opt(trained, folder), folder)]
-        pieces, charsmap = families.train_unigram("\n".join(corpus)[:6_000_000], 8000, root)
+        pieces, charsmap = families.train_unigram("\n".join(corpus)[:2_000_000], 8000, root)
         for name, tokenizer in [*pipelines(trained), *families.byte_families(json.loads(trained.to_str())["model"]),
                                 *families.word_families(families.train_words(corpus, 16000)), *families.unigram_families(pieces, charsmap)]:
             folder = pathlib.Path(root) / name.replace(" ", "-")
