@@ -1,34 +1,78 @@
 /*
- * Attention forward with Hopper's warpgroup products, for bf16 and f16 and head dimensions of 64
- * and 128: the algorithm of attn_fwd.cu (FlashAttention-2), two warpgroups of 64 queries each,
- * scores and output by wgmma, probabilities kept in registers between the two. Packed rows and
- * windows, but neither caps, position biases nor dropout. o and lse assigned.
- *
- * Measured on an H100 80GB, 2026-11-22: bf16 causal, B32 T1024 H12 D64 215
- * TFLOP/s, B4 T4096 H32 D128 349 TFLOP/s, with 8 key heads 403.
+ * Attention forward with Hopper's warpgroup products, for bf16 and f16 and head dimensions up to
+ * 128: FlashAttention-2's algorithm in the frame of attn_hopper.cuh. An item is NC * 64 queries of
+ * one head; its stages are BN keys and values. Probabilities stay in registers between the two
+ * products. o and lse assigned.
  */
-#include "kernels/cuda/attention.cuh"
-#include "kernels/cuda/wgmma.cuh"
+#include "kernels/cuda/attn_hopper.cuh"
 
-enum { GROUPS = 2, THREADS = GROUPS * 128, BM = GROUPS * 64 };
+template <typename T_, int D_, int NC_, int BN_, int STAGES_> struct fwd_shape {
+    using T = T_;
+    static constexpr int D = D_, NC = NC_, BN = BN_, STAGES = STAGES_;
+    static constexpr bool DEFER = NC == 2;
+    static constexpr int THREADS = (NC + 1) * GROUP, BM = NC * 64, TILE = BN * D;
+    static constexpr size_t BYTES = (size_t)STAGES * 2 * TILE * 2 + 1024;
+};
 
-template <typename T, int ROWS, int D>
-__device__ __forceinline__ void panel_load(T *tile, const T *base, int64_t ld, int first, int rows)
+struct fwd_item {
+    int b, h, row0;
+};
+
+template <typename S>
+__device__ __forceinline__ struct fwd_item fwd_item(const struct attn_params &p, int at)
 {
-    constexpr int CHUNKS = D / 8;
-#pragma unroll
-    for (int i = 0; i < ROWS * CHUNKS / THREADS; i++) {
-        int at = i * THREADS + threadIdx.x, r = at / CHUNKS, c = at % CHUNKS, row = first + r;
-        bool inside = row < rows;
-        copy16_async(tile + panel_offset(ROWS, r, c), base + (inside ? row * ld : 0) + c * 8,
-                     inside);
+    int heads = p.B * p.H, blocks = (p.T + S::BM - 1) / S::BM; /* the longest rows come first */
+    return {at % heads / p.H, at % p.H, (blocks - 1 - at / heads) * S::BM};
+}
+
+template <typename S> __device__ __forceinline__ int fwd_items(const struct attn_params &p)
+{
+    return p.B * p.H * ((p.T + S::BM - 1) / S::BM);
+}
+
+template <typename S> struct fwd_shared {
+    typename S::T *tiles; /* k and v of each stage */
+    uint64_t *full, *empty;
+    struct stage_head *heads;
+};
+
+template <typename S>
+__device__ __forceinline__ void fwd_copy(const struct attn_params &p,
+                                         const struct fwd_shared<S> &shared)
+{
+    using T = typename S::T;
+    ring<S::STAGES> r;
+    for (int at = blockIdx.x; at < fwd_items<S>(p); at += gridDim.x) {
+        struct fwd_item item = fwd_item<S>(p, at);
+        int kv = item.h / p.group, last = min(item.row0 + S::BM, p.T) - 1 + p.S - p.T;
+        const T *k = (const T *)p.k + (int64_t)item.b * p.S * p.ldk + (int64_t)kv * p.D;
+        const T *v = (const T *)p.v + (int64_t)item.b * p.S * p.ldv + (int64_t)kv * p.D;
+        int key = first_keys(p, item.b, item.row0, item.row0 + S::BM).x / S::BN * S::BN;
+        bool ends = false;
+        for (; !ends; key += S::BN, r.next()) {
+            bool some = key <= last;
+            ends = key + S::BN > last;
+            barrier_wait(&shared.empty[r.at], r.phase ^ 1);
+            if (some) {
+                T *tile = shared.tiles + r.at * 2 * S::TILE;
+                panel_fill<T, S::BN, S::D>(tile, k, p.ldk, key, p.S, p.D);
+                panel_fill<T, S::BN, S::D>(tile + S::TILE, v, p.ldv, key, p.S, p.D);
+            }
+            barrier_arrive_copied(&shared.full[r.at]);
+            if (threadIdx.x % GROUP == 0) {
+                shared.heads[r.at] = {key, item.h, 0,
+                                      (some ? STAGE_TILE : 0) | (ends ? STAGE_LAST : 0)};
+                barrier_arrive(&shared.full[r.at]);
+            }
+        }
     }
 }
 
-/* Scores of one tile to probabilities, 2^(s scale - max), with the running maximum and sum. */
-template <int D, int BN>
-__device__ __forceinline__ void softmax_tile(float (&s)[BN / 8][4], float (&o)[D / 8][4],
-                                             float (&top)[2], float (&sum)[2], float scale)
+/* Scores of one tile to probabilities, 2^(s scale - max), with the running maximum and sum; `old`
+ * is what the output so far has to be multiplied by. */
+template <int BN>
+__device__ __forceinline__ void softmax_tile(float (&s)[BN / 8][4], float (&top)[2],
+                                             float (&sum)[2], float (&old)[2], float scale)
 {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -38,21 +82,35 @@ __device__ __forceinline__ void softmax_tile(float (&s)[BN / 8][4], float (&o)[D
             most = fmaxf(most, fmaxf(s[n][half * 2], s[n][half * 2 + 1]));
         most = fmaxf(top[half], quad_max(most) * scale);
         /* A row that has seen nothing yet keeps factor 1 and weights 0. */
-        float base = most == -INFINITY ? 0.0f : most, old = fast_exp2(top[half] - base), part = 0;
+        float base = most == -INFINITY ? 0.0f : most, part[2] = {0, 0};
+        old[half] = fast_exp2(top[half] - base);
         top[half] = most;
 #pragma unroll
         for (int n = 0; n < BN / 8; n++) {
 #pragma unroll
-            for (int e = half * 2; e < half * 2 + 2; e++) {
-                s[n][e] = fast_exp2(fmaf(s[n][e], scale, -base));
-                part += s[n][e];
+            for (int e = 0; e < 2; e++) {
+                float x = fast_exp2(fmaf(s[n][half * 2 + e], scale, -base));
+                s[n][half * 2 + e] = x;
+                part[e] += x;
             }
         }
-        sum[half] = sum[half] * old + part;
+        sum[half] = sum[half] * old[half] + (part[0] + part[1]);
+    }
+}
+
+/* Scores with cap and bias, in units of log 2. */
+template <int BN>
+__device__ __forceinline__ void score_tile(const struct attn_params &p, float slope, int row,
+                                           int key0, float (&s)[BN / 8][4])
+{
 #pragma unroll
-        for (int n = 0; n < D / 8; n++) {
-            o[n][half * 2] *= old;
-            o[n][half * 2 + 1] *= old;
+    for (int n = 0; n < BN / 8; n++) {
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            float capped;
+            int key = key0 + n * 8 + threadIdx.x % 4 * 2 + e % 2;
+            s[n][e] =
+                LOG2E * attn_score(p, slope, s[n][e], key, row + e / 2 * 8 + p.S - p.T, &capped);
         }
     }
 }
@@ -76,125 +134,184 @@ __device__ __forceinline__ void mask_tile(const struct attn_params &p, int b, in
     }
 }
 
-template <typename T, int D, int BN, int BLOCKS>
-__global__ void __launch_bounds__(THREADS, BLOCKS)
-    attn_fwd_hopper_kernel(const __grid_constant__ struct attn_params p)
+template <int BN>
+__device__ __forceinline__ void drop_tile(const struct attn_params &p, int b, int h, int row,
+                                          int key0, float (&s)[BN / 8][4])
 {
-    constexpr int Q = BM * D, KV = BN * D;
-    extern __shared__ uint4 smem[];
-    __shared__ int bounds[2];
-    T *q_tile = (T *)(((uintptr_t)smem + 1023) & ~(uintptr_t)1023);
-    T *k_tile = q_tile + Q, *v_tile = k_tile + 2 * KV;
-    int group = threadIdx.x / 128, lane = threadIdx.x % 32;
-    int h = blockIdx.x % p.H, b = blockIdx.x / p.H, kv = h / p.group;
-    int row0 = (int)(gridDim.y - 1 - blockIdx.y) * BM; /* the longest rows start first */
-    int shift = p.S - p.T, rows_end = min(row0 + BM, p.T);
-    int row = row0 + threadIdx.x / 32 * 16 + lane / 4;
-    const T *q = (const T *)p.q + (int64_t)b * p.T * p.ldq + (int64_t)h * D;
-    const T *k = (const T *)p.k + (int64_t)b * p.S * p.ldk + (int64_t)kv * D;
-    const T *v = (const T *)p.v + (int64_t)b * p.S * p.ldv + (int64_t)kv * D;
-
-    if (threadIdx.x == 0) {
-        bounds[0] = p.S;
-        bounds[1] = 0;
-    }
-    panel_load<T, BM, D>(q_tile, q, p.ldq, row0, p.T);
-    __syncthreads();
-    if (p.first_key || p.window > 0) {
-        for (int r = row0 + threadIdx.x; r < rows_end; r += THREADS) {
-            int first = attn_first(p, b, r);
-            atomicMin(&bounds[0], first); /* of integers: the order does not show */
-            atomicMax(&bounds[1], first);
+#pragma unroll
+    for (int part = 0; part < BN / 64; part++) {
+        uint32_t bits = dropout_bits_rows(p, b, h, row, key0 + part * 64);
+#pragma unroll
+        for (int n = 0; n < 8; n++) {
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                s[part * 8 + n][e] *= dropout_of_bit(p, bits, n * 4 + e);
         }
-    } else if (threadIdx.x == 0) {
-        bounds[0] = 0;
-    }
-    __syncthreads();
-    int tile = bounds[0] / BN, tile_end = (rows_end - 1 + shift) / BN + 1;
-    int clear_from = bounds[1], clear_to = row0 + shift; /* keys that every row sees */
-
-    float o[D / 8][4], top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
-#pragma unroll
-    for (int n = 0; n < D / 8; n++)
-        o[n][0] = o[n][1] = o[n][2] = o[n][3] = 0;
-    panel_load<T, BN, D>(k_tile, k, p.ldk, tile * BN, p.S);
-    panel_load<T, BN, D>(v_tile, v, p.ldv, tile * BN, p.S);
-    copy_commit();
-    for (int stage = 0; tile < tile_end; tile++, stage ^= 1) {
-        copy_wait<0>();
-        wgmma_publish();
-        __syncthreads(); /* this tile is there, and nobody reads the other stage any more */
-        if (tile + 1 < tile_end) {
-            panel_load<T, BN, D>(k_tile + (stage ^ 1) * KV, k, p.ldk, (tile + 1) * BN, p.S);
-            panel_load<T, BN, D>(v_tile + (stage ^ 1) * KV, v, p.ldv, (tile + 1) * BN, p.S);
-        }
-        copy_commit();
-
-        float s[BN / 8][4];
-        wgmma_begin();
-#pragma unroll
-        for (int kk = 0; kk < D / 16; kk++) {
-            int panel = kk / 4, column = kk % 4 * 16;
-            const T *a = q_tile + (panel * BM + group * 64) * 64 + column;
-            const T *bk = k_tile + stage * KV + panel * BN * 64 + column;
-            wgmma_rows<T, BN>(s, panel_descriptor(a, 1024, 16), panel_descriptor(bk, 1024, 16),
-                              kk > 0);
-        }
-        wgmma_end();
-        int key0 = tile * BN;
-        if (key0 < clear_from || key0 + BN - 1 > clear_to)
-            mask_tile<BN>(p, b, row, key0, s);
-        softmax_tile<D, BN>(s, o, top, sum, p.scale * LOG2E);
-        uint32_t a[BN / 16][4];
-#pragma unroll
-        for (int kk = 0; kk < BN / 16; kk++)
-            acc_to_a<T>(a[kk], s[kk * 2], s[kk * 2 + 1]);
-        wgmma_begin();
-#pragma unroll
-        for (int kk = 0; kk < BN / 16; kk++)
-            wgmma_columns<T, D>(
-                o, a[kk], panel_descriptor(v_tile + stage * KV + kk * 16 * 64, 1024, BN * 128));
-        wgmma_end();
-    }
-
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        int r = row + half * 8;
-        float total = quad_sum(sum[half]), inverse = total > 0 ? 1.0f / total : 0.0f;
-        if (r >= p.T)
-            continue;
-        if (lane % 4 == 0)
-            p.lse[((int64_t)b * p.H + h) * p.T + r] =
-                total > 0 ? top[half] / LOG2E + logf(total) : -INFINITY;
-        T *to = (T *)p.o + ((int64_t)b * p.T + r) * p.ldo + (int64_t)h * D;
-#pragma unroll
-        for (int n = 0; n < D / 8; n++)
-            *(uint32_t *)(to + n * 8 + lane % 4 * 2) =
-                pack2<T>(o[n][half * 2] * inverse, o[n][half * 2 + 1] * inverse);
     }
 }
 
-template <typename T, int D, int BN, int BLOCKS>
+/* The state of a warpgroup's 64 rows. */
+template <int D> struct fwd_rows {
+    float o[D / 8][4], top[2], sum[2];
+};
+
+template <typename S>
+__device__ __forceinline__ void fwd_store(const struct attn_params &p, const struct fwd_item &item,
+                                          int first, struct fwd_rows<S::D> &rows)
+{
+    using T = typename S::T;
+    int lane = threadIdx.x % 32, row = first + threadIdx.x % GROUP / 32 * 16 + lane / 4;
+    float inverse[2];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        int r = row + half * 8;
+        float total = quad_sum(rows.sum[half]);
+        inverse[half] = total > 0 ? 1.0f / total : 0.0f;
+        if (r < p.T && lane % 4 == 0)
+            p.lse[((int64_t)item.b * p.H + item.h) * p.T + r] =
+                total > 0 ? rows.top[half] / LOG2E + logf(total) : -INFINITY;
+    }
+    T *o = (T *)p.o + (int64_t)item.b * p.T * p.ldo + (int64_t)item.h * p.D;
+    rows_store<T, S::D>(o, p.ldo, first, p.T, p.D, inverse, rows.o);
+}
+
+template <typename S, bool EXTRA>
+__device__ __forceinline__ void fwd_scores(const struct attn_params &p, const struct fwd_item &item,
+                                           int first, int most, int key0, float (&s)[S::BN / 8][4],
+                                           struct fwd_rows<S::D> &rows, float (&old)[2])
+{
+    int row = first + threadIdx.x % GROUP / 32 * 16 + threadIdx.x % 32 / 4;
+    if (EXTRA)
+        score_tile<S::BN>(p, attn_slope(p, item.h), row, key0, s);
+    if (key0 < most || key0 + S::BN - 1 > first + p.S - p.T)
+        mask_tile<S::BN>(p, item.b, row, key0, s);
+    softmax_tile<S::BN>(s, rows.top, rows.sum, old, EXTRA ? 1.0f : p.scale * LOG2E);
+    if (EXTRA && p.dropout.on)
+        drop_tile<S::BN>(p, item.b, item.h, row, key0, s);
+}
+
+/* One item of one warpgroup. The sum of a tile is still under way while the scores of the next are
+ * queued; its stage is given back when it is done. */
+template <typename S, bool EXTRA>
+__device__ __forceinline__ void fwd_compute(const struct attn_params &p,
+                                            const struct fwd_shared<S> &shared,
+                                            const struct fwd_item &item, ring<S::STAGES> &r)
+{
+    using T = typename S::T;
+    constexpr int D = S::D, BN = S::BN;
+    int first = item.row0 + threadIdx.x / GROUP * 64, last = first + 63 + p.S - p.T;
+    bool leader = threadIdx.x % 32 == 0;
+    int2 span = first_keys(p, item.b, first, first + 64);
+    kept_rows<T, D, true> q;
+    const T *from = (const T *)p.q + (int64_t)item.b * p.T * p.ldq + (int64_t)item.h * p.D;
+    kept_load<T, D>(q, from, p.ldq, first, p.T, p.D);
+    struct fwd_rows<D> rows;
+    rows.top[0] = rows.top[1] = -INFINITY;
+    rows.sum[0] = rows.sum[1] = 0;
+    rows_clear(rows.o);
+    int busy = -1, state;
+    uint32_t a[BN / 16][4];
+    do {
+        barrier_wait(&shared.full[r.at], r.phase);
+        struct stage_head head = shared.heads[r.at];
+        state = head.state;
+        bool mine =
+            (state & STAGE_TILE) && head.first <= last && head.first + BN > span.x && first < p.T;
+        if (mine) {
+            const T *k = shared.tiles + r.at * 2 * S::TILE;
+            float s[BN / 8][4], old[2];
+            wgmma_publish();
+            wgmma_begin();
+            kept_product<T, D, BN>(s, q, k);
+            wgmma_commit();
+            if (S::DEFER && busy >= 0) {
+                wgmma_wait<1>();
+                if (leader)
+                    barrier_arrive(&shared.empty[busy]);
+            }
+            wgmma_wait<0>();
+            acc_settle(s);
+            if (S::DEFER)
+                acc_settle(rows.o);
+            fwd_scores<S, EXTRA>(p, item, first, span.y, head.first, s, rows, old);
+#pragma unroll
+            for (int n = 0; n < D / 8; n++) {
+#pragma unroll
+                for (int e = 0; e < 4; e++)
+                    rows.o[n][e] *= old[e / 2];
+            }
+            pack_operand<T, BN>(a, s);
+            wgmma_begin();
+            tile_sum<T, D, BN>(rows.o, a, k + S::TILE);
+            wgmma_commit();
+            if (S::DEFER) {
+                busy = r.at;
+            } else {
+                wgmma_wait<0>();
+                acc_settle(rows.o);
+                if (leader)
+                    barrier_arrive(&shared.empty[r.at]);
+            }
+        } else if (leader) {
+            barrier_arrive(&shared.empty[r.at]);
+        }
+        r.next();
+    } while (!(state & STAGE_LAST));
+    if (S::DEFER) {
+        wgmma_wait<0>();
+        acc_settle(rows.o);
+    }
+    if (busy >= 0 && leader)
+        barrier_arrive(&shared.empty[busy]);
+    fwd_store<S>(p, item, first, rows);
+}
+
+template <typename S, bool EXTRA>
+__global__ void __launch_bounds__(S::THREADS, 1)
+    attn_fwd_hopper_kernel(const __grid_constant__ struct attn_params p)
+{
+    extern __shared__ uint4 smem[];
+    __shared__ uint64_t full[S::STAGES], empty[S::STAGES];
+    __shared__ struct stage_head heads[S::STAGES];
+    struct fwd_shared<S> shared;
+    shared.tiles = (typename S::T *)(((uintptr_t)smem + 1023) & ~(uintptr_t)1023);
+    shared.full = full;
+    shared.empty = empty;
+    shared.heads = heads;
+    if (threadIdx.x < S::STAGES) {
+        barrier_init(&full[threadIdx.x], GROUP + 1);
+        barrier_init(&empty[threadIdx.x], S::NC * 4);
+    }
+    __syncthreads();
+    if (threadIdx.x >= S::NC * GROUP) {
+        registers_lower<role_registers<S::NC>::COPY>();
+        fwd_copy<S>(p, shared);
+    } else {
+        registers_raise<role_registers<S::NC>::COMPUTE>();
+        ring<S::STAGES> r;
+        for (int at = blockIdx.x; at < fwd_items<S>(p); at += gridDim.x)
+            fwd_compute<S, EXTRA>(p, shared, fwd_item<S>(p, at), r);
+    }
+}
+
+template <typename S, bool EXTRA>
 static int attn_fwd_launch(cudaStream_t s, const struct attn_params &p)
 {
-    auto kernel = attn_fwd_hopper_kernel<T, D, BN, BLOCKS>;
-    size_t bytes = (size_t)(BM + 4 * BN) * D * 2 + 1024;
-    if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes) !=
-        cudaSuccess)
-        return launch_status();
-    dim3 grid((unsigned)(p.B * p.H), (unsigned)ceil_div(p.T, BM));
-    kernel<<<grid, THREADS, bytes, s>>>(p);
-    return launch_status();
+    int64_t items = (int64_t)p.B * p.H * ceil_div(p.T, S::BM);
+    return launch_persistent(s, attn_fwd_hopper_kernel<S, EXTRA>, items, S::THREADS, S::BYTES, p);
 }
 
 template <typename T> static int attn_fwd(cudaStream_t s, const struct attn_args *a)
 {
     struct attn_params p = attn_resolve(a);
+    bool extra = p.cap != 0 || p.slopes || p.dropout.on;
     if (a->B * a->H * a->T == 0)
         return 0;
-    if (p.D == 64)
-        return attn_fwd_launch<T, 64, 64, 2>(s, p);
-    return attn_fwd_launch<T, 128, 128, 1>(s, p);
+    if (p.D <= 64)
+        return extra ? attn_fwd_launch<fwd_shape<T, 64, 2, 128, 4>, true>(s, p)
+                     : attn_fwd_launch<fwd_shape<T, 64, 3, 128, 4>, false>(s, p);
+    return extra ? attn_fwd_launch<fwd_shape<T, 128, 2, 128, 3>, true>(s, p)
+                 : attn_fwd_launch<fwd_shape<T, 128, 2, 128, 3>, false>(s, p);
 }
 
 extern "C" int launch_attn_fwd_hopper(cudaStream_t s, enum dtype real, const struct attn_args *a)

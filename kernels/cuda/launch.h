@@ -39,7 +39,8 @@ size_t workspace_colsum(int64_t N, int64_t C);
 int launch_rope(cudaStream_t s, enum dtype real, const struct rope_args *a);
 
 /* Attention: warp-a-row kernels for every case; tensor-core kernels for 16-bit types (sm_80 on);
- * and for head dimensions 64 and 128 without caps, biases and dropout those of Hopper (sm_90a). */
+ * and for head dimensions up to 128 those of Hopper (sm_90a), where dropout needs S and
+ * dropout.first to be multiples of 4. */
 int launch_attn_fwd_plain(cudaStream_t s, enum dtype real, const struct attn_args *a);
 int launch_attn_bwd_plain(cudaStream_t s, enum dtype real, const struct attn_args *a);
 size_t workspace_attn_bwd_plain(const struct attn_args *a);
@@ -47,6 +48,8 @@ int launch_attn_fwd_mma(cudaStream_t s, enum dtype real, const struct attn_args 
 int launch_attn_fwd_hopper(cudaStream_t s, enum dtype real, const struct attn_args *a);
 int launch_attn_bwd_mma(cudaStream_t s, enum dtype real, const struct attn_args *a);
 size_t workspace_attn_bwd_mma(const struct attn_args *a);
+int launch_attn_bwd_hopper(cudaStream_t s, enum dtype real, const struct attn_args *a);
+size_t workspace_attn_bwd_hopper(const struct attn_args *a);
 
 int launch_dropout_fwd(cudaStream_t s, enum dtype real, const struct dropout_args *a);
 int launch_dropout_bwd(cudaStream_t s, enum dtype real, const struct dropout_args *a);

@@ -24,17 +24,18 @@ static bool attn_mma_fits(struct stream *s, enum dtype real, const struct attn_a
            rows16(a->o, a->ldo);
 }
 
-static bool attn_is_plain(const struct attn_args *a)
+/* Those of Hopper draw one block of random numbers for four neighbouring keys. */
+static bool attn_hopper_fits(struct stream *s, enum dtype real, const struct attn_args *a)
 {
-    return a->softcap == 0 && !a->alibi_slopes && a->dropout.p == 0;
+    return attn_mma_fits(s, real, a) && s->state->capability == 90 && a->D <= 128 &&
+           (a->dropout.p == 0 || (a->S % 4 == 0 && a->dropout.first % 4 == 0));
 }
 
 static int attn_fwd(struct stream *s, enum dtype real, const struct attn_args *a)
 {
     if (a->D > 256)
         return ERR_UNSUPPORTED;
-    if (attn_mma_fits(s, real, a) && s->state->capability == 90 && (a->D == 64 || a->D == 128) &&
-        attn_is_plain(a))
+    if (attn_hopper_fits(s, real, a))
         return launch_attn_fwd_hopper(enter(s), real, a);
     if (attn_mma_fits(s, real, a))
         return launch_attn_fwd_mma(enter(s), real, a);
@@ -45,8 +46,11 @@ static int attn_bwd(struct stream *s, enum dtype real, const struct attn_args *a
 {
     if (a->D > 256 || a->T != a->S)
         return ERR_UNSUPPORTED;
-    if (attn_mma_fits(s, real, a) && rows16(a->dout, a->ldo) && rows16(a->dq, a->ldq) &&
-        rows16(a->dk, a->ldk) && rows16(a->dv, a->ldv))
+    bool fits = attn_mma_fits(s, real, a) && rows16(a->dout, a->ldo) && rows16(a->dq, a->ldq) &&
+                rows16(a->dk, a->ldk) && rows16(a->dv, a->ldv);
+    if (fits && attn_hopper_fits(s, real, a))
+        return launch_attn_bwd_hopper(enter(s), real, a);
+    if (fits)
         return launch_attn_bwd_mma(enter(s), real, a);
     return launch_attn_bwd_plain(enter(s), real, a);
 }
@@ -68,7 +72,8 @@ static size_t cuda_workspace(enum op op, const void *args)
     case OP_LINEAR_BWD_WEIGHT:
         return linear_workspace(op, args);
     case OP_ATTN_BWD:
-        return larger(workspace_attn_bwd_plain(args), workspace_attn_bwd_mma(args));
+        return larger(larger(workspace_attn_bwd_plain(args), workspace_attn_bwd_mma(args)),
+                      workspace_attn_bwd_hopper(args));
     default:
         return 0;
     }

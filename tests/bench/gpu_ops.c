@@ -87,6 +87,21 @@ static void *take_ints(int64_t n, int64_t below, int64_t skew)
     return p;
 }
 
+/* First keys of B rows of T tokens, packed with documents of `document` tokens. */
+static void *take_starts(int64_t B, int64_t T, int64_t document)
+{
+    struct err err = {0};
+    int32_t *host = xcalloc((size_t)(B * T), sizeof *host);
+    void *p = take((size_t)(B * T) * 4);
+
+    for (int64_t i = 0; i < B * T; i++)
+        host[i] = (int32_t)(i % T - i % T % document);
+    must(device_copy(device, stream, COPY_H2D, p, host, (size_t)(B * T) * 4, &err), &err);
+    must(device_stream_sync(device, stream, &err), &err);
+    free(host);
+    return p;
+}
+
 static void *take_floats(const float *values, size_t n)
 {
     struct err err = {0};
@@ -302,23 +317,28 @@ static void bench_linear(int64_t N, int64_t I, int64_t O, enum act_kind act)
     }
 }
 
-static void bench_attention(int64_t B, int64_t T, int64_t H, int64_t KV, int64_t D, float dropout)
+/* Rows packed with documents of `document` tokens; 0: rows of one. */
+static void bench_attention(int64_t B, int64_t T, int64_t H, int64_t KV, int64_t D, float dropout,
+                            int64_t document)
 {
-    char name[80];
+    char name[80], packed[24] = "";
     struct attn_args a = {.B = B, .T = T, .S = T, .H = H, .KV = KV, .D = D};
     size_t q = (size_t)(B * T * H * D) * 2, kv = (size_t)(B * T * KV * D) * 2;
-    double pairs = (double)B * (double)H * (double)T * (double)T / 2;
+    double pairs = (double)B * (double)H * (double)T * (double)(document ? document : T) / 2;
 
+    if (document)
+        snprintf(packed, sizeof packed, " packed %ld", (long)document);
     a.scale = 1 / sqrtf((float)D);
     a.dropout.p = dropout;
     a.dropout.stream.use = RNG_USE_DROPOUT;
-    snprintf(name, sizeof name, "attn_fwd B%ld T%ld H%ld/%ld D%ld%s", (long)B, (long)T, (long)H,
-             (long)KV, (long)D, dropout > 0 ? " dropout" : "");
+    snprintf(name, sizeof name, "attn_fwd B%ld T%ld H%ld/%ld D%ld%s%s", (long)B, (long)T, (long)H,
+             (long)KV, (long)D, dropout > 0 ? " dropout" : "", packed);
     a.q = take(q);
     a.k = take(kv);
     a.v = take(kv);
     a.o = take(q);
     a.lse = take((size_t)(B * H * T) * 4);
+    a.first_key = document ? take_starts(B, T, document) : NULL;
     if (!only || strstr(name, only))
         report(name, OP_ATTN_FWD, &a, (double)(2 * q + 2 * kv), 4 * pairs * (double)D);
     name[5] = 'b';
@@ -493,11 +513,13 @@ int main(int argc, char **argv)
     device_cuda_tune(device, tune);
     fill_arena();
     ceilings();
-    bench_attention(32, 1024, 12, 12, 64, 0);
-    bench_attention(8, 1024, 32, 32, 64, 0);
-    bench_attention(4, 4096, 32, 32, 128, 0);
-    bench_attention(4, 4096, 32, 8, 128, 0);
-    bench_attention(32, 1024, 12, 12, 64, 0.1f);
+    bench_attention(32, 1024, 12, 12, 64, 0, 0);
+    bench_attention(8, 1024, 32, 32, 64, 0, 0);
+    bench_attention(4, 4096, 32, 32, 128, 0, 0);
+    bench_attention(4, 4096, 32, 8, 128, 0, 0);
+    bench_attention(32, 1024, 12, 12, 64, 0, 128);
+    bench_attention(4, 4096, 32, 8, 128, 0, 512);
+    bench_attention(32, 1024, 12, 12, 64, 0.1f, 0);
     bench_norm(32768, 768, NORM_LAYER);
     bench_norm(8192, 2048, NORM_LAYER);
     bench_norm(16384, 4096, NORM_RMS);

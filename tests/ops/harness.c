@@ -131,9 +131,7 @@ void case_init(struct op_case *c, enum op op, const void *args, size_t args_byte
     vsnprintf(c->title + used, sizeof c->title - (size_t)used, fmt, ap);
     va_end(ap);
     c->op = op;
-    /* dout v^T - dout o in attention's backward cancels where few keys are seen (the first row's is
-     * exactly zero): the error is that of two dot products much larger than the gradients. */
-    c->tol = op == OP_ATTN_BWD ? 128 : 32;
+    c->tol = 32;
     c->n = 0;
     memset(&c->args, 0, sizeof c->args);
     memcpy(&c->args, args, args_bytes);
@@ -405,6 +403,17 @@ static bool is_output(const struct bind *b)
     return b->role != ROLE_IN;
 }
 
+/* dout v^T - dout o in attention's backward cancels where few keys are seen (the first row's is
+ * exactly zero): the error is that of two dot products much larger than the gradients. Measured
+ * over the cases of test_attention: up to 59 eps in float32, and up to 27 in the 16-bit types,
+ * whose dot products are float32, too. */
+static double table_tolerance(const struct op_case *c, const struct op_table *table)
+{
+    bool wide = table->compute == DT_F32 || table->compute == DT_F64;
+
+    return c->op == OP_ATTN_BWD && wide ? fmax(c->tol, 96) : c->tol;
+}
+
 static void compare_one(const struct op_case *c, int ti, const struct result *got,
                         const struct result *want)
 {
@@ -418,7 +427,8 @@ static void compare_one(const struct op_case *c, int ti, const struct result *go
         double eps = fmax(dtype_eps(table->compute), dtype_eps(own));
         if (own == DT_I32)
             eps = 0;
-        double used = tensor_error(got->v[i], want->v[i], b->rows * b->cols, c->tol * eps);
+        double tol = table_tolerance(c, table);
+        double used = tensor_error(got->v[i], want->v[i], b->rows * b->cols, tol * eps);
         worst[ti][c->op] = fmax(worst[ti][c->op], used);
         expect(used <= 1, "%s on %s: %s is off by %.3g times the tolerance", c->title, table->name,
                b->name, used);

@@ -39,11 +39,24 @@ static const struct variant TABLES[] = {
     {"alibi", 2, 77, 77, 5, 5, 16, .alibi = true},
     {"dropout", 2, 66, 66, 2, 2, 32, .dropout = 0.25f},
     {"all", 2, 129, 129, 4, 2, 64, 3.0f, 50, true, true, true, 0.1f},
+    {"gqa 64 of many tiles", 1, 451, 451, 4, 2, 64},
+    {"packed 64 of many tiles", 2, 400, 400, 2, 1, 64, .packed = true},
+    {"window 64 of many tiles", 1, 333, 333, 2, 2, 64, .window = 100},
+    {"more heads than multiprocessors", 6, 70, 70, 30, 30, 16},
+    {"128 of many tiles", 1, 389, 389, 2, 1, 128},
+    {"packed 128, window", 2, 300, 300, 2, 1, 128, .window = 70, .packed = true},
+    {"d 80 packed", 2, 200, 200, 2, 2, 80, .packed = true, .strided = true},
+    {"dropout 64", 1, 264, 264, 4, 2, 64, .dropout = 0.1f, .packed = true},
+    {"dropout 128", 2, 132, 132, 2, 1, 128, .dropout = 0.1f},
+    {"all 64", 2, 136, 136, 4, 2, 64, 3.0f, 50, true, true, false, 0.1f},
+    {"all 128", 2, 136, 136, 4, 2, 128, 3.0f, 50, true, true, false, 0.1f},
 };
 
 /* Forward only: T < S, as in generation. */
 static const struct variant CACHED[] = {
     {"cached one", 2, 1, 37, 4, 2, 64},
+    {"cached 64, tiles", 1, 70, 300, 4, 2, 64, .packed = true},
+    {"cached 128, tiles", 1, 3, 517, 4, 2, 128},
     {"cached", 2, 5, 70, 3, 3, 48, .window = 30, .softcap = 4.0f},
     {"cached alibi", 1, 9, 65, 4, 2, 32, .alibi = true, .strided = true},
 };

@@ -1,0 +1,335 @@
+/*
+ * What the attention kernels of Hopper (sm_90a) share. A block is NC warpgroups that compute, 64
+ * rows each, and one that copies: tiles travel through a ring of stages in shared memory, each with
+ * a barrier that says it is full and one that says it is empty (FlashAttention-3: Shah et al.,
+ * 2024), so that no two warpgroups ever wait for each other and the products of one run under the
+ * arithmetic of another. Blocks are persistent: block i takes the items i, i + gridDim.x, ... of a
+ * list, the longest first, and the copying warpgroup is already in the next item while the others
+ * finish the last. Results do not depend on the number of blocks.
+ *
+ * Head dimensions: multiples of 8 up to D (64 or 128), the rest of D being zeros.
+ */
+#ifndef CASTOR_KERNELS_CUDA_ATTN_HOPPER_CUH
+#define CASTOR_KERNELS_CUDA_ATTN_HOPPER_CUH
+
+#include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/wgmma.cuh"
+
+enum { GROUP = 128 }; /* threads of a warpgroup */
+
+/* Registers a thread of each role: 65,536 in all (with 3 or 4 warpgroups). */
+template <int NC> struct role_registers;
+template <> struct role_registers<2> {
+    static constexpr int COMPUTE = 240, COPY = 24;
+};
+template <> struct role_registers<3> {
+    static constexpr int COMPUTE = 160, COPY = 32;
+};
+
+template <int N> __device__ __forceinline__ void registers_raise()
+{
+    WGMMA_ASM("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
+}
+template <int N> __device__ __forceinline__ void registers_lower()
+{
+    WGMMA_ASM("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+}
+
+/* --- barriers of shared memory (mbarrier) --- */
+
+static __device__ __forceinline__ void barrier_init(uint64_t *bar, int arrivals)
+{
+    WGMMA_ASM("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(bar)), "r"(arrivals)
+              : "memory");
+}
+
+static __device__ __forceinline__ void barrier_arrive(uint64_t *bar)
+{
+    WGMMA_ASM("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(bar)) : "memory");
+}
+
+/* Arrive once the copies that this thread has queued are done. */
+static __device__ __forceinline__ void barrier_arrive_copied(uint64_t *bar)
+{
+    WGMMA_ASM("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(bar))
+              : "memory");
+}
+
+static __device__ __forceinline__ void barrier_wait(uint64_t *bar, uint32_t phase)
+{
+    uint32_t done = 0;
+    while (!done)
+        WGMMA_ASM("{.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+                  "selp.u32 %0, 1, 0, p;}"
+                  : "=r"(done)
+                  : "r"(shared_address(bar)), "r"(phase)
+                  : "memory");
+}
+
+/* Barrier of one warpgroup. */
+static __device__ __forceinline__ void group_sync(int group)
+{
+    WGMMA_ASM("bar.sync %0, %1;" ::"r"(group + 1), "n"((int)GROUP) : "memory");
+}
+
+/* A place in a ring of N stages. */
+template <int N> struct ring {
+    int at = 0;
+    uint32_t phase = 0;
+    __device__ __forceinline__ void next()
+    {
+        if (++at == N) {
+            at = 0;
+            phase ^= 1;
+        }
+    }
+};
+
+/* What a stage holds, for the warpgroups that compute. */
+enum { STAGE_TILE = 1, STAGE_LAST = 2 }; /* it has a tile; the item ends with it */
+struct stage_head {
+    int first, head, clear, state; /* first row of the tile; query head; see its kernel */
+};
+
+/* --- copying --- */
+
+/* A warpgroup queues the copy of ROWS rows from `first` on; rows from `rows` on and columns from
+ * `width` on become zeros. */
+template <typename T, int ROWS, int D>
+__device__ __forceinline__ void panel_fill(T *tile, const T *base, int64_t ld, int first, int rows,
+                                           int width)
+{
+    constexpr int CHUNKS = D / 8, STEP = GROUP / CHUNKS; /* a multiple of 8: same swizzle */
+    int r = threadIdx.x % GROUP / CHUNKS, c = threadIdx.x % CHUNKS;
+    T *to = tile + panel_offset(ROWS, r, c);
+    const T *from = base + (int64_t)(first + r) * ld + c * 8;
+#pragma unroll 4 /* few registers are left for this */
+    for (int i = 0; i < ROWS / STEP; i++) {
+        bool inside = first + r + i * STEP < rows && c * 8 < width;
+        copy16_async(to + i * STEP * 64, inside ? from : base, inside);
+        from += STEP * ld;
+    }
+}
+
+/* --- 64 rows of D that a warpgroup keeps as A operand, in registers or in shared memory --- */
+
+template <typename T, int D, bool REGISTERS> struct kept_rows {
+    uint32_t a[D / 16][4];
+};
+template <typename T, int D> struct kept_rows<T, D, false> {
+    T *tile;
+};
+
+template <typename T, int D>
+__device__ __forceinline__ void kept_load(kept_rows<T, D, true> &k, const T *base, int64_t ld,
+                                          int first, int rows, int width)
+{
+    int lane = threadIdx.x % 32, row = first + threadIdx.x % GROUP / 32 * 16 + lane / 4;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        int r = row + half * 8;
+        const T *from = base + (int64_t)r * ld + lane % 4 * 2;
+#pragma unroll
+        for (int c = 0; c < D / 8; c++) {
+            bool inside = r < rows && c * 8 < width;
+            k.a[c / 2][c % 2 * 2 + half] = inside ? *(const uint32_t *)(from + c * 8) : 0;
+        }
+    }
+}
+
+template <typename T, int D>
+__device__ __forceinline__ void kept_load(kept_rows<T, D, false> &k, const T *base, int64_t ld,
+                                          int first, int rows, int width)
+{
+    panel_fill<T, 64, D>(k.tile, base, ld, first, rows, width);
+}
+
+/* Two of them at once, of the calling warpgroup. `shared`: room for those of all warpgroups. */
+template <typename T, int D>
+__device__ __forceinline__ void pair_load(kept_rows<T, D, true> &x, kept_rows<T, D, true> &y,
+                                          T *shared, const T *from_x, int64_t ldx, const T *from_y,
+                                          int64_t ldy, int first, int rows, int width)
+{
+    kept_load<T, D>(x, from_x, ldx, first, rows, width);
+    kept_load<T, D>(y, from_y, ldy, first, rows, width);
+}
+
+template <typename T, int D>
+__device__ __forceinline__ void pair_load(kept_rows<T, D, false> &x, kept_rows<T, D, false> &y,
+                                          T *shared, const T *from_x, int64_t ldx, const T *from_y,
+                                          int64_t ldy, int first, int rows, int width)
+{
+    int group = threadIdx.x / GROUP;
+    x.tile = shared + group * 2 * 64 * D;
+    y.tile = x.tile + 64 * D;
+    group_sync(group); /* nobody reads those of the last item any more */
+    kept_load<T, D>(x, from_x, ldx, first, rows, width);
+    kept_load<T, D>(y, from_y, ldy, first, rows, width);
+    copy_commit();
+    copy_wait<0>();
+    wgmma_publish();
+    group_sync(group);
+}
+
+/* s (64, N) = kept rows times the transpose of a tile of N rows. */
+template <typename T, int D, int N>
+__device__ __forceinline__ void kept_product(float (&s)[N / 8][4], const kept_rows<T, D, true> &k,
+                                             const T *tile)
+{
+#pragma unroll
+    for (int kk = 0; kk < D / 16; kk++)
+        wgmma_rows<T, N>(s, k.a[kk],
+                         panel_descriptor(tile + kk / 4 * N * 64 + kk % 4 * 16, 1024, 16), kk > 0);
+}
+
+template <typename T, int D, int N>
+__device__ __forceinline__ void kept_product(float (&s)[N / 8][4], const kept_rows<T, D, false> &k,
+                                             const T *tile)
+{
+#pragma unroll
+    for (int kk = 0; kk < D / 16; kk++)
+        wgmma_rows<T, N>(s, panel_descriptor(k.tile + kk / 4 * 64 * 64 + kk % 4 * 16, 1024, 16),
+                         panel_descriptor(tile + kk / 4 * N * 64 + kk % 4 * 16, 1024, 16), kk > 0);
+}
+
+/* acc (64, D) += a (64, N) times a tile of N rows of D. */
+template <typename T, int D, int N>
+__device__ __forceinline__ void tile_sum(float (&acc)[D / 8][4], const uint32_t (&a)[N / 16][4],
+                                         const T *tile)
+{
+#pragma unroll
+    for (int kk = 0; kk < N / 16; kk++)
+        wgmma_columns<T, D>(acc, a[kk], panel_descriptor(tile + kk * 16 * 64, 1024, N * 128));
+}
+
+template <typename T, int N>
+__device__ __forceinline__ void pack_operand(uint32_t (&a)[N / 16][4], const float (&s)[N / 8][4])
+{
+#pragma unroll
+    for (int kk = 0; kk < N / 16; kk++)
+        acc_to_a<T>(a[kk], s[kk * 2], s[kk * 2 + 1]);
+}
+
+template <int N> __device__ __forceinline__ void rows_clear(float (&acc)[N][4])
+{
+#pragma unroll
+    for (int n = 0; n < N; n++)
+        acc[n][0] = acc[n][1] = acc[n][2] = acc[n][3] = 0;
+}
+
+/* Write a warpgroup's 64 rows from row `first` on, each half's rows scaled by its own factor. */
+template <typename T, int D>
+__device__ __forceinline__ void rows_store(T *base, int64_t ld, int first, int rows, int width,
+                                           const float (&scale)[2], const float (&acc)[D / 8][4])
+{
+    int lane = threadIdx.x % 32, row = first + threadIdx.x % GROUP / 32 * 16 + lane / 4;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        int r = row + half * 8;
+        if (r >= rows)
+            continue;
+        T *to = base + (int64_t)r * ld + lane % 4 * 2;
+#pragma unroll
+        for (int n = 0; n < D / 8; n++) {
+            if (n * 8 < width)
+                *(uint32_t *)(to + n * 8) =
+                    pack2<T>(acc[n][half * 2] * scale[half], acc[n][half * 2 + 1] * scale[half]);
+        }
+    }
+}
+
+/* Least and greatest first key of the rows from `first` to `end` - 1; a whole warp calls it. */
+static __device__ __forceinline__ int2 first_keys(const struct attn_params &p, int b, int first,
+                                                  int end)
+{
+    if (!p.first_key && p.window == 0)
+        return make_int2(0, 0);
+    int least = p.S, most = 0;
+    for (int r = first + threadIdx.x % 32; r < min(end, p.T); r += 32) {
+        int key = attn_first(p, b, r);
+        least = min(least, key);
+        most = max(most, key);
+    }
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) {
+        least = min(least, __shfl_xor_sync(FULL_WARP, least, offset));
+        most = max(most, __shfl_xor_sync(FULL_WARP, most, offset));
+    }
+    return make_int2(least, most);
+}
+
+/* --- dropout: which of the 32 pairs that a thread holds of a 64x64 tile are kept. Bit 4 n + e
+ * belongs to element e of n. Four neighbouring keys share one draw of the generator (S and `first`
+ * are multiples of 4), so each thread makes one for four pairs and the bits change hands. --- */
+
+static __device__ __forceinline__ uint32_t dropout_group(const struct attn_params &p, int b, int h,
+                                                         int i, int key)
+{
+    struct rng_block block = rng_draw4(p.dropout.stream, attn_index(p, b, h, i, key) >> 2);
+    uint32_t bits = 0;
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+        bits |= (uint32_t)(block.v[j] >= p.dropout.threshold) << j;
+    return bits;
+}
+
+/* Rows are queries, the thread's first `row`; columns are keys from `key0`. */
+static __device__ __forceinline__ uint32_t dropout_bits_rows(const struct attn_params &p, int b,
+                                                             int h, int row, int key0)
+{
+    int odd = threadIdx.x % 2, key = key0 + threadIdx.x % 4 / 2 * 4;
+    uint32_t own = 0;
+#pragma unroll
+    for (int n = 0; n < 8; n++)
+        own |= dropout_group(p, b, h, row + odd * 8, key + n * 8) << n * 4;
+    uint32_t other = __shfl_xor_sync(FULL_WARP, own, 1);
+    uint32_t upper = (odd ? other : own) >> odd * 2, lower = (odd ? own : other) >> odd * 2;
+    return (upper & 0x33333333u) | (lower & 0x33333333u) << 2;
+}
+
+/* Rows are keys, the thread's first `key`; columns are queries from `row0`. */
+static __device__ __forceinline__ uint32_t dropout_bits_columns(const struct attn_params &p, int b,
+                                                                int h, int row0, int key)
+{
+    int lane = threadIdx.x % 32, mine = lane / 4 % 4;
+    int i = row0 + lane % 4 * 2 + mine % 2, group = key - mine + mine / 2 * 8;
+    uint32_t own = 0, bits = 0;
+#pragma unroll
+    for (int n = 0; n < 8; n++)
+        own |= dropout_group(p, b, h, i + n * 8, group) << n * 4;
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+        uint32_t word = __shfl_sync(FULL_WARP, own, (lane & ~12) | e << 2);
+        bits |= (word >> mine & 0x11111111u) << e;
+    }
+    return bits;
+}
+
+static __device__ __forceinline__ float dropout_of_bit(const struct attn_params &p, uint32_t bits,
+                                                       int at)
+{
+    return bits >> at & 1 ? p.dropout.scale : 0.0f;
+}
+
+/* --- launching --- */
+
+static inline int persistent_blocks(int64_t items)
+{
+    int device = 0, count = 1;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+    return (int)(items < count ? items : count);
+}
+
+template <typename K>
+static int launch_persistent(cudaStream_t s, K kernel, int64_t items, int threads, size_t bytes,
+                             const struct attn_params &p)
+{
+    if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes) !=
+        cudaSuccess)
+        return launch_status();
+    kernel<<<(unsigned)persistent_blocks(items), (unsigned)threads, bytes, s>>>(p);
+    return launch_status();
+}
+
+#endif
