@@ -182,13 +182,14 @@ struct variant {
     const char *name;
     int64_t micro_batch, micro_batches;
     double dropout, max_grad_norm;
-    bool bf16_moments;
+    bool bf16_moments, lora;
 };
 static const struct variant variants[] = {
     {"clip active", 1, 4, 0.1, 1e-2},
     {"clip inactive", 2, 2, 0.1, 1e9},
     {"no clip", 1, 3, 0, 0},
-    {"bf16 moments", 1, 4, 0, 1e9, true},
+    {"bf16 moments", 1, 4, 0, 1e9, true, false},
+    {"lora", 1, 4, 0.1, 1e-2, false, true},
 };
 
 static void check_variant(struct tally *t, struct subject *s, const struct trial_model *m,
@@ -223,15 +224,18 @@ static void check_variant(struct tally *t, struct subject *s, const struct trial
 static void check_model(struct tally *t, const char *dir)
 {
     struct subject s = {.model = dir, .policy = "", .variant = ""};
-    struct trial_model m;
+    struct trial_model m[2]; /* whole, and with adapters */
     struct err err = {0};
+    int opened = 0;
 
-    if (!check(t, &s, trial_model_open(dir, &m, &err) == 0, err.msg))
-        return;
+    while (opened < 2 &&
+           check(t, &s, trial_model_open(dir, opened == 1, &m[opened], &err) == 0, err.msg))
+        opened++;
     printf("%s\n", dir);
-    for (size_t v = 0; v < sizeof variants / sizeof variants[0]; v++)
-        check_variant(t, &s, &m, &variants[v]);
-    trial_model_close(&m);
+    for (size_t v = 0; v < sizeof variants / sizeof variants[0] && opened == 2; v++)
+        check_variant(t, &s, &m[variants[v].lora], &variants[v]);
+    while (opened > 0)
+        trial_model_close(&m[--opened]);
 }
 
 int main(int argc, char **argv)

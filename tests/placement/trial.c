@@ -6,19 +6,29 @@
 
 #include "core/alloc.h"
 #include "core/rng.h"
+#include "worker/model/adapter.h"
 #include "worker/model/weights.h"
 #include "worker/parallel/comm.h"
 #include "worker/train/checkpoint.h"
 
-int trial_model_open(const char *dir, struct trial_model *out, struct err *err)
+int trial_model_open(const char *dir, bool lora, struct trial_model *out, struct err *err)
 {
+    static const char *const everywhere[] = {"all-linear"};
+    static const struct adapter_config adapters = {
+        .rank = 2, .alpha = 6, .dropout = 0.1, .targets = everywhere, .n_targets = 1};
     struct decoder_config config = {0};
-    int rc = decoder_config_load(dir, &config, err);
-    if (rc != 0)
-        return rc;
-    *out = (struct trial_model){.dir = dir};
-    model_init(&out->model, &config);
-    return 0;
+    struct trial_model m = {.dir = dir};
+    int rc = 0;
+
+    TRY(decoder_config_load(dir, &config, err));
+    model_init(&m.model, &config);
+    if (lora)
+        TRY(model_adapt(&m.model, &adapters, err));
+    *out = m;
+    m = (struct trial_model){0};
+out:
+    model_fini(&m.model);
+    return rc;
 }
 
 void trial_model_close(struct trial_model *m)
@@ -95,6 +105,7 @@ static int64_t fill_step(struct executor *e, const struct plan *p, int slot, int
 struct payloads {
     const struct plan *plan;
     char *data;
+    struct weights_reader *weights; /* for what is frozen; to load */
 };
 
 /* Where a payload lies in trial_result.weights: independent of the order of a plan's lists. */
@@ -121,10 +132,26 @@ static int take(void *ud, int64_t chunk, enum payload payload, void *host, size_
     return 0;
 }
 
+static int give_frozen(const struct payloads *all, const struct chunk *c, char *host,
+                       struct err *err)
+{
+    enum dtype type = all->plan->types.compute;
+    int rc = 0;
+    for (int64_t k = 0; k < c->n_members; k++) {
+        size_t offset = (size_t)c->members[k].offset * dtype_size(type);
+        TRY(weights_read(all->weights, c->members[k].tensor, type, host + offset, err));
+    }
+out:
+    return rc;
+}
+
 static int give(void *ud, int64_t chunk, enum payload payload, void *host, size_t bytes,
                 struct err *err)
 {
     struct payloads *all = ud;
+    memset(host, 0, bytes);
+    if (!all->plan->chunks.chunks[chunk].trainable)
+        return give_frozen(all, &all->plan->chunks.chunks[chunk], host, err);
     memcpy(host, all->data + payload_offset(all->plan, chunk, payload), bytes);
     return 0;
 }
@@ -134,12 +161,13 @@ static int load(struct executor *e, const struct plan *p, const struct trial_mod
 {
     struct weights_reader *weights = NULL;
     int rc = 0;
-    if (from) {
-        struct payloads all = {.plan = p, .data = from->weights};
-        return executor_transfer(e, LIST_LOAD, give, &all, err);
-    }
     TRY(weights_open(m->dir, &m->model, &weights, err));
-    TRY(checkpoint_load_weights(weights, 5, p, e, err));
+    if (from) {
+        struct payloads all = {.plan = p, .data = from->weights, .weights = weights};
+        TRY(executor_transfer(e, LIST_LOAD, give, &all, err));
+    } else {
+        TRY(checkpoint_load_weights(weights, 5, p, e, err));
+    }
 out:
     weights_close(weights);
     return rc;

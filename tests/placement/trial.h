@@ -38,7 +38,8 @@ struct trial_placement {
 struct trial_result {
     struct step_result step[TRIAL_MAX_STEPS];
     double eval_loss;
-    char *weights; /* parameters and optimizer state, chunk after chunk; owned */
+    char *weights; /* parameters and optimizer state, chunk after chunk, zeros for what is frozen;
+                      owned */
     size_t weights_bytes;
     size_t claim[TIER_COUNT];
     struct plan_choices chosen;
@@ -52,7 +53,8 @@ struct trial_model {
     struct model model;
     const char *dir;
 };
-int trial_model_open(const char *dir, struct trial_model *out, struct err *err);
+/* lora: adapters beside all linear layers, the weights frozen. */
+int trial_model_open(const char *dir, bool lora, struct trial_model *out, struct err *err);
 void trial_model_close(struct trial_model *m);
 
 /* Only the plan; free with plan_destroy. */
