@@ -125,7 +125,8 @@ static int look_at_weight(struct adapting *a, int64_t tensor, struct err *err)
     int64_t part = 0;
     int rc = 0;
 
-    for (const struct name_map *map = a->family->names; map->name != NULL && matrix; map++) {
+    for (const struct name_map *map = family_names(a->family, &a->m->config);
+         map->name != NULL && matrix; map++) {
         struct matrix_part p;
         char *module;
 

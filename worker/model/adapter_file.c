@@ -12,7 +12,7 @@
 /* The row of the family's table about a part of a matrix. */
 static const struct name_map *part_map(const struct model *m, enum tensor_role matrix, int64_t part)
 {
-    const struct name_map *map = family_find(m->config.family)->names;
+    const struct name_map *map = family_names(family_find(m->config.family), &m->config);
 
     for (; map->name != NULL; map++) {
         if (map->role == matrix && part-- == 0)

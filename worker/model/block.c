@@ -1,7 +1,6 @@
 #include "worker/model/block.h"
 
 #include <assert.h>
-#include <math.h>
 
 #include "kernels/device.h"
 #include "worker/model/adapter.h"
@@ -144,57 +143,4 @@ double block_flops(const struct model *m, int64_t block, const struct block_shap
     else if (b->kind == BLOCK_HEAD && backward) /* runs the forward too */
         flops += matrix_flops(m, b, N, false);
     return flops;
-}
-
-/* A rotation frequency under the scalings that config checks let through. Llama 3 keeps short
- * wavelengths, divides long ones by the factor, and blends between (transformers'
- * modeling_rope_utils documents the formula). */
-static double scaled_frequency(const struct rope_config *rope, double inv)
-{
-    const double two_pi = 6.283185307179586;
-    double wavelength = two_pi / inv, original = (double)rope->original_max_positions, blend;
-
-    if (rope->scaling == ROPE_SCALING_LINEAR)
-        return inv / rope->factor;
-    if (rope->scaling != ROPE_SCALING_LLAMA3)
-        return inv;
-    if (wavelength < original / rope->high_freq_factor)
-        return inv;
-    if (wavelength > original / rope->low_freq_factor)
-        return inv / rope->factor;
-    blend = (original / wavelength - rope->low_freq_factor) /
-            (rope->high_freq_factor - rope->low_freq_factor);
-    return (1 - blend) * inv / rope->factor + blend * inv;
-}
-
-void model_rope_tables(const struct decoder_config *c, int64_t positions, float *cos_table,
-                       float *sin_table)
-{
-    int64_t half = c->rope.dim / 2;
-
-    for (int64_t i = 0; i < half; i++) {
-        double inv =
-            scaled_frequency(&c->rope, pow(c->rope.base, -2.0 * (double)i / (double)c->rope.dim));
-
-        for (int64_t p = 0; p < positions; p++) {
-            cos_table[p * half + i] = (float)cos((double)p * inv);
-            sin_table[p * half + i] = (float)sin((double)p * inv);
-        }
-    }
-}
-
-/* A geometric series from 2^(-8/n) for n heads, a power of two; the heads beyond that take every
- * other value of the series for 2 n. */
-void model_alibi_slopes(const struct decoder_config *c, float *slopes)
-{
-    int64_t n = 1;
-
-    while (2 * n <= c->heads)
-        n *= 2;
-    for (int64_t h = 0; h < c->heads; h++) {
-        double power =
-            h < n ? 8.0 * (double)(h + 1) / (double)n : 4.0 * (double)(2 * (h - n) + 1) / (double)n;
-
-        slopes[h] = (float)(exp2(-power) * (c->alibi_scaled ? c->attn_scale : 1));
-    }
 }

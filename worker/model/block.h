@@ -61,8 +61,9 @@ struct block_run {
 
     /* the micro-batch, device memory, (B, T) */
     const int32_t *tokens, *targets, *positions, *first_key;
-    const float *rope_cos, *rope_sin; /* (max_positions, rope.dim / 2) or NULL */
-    const float *alibi_slopes;        /* (heads) or NULL */
+    const float *rope; /* model_rope_tables, or NULL */
+    int64_t rope_positions;
+    const float *alibi_slopes; /* (heads) or NULL */
 
     const void *x; /* (B*T, hidden) input of layers and head */
     void *y;       /* (B*T, hidden) = output of embedding and layers. NULL in a layer's forward with
@@ -96,10 +97,11 @@ int block_backward(const struct block_run *r, struct err *err);
 double block_flops(const struct model *m, int64_t block, const struct block_shape *shape,
                    bool backward);
 
-/* cos and sin tables for `positions` positions, float, (positions, rope.dim / 2) each, into host
- * memory. */
-void model_rope_tables(const struct decoder_config *c, int64_t positions, float *cos_table,
-                       float *sin_table);
+/* The tables of rotary positions in sequences of `positions` tokens, into host memory: cos
+ * (positions, rope.dim / 2), then sin; where layers with a window have a base of their own, both
+ * once more for those. model_rope_floats floats in all. */
+int64_t model_rope_floats(const struct decoder_config *c, int64_t positions);
+void model_rope_tables(const struct decoder_config *c, int64_t positions, float *tables);
 /* ALiBi's slope of each head (Press et al., "Train short, test long", 2022), (heads), host memory.
  */
 void model_alibi_slopes(const struct decoder_config *c, float *slopes);

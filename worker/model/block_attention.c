@@ -79,6 +79,11 @@ static int qkv_parts(const struct block_ctx *c, void *qkv, const struct attentio
     return 3;
 }
 
+static int64_t window_of(const struct block_ctx *c)
+{
+    return c->cfg->window != NULL ? c->cfg->window[c->desc->layer] : 0;
+}
+
 static struct attn_args attn_args(const struct block_ctx *c, const struct attention_kept *k,
                                   const struct attention_work *w)
 {
@@ -99,9 +104,9 @@ static struct attn_args attn_args(const struct block_ctx *c, const struct attent
         .ldk = planes ? kv : qkv_width(c),
         .ldv = planes ? kv : qkv_width(c),
         .ldo = q,
-        .scale = (float)cfg->attn_scale,
+        .scale = (float)(cfg->attn_scale / (cfg->scale_by_layer ? c->desc->layer + 1 : 1)),
         .softcap = (float)cfg->score_softcap,
-        .window = cfg->window != NULL ? cfg->window[c->desc->layer] : 0,
+        .window = window_of(c),
         .first_key = c->r->first_key,
         .alibi_slopes = cfg->position == POSITION_ALIBI ? c->r->alibi_slopes : NULL,
         .dropout = block_dropout(c, DROPOUT_ATTN_PROBS, s->attn_dropout, cfg->heads * s->T * s->T),
@@ -116,6 +121,9 @@ static struct attn_args attn_args(const struct block_ctx *c, const struct attent
 static int rotate(struct block_ctx *c, void *x, int64_t heads, int64_t ldx, bool inverse)
 {
     const struct decoder_config *cfg = c->cfg;
+    int64_t table = c->r->rope_positions * cfg->rope.dim / 2;
+    bool local = cfg->rope.local_base != 0 && window_of(c) > 0;
+    const float *tables = c->dry ? NULL : c->r->rope + (local ? 2 * table : 0);
     struct rope_args a = {
         .style = cfg->rope.style,
         .inverse = inverse,
@@ -125,8 +133,8 @@ static int rotate(struct block_ctx *c, void *x, int64_t heads, int64_t ldx, bool
         .rope_dim = cfg->rope.dim,
         .ldx = ldx,
         .positions = c->r->positions,
-        .cos_table = c->r->rope_cos,
-        .sin_table = c->r->rope_sin,
+        .cos_table = tables,
+        .sin_table = c->dry ? NULL : tables + table,
         .x = x,
     };
 

@@ -84,6 +84,31 @@ out:
     return rc;
 }
 
+static int check_rope_scaling(const struct rope_config *rope, struct err *err)
+{
+    int rc = 0;
+
+    if (rope->scaling == ROPE_SCALING_NONE)
+        return 0;
+    TRY(check_number("the rope factor", rope->factor, 1, 1e30, err));
+    TRY(check_range("original_max_position_embeddings", rope->original_max_positions, 1,
+                    CONFIG_MAX_POSITIONS, err));
+    if (rope->scaling == ROPE_SCALING_LLAMA3) {
+        TRY(check_number("low_freq_factor", rope->low_freq_factor, 1e-6, 1e6, err));
+        TRY(check_number("high_freq_factor", rope->high_freq_factor, rope->low_freq_factor * 1.0001,
+                         1e7, err));
+    } else if (rope->scaling == ROPE_SCALING_YARN) {
+        TRY(check_number("the rope base under yarn", rope->base, 1.0001, 1e30, err));
+        TRY(check_number("beta_slow", rope->beta_slow, 1e-6, 1e6, err));
+        TRY(check_number("beta_fast", rope->beta_fast, rope->beta_slow, 1e6 + 1, err));
+    } else if (rope->scaling == ROPE_SCALING_LONG) {
+        if (rope->long_factors == NULL || rope->short_factors == NULL)
+            TRY(err_set(err, ERR_INVALID, "longrope needs long_factor and short_factor"));
+    }
+out:
+    return rc;
+}
+
 static int check_rope(const struct decoder_config *c, struct err *err)
 {
     const struct rope_config *rope = &c->rope;
@@ -97,19 +122,8 @@ static int check_rope(const struct decoder_config *c, struct err *err)
         TRY(err_set(err, ERR_INVALID, "config.json rotates %" PRId64 " dimensions, an odd number",
                     rope->dim));
     if (rope->local_base != 0)
-        TRY(unsupported(err, c->family, "two rope bases"));
-    if (rope->scaling == ROPE_SCALING_NONE)
-        return 0;
-    if (rope->scaling != ROPE_SCALING_LINEAR && rope->scaling != ROPE_SCALING_LLAMA3)
-        TRY(unsupported(err, c->family, "this kind of rope scaling"));
-    TRY(check_number("the rope factor", rope->factor, 1, 1e30, err));
-    if (rope->scaling == ROPE_SCALING_LLAMA3) {
-        TRY(check_number("low_freq_factor", rope->low_freq_factor, 1e-6, 1e6, err));
-        TRY(check_number("high_freq_factor", rope->high_freq_factor, rope->low_freq_factor * 1.0001,
-                         1e7, err));
-        TRY(check_range("original_max_position_embeddings", rope->original_max_positions, 1,
-                        CONFIG_MAX_POSITIONS, err));
-    }
+        TRY(check_number("the rope base of layers with a window", rope->local_base, 1, 1e30, err));
+    TRY(check_rope_scaling(rope, err));
 out:
     return rc;
 }
@@ -144,8 +158,30 @@ out:
     return rc;
 }
 
-int decoder_config_parse(const json_t *config_json, struct decoder_config *out, struct err *err)
+json_t *decoder_config_text(const json_t *config_json)
 {
+    static const char *const shared[] = {"dtype",        "torch_dtype",  "bos_token_id",
+                                         "eos_token_id", "pad_token_id", "quantization_config"};
+    const char *type = json_string_value(json_object_get(config_json, "model_type"));
+    json_t *text = json_object_get(config_json, "text_config");
+
+    if (type == NULL || strcmp(type, "gemma3") != 0 || !json_is_object(text))
+        return json_incref((json_t *)config_json);
+    text = json_copy(text);
+    for (size_t i = 0; i < sizeof(shared) / sizeof(shared[0]); i++) {
+        json_t *value = json_object_get(config_json, shared[i]);
+
+        if (value != NULL && json_object_get(text, shared[i]) == NULL)
+            json_object_set(text, shared[i], value);
+    }
+    json_object_set_new(text, "model_type", json_string("gemma3_text"));
+    json_object_set_new(text, "architectures", json_pack("[s]", "Gemma3ForCausalLM"));
+    return text;
+}
+
+int decoder_config_parse(const json_t *whole, struct decoder_config *out, struct err *err)
+{
+    json_t *config_json = decoder_config_text(whole);
     struct decoder_config c = {0};
     const struct family *family;
     const char *type = NULL;
@@ -178,6 +214,7 @@ int decoder_config_parse(const json_t *config_json, struct decoder_config *out, 
     memset(&c, 0, sizeof(c));
 out:
     decoder_config_fini(&c);
+    json_decref(config_json);
     return rc;
 }
 
@@ -194,6 +231,29 @@ int decoder_config_load(const char *model_dir, struct decoder_config *out, struc
 out:
     json_decref(config_json);
     free(path);
+    return rc;
+}
+
+int decoder_config_export(const char *model_dir, const char *dir, enum dtype dtype, struct err *err)
+{
+    const char *name = dtype == DT_F32 ? "float32" : dtype == DT_BF16 ? "bfloat16" : "float16";
+    char *from = fs_join(model_dir, "config.json"), *to = fs_join(dir, "config.json");
+    json_t *whole = NULL, *text = NULL;
+    char *line = NULL;
+    int rc = 0;
+
+    TRY(json_parse_file(from, CONFIG_JSON_MAX_BYTES, JSON_MAX_DEPTH_FILE, &whole, err));
+    text = decoder_config_text(whole);
+    json_object_set_new(text, json_object_get(text, "dtype") != NULL ? "dtype" : "torch_dtype",
+                        json_string(name));
+    line = json_dumps(text, JSON_INDENT(2) | JSON_PRESERVE_ORDER);
+    TRY(fs_write_file_atomic(to, line, strlen(line), err));
+out:
+    free(line);
+    json_decref(text);
+    json_decref(whole);
+    free(from);
+    free(to);
     return rc;
 }
 

@@ -52,9 +52,12 @@ struct rope_config {
     int64_t dim;             /* rotated dims of each head */
     double base, local_base; /* local: layers with a window (Gemma 3), 0 = as base */
     enum rope_scaling scaling;
-    double factor, low_freq_factor, high_freq_factor, beta_fast, beta_slow, attention_factor;
-    int64_t original_max_positions;
-    double *long_factors, *short_factors; /* owned, dim / 2 each, or NULL */
+    double factor, low_freq_factor, high_freq_factor; /* linear, llama3 */
+    double beta_fast, beta_slow;                      /* yarn: the ramp */
+    bool truncate;                                    /* yarn: ramp between whole dims */
+    double attention_factor;                          /* yarn, longrope: on cos and sin; 0 = 1 */
+    int64_t original_max_positions;                   /* that the unscaled model was trained on */
+    double *long_factors, *short_factors;             /* owned, dim / 2 each, or NULL */
 };
 
 struct decoder_config {
@@ -78,6 +81,7 @@ struct decoder_config {
     bool qkv_bias, out_bias, mlp_bias, head_bias;
     bool qk_norm; /* RMS over head_dim on q and k before rope */
     double attn_scale;
+    bool scale_by_layer;                 /* attn_scale / (layer + 1) */
     double score_softcap, final_softcap; /* 0 = none */
     double embed_scale, logit_scale;     /* 1        */
     int64_t *window;                     /* per layer, 0 = all; owned, NULL = none anywhere */
@@ -96,6 +100,12 @@ struct decoder_config {
  * unsupported_architecture) for families and flags this build does not train, naming them. */
 int decoder_config_load(const char *model_dir, struct decoder_config *out, struct err *err);
 int decoder_config_parse(const json_t *config_json, struct decoder_config *out, struct err *err);
+/* The config of what is trained, a new reference: config_json itself; of a model that also sees
+ * images its text model's, as that would be on its own. */
+json_t *decoder_config_text(const json_t *config_json);
+/* Write DIR/config.json for a model of MODEL_DIR's kind whose weights are in `dtype`. */
+int decoder_config_export(const char *model_dir, const char *dir, enum dtype dtype,
+                          struct err *err);
 /* Flags and sizes as a whole: ranges, divisibility, and what the blocks of this build can run. */
 int decoder_config_check(const struct decoder_config *c, struct err *err);
 void decoder_config_fini(struct decoder_config *c);

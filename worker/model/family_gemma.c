@@ -1,9 +1,11 @@
 /*
- * Gemma 1 and 2 (Gemma Team, "Gemma: Open models based on Gemini research and technology" and
- * "Gemma 2: Improving open language models at a practical size", 2024). RMS norms that scale by one
- * plus their weight, embeddings times the root of the width, tanh GELU in a gated MLP, one table
- * for embedding and head. Gemma 2 also has norms behind attention and MLP, caps on scores and
- * logits, and a window in every other layer.
+ * Gemma 1, 2 and 3 (Gemma Team, "Gemma: Open models based on Gemini research and technology" and
+ * "Gemma 2: Improving open language models at a practical size", 2024; "Gemma 3 technical report",
+ * 2025). RMS norms that scale by one plus their weight, embeddings times the root of the width,
+ * tanh GELU in a gated MLP, one table for embedding and head. Gemma 2 also has norms behind
+ * attention and MLP, caps on scores and logits, and a window in every other layer. Gemma 3 has
+ * norms on q and k instead of the caps, and windows, with a rope base of their own, in all but
+ * every sixth layer.
  */
 #include <math.h>
 #include <stddef.h>
@@ -22,25 +24,28 @@ static int parse_gemma(const json_t *j, struct decoder_config *c, struct err *er
     c->gated = true;
     c->tied = true;
     c->act = ACT_GELU_TANH; /* also where an old config says hidden_act "gelu" */
-    TRY(family_get_sizes(j, c, err));
+    if (c->head_dim == 0)
+        c->head_dim = 256;
+    TRY(family_get_sizes(j, &family_usual_sizes, c, err));
     c->embed_scale = sqrt((double)c->hidden);
     TRY(json_get_double(j, "", "rms_norm_eps", false, 0, 1, &c->norm_eps, err));
     TRY(family_get_act(j, "hidden_activation", &c->act, err));
     TRY(json_get_bool(j, "", "attention_bias", false, &c->qkv_bias, err));
     c->out_bias = c->qkv_bias;
-    TRY(json_get_bool(j, "", "tie_word_embeddings", false, &c->tied, err));
     TRY(json_get_bool(j, "", "use_bidirectional_attention", false, &both_ways, err));
     if (both_ways)
         TRY(family_refuse("use_bidirectional_attention", "attention to later tokens", err));
-    TRY(json_get_double(j, "", "attention_dropout", false, 0, 1, &c->attn_dropout, err));
+    TRY(family_get_dropouts(j, NULL, NULL, "attention_dropout", c, err));
     TRY(family_get_rope(j, 1, c, err));
-    TRY(family_get_special_ids(j, c, err));
-    TRY(family_get_dtype(j, &c->dtype, err));
+    TRY(family_get_common(j, c, err));
 out:
     return rc;
 }
 
-static int parse_gemma2(const json_t *j, struct decoder_config *c, struct err *err)
+/* What Gemma 3 shares with Gemma 2: every `period`-th layer sees everything, counted so that the
+ * last of each run does. */
+static int parse_sandwich(const json_t *j, int64_t period, struct decoder_config *c,
+                          struct err *err)
 {
     double scalar = 256;
     int64_t window = 4096;
@@ -53,9 +58,37 @@ static int parse_gemma2(const json_t *j, struct decoder_config *c, struct err *e
     TRY(json_get_double(j, "", "attn_logit_softcapping", false, 0, 1e6, &c->score_softcap, err));
     TRY(json_get_double(j, "", "final_logit_softcapping", false, 0, 1e6, &c->final_softcap, err));
     TRY(json_get_int64(j, "", "sliding_window", false, 1, CONFIG_MAX_POSITIONS, &window, err));
-    for (int64_t i = 0; i < c->layers; i += 2)
-        family_set_window(c, i, window);
+    for (int64_t i = 0; i < c->layers; i++)
+        family_set_window(c, i, (i + 1) % period != 0 ? window : 0);
     TRY(family_get_windows(j, window, c, err));
+out:
+    return rc;
+}
+
+static int parse_gemma2(const json_t *j, struct decoder_config *c, struct err *err)
+{
+    return parse_sandwich(j, 2, c, err);
+}
+
+/* The repositories of the larger models leave out what is as in transformers' defaults. */
+static int parse_gemma3(const json_t *j, struct decoder_config *c, struct err *err)
+{
+    int64_t period = 6;
+    int rc = 0;
+
+    c->layers = 26;
+    c->hidden = 2304;
+    c->ffn = 9216;
+    c->heads = 8;
+    c->kv_heads = 4;
+    c->vocab = 262208;
+    c->max_positions = 131072;
+    c->qk_norm = true;
+    c->rope.base = 1e6;
+    c->rope.local_base = 1e4;
+    TRY(json_get_double(j, "", "rope_local_base_freq", false, 1, 1e30, &c->rope.local_base, err));
+    TRY(json_get_int64(j, "", "sliding_window_pattern", false, 1, CONFIG_MAX_LAYERS, &period, err));
+    TRY(parse_sandwich(j, period, c, err));
 out:
     return rc;
 }
@@ -63,14 +96,7 @@ out:
 #define LAYER "layers.{i}."
 #define SHARED                                                                                     \
     {TENSOR_EMBED, "embed_tokens.weight"}, {TENSOR_NORM1_W, LAYER "input_layernorm.weight"},       \
-        {TENSOR_QKV_W, LAYER "self_attn.q_proj.weight", 0, 3},                                     \
-        {TENSOR_QKV_W, LAYER "self_attn.k_proj.weight", 1, 3},                                     \
-        {TENSOR_QKV_W, LAYER "self_attn.v_proj.weight", 2, 3},                                     \
-        {TENSOR_QKV_B, LAYER "self_attn.q_proj.bias", 0, 3},                                       \
-        {TENSOR_QKV_B, LAYER "self_attn.k_proj.bias", 1, 3},                                       \
-        {TENSOR_QKV_B, LAYER "self_attn.v_proj.bias", 2, 3},                                       \
-        {TENSOR_OUT_W, LAYER "self_attn.o_proj.weight"},                                           \
-        {TENSOR_OUT_B, LAYER "self_attn.o_proj.bias"},                                             \
+        FAMILY_QKV_PROJ(LAYER "self_attn."), FAMILY_PAIR(TENSOR_OUT, LAYER "self_attn.o_proj"),    \
         {TENSOR_UP_W, LAYER "mlp.gate_proj.weight", 0, 2},                                         \
         {TENSOR_UP_W, LAYER "mlp.up_proj.weight", 1, 2},                                           \
         {TENSOR_DOWN_W, LAYER "mlp.down_proj.weight"}, {TENSOR_FINAL_NORM_W, "norm.weight"},       \
@@ -84,8 +110,11 @@ static const struct name_map names[] = {
     {.name = NULL},
 };
 
-static const struct name_map gemma2_names[] = {
+/* The q and k norms are Gemma 3's. */
+static const struct name_map sandwich_names[] = {
     SHARED,
+    {TENSOR_Q_NORM_W, LAYER "self_attn.q_norm.weight"},
+    {TENSOR_K_NORM_W, LAYER "self_attn.k_norm.weight"},
     {TENSOR_POST_ATTN_NORM_W, LAYER "post_attention_layernorm.weight"},
     {TENSOR_NORM2_W, LAYER "pre_feedforward_layernorm.weight"},
     {TENSOR_POST_MLP_NORM_W, LAYER "post_feedforward_layernorm.weight"},
@@ -93,7 +122,12 @@ static const struct name_map gemma2_names[] = {
 };
 
 static const char *const prefixes[] = {"model.", "", NULL};
+/* As the text part of a model that also sees images, in either of the two ways to save one. */
+static const char *const text_prefixes[] = {"model.", "language_model.model.",
+                                            "model.language_model.", "", NULL};
 static const char *const ignored[] = {"layers.*.self_attn.rotary_emb.inv_freq", NULL};
+static const char *const text_ignored[] = {"vision_tower.*", "multi_modal_projector.*",
+                                           "language_model.lm_head.weight", NULL};
 
 const struct family family_gemma = {
     .model_type = "gemma",
@@ -108,7 +142,16 @@ const struct family family_gemma2 = {
     .model_type = "gemma2",
     .prefixes = prefixes,
     .ignored = ignored,
-    .names = gemma2_names,
+    .names = sandwich_names,
     .lora_targets = family_lora_q_v,
     .parse = parse_gemma2,
+};
+
+const struct family family_gemma3 = {
+    .model_type = "gemma3_text",
+    .prefixes = text_prefixes,
+    .ignored = text_ignored,
+    .names = sandwich_names,
+    .lora_targets = family_lora_q_v,
+    .parse = parse_gemma3,
 };

@@ -19,14 +19,12 @@ static int parse_common(const json_t *j, struct decoder_config *c, struct err *e
     c->norm_affine = c->final_norm = true;
     c->act = ACT_SILU;
     c->gated = true;
-    TRY(family_get_sizes(j, c, err));
+    TRY(family_get_sizes(j, &family_usual_sizes, c, err));
     TRY(json_get_double(j, "", "rms_norm_eps", false, 0, 1, &c->norm_eps, err));
     TRY(family_get_act(j, "hidden_act", &c->act, err));
-    TRY(json_get_bool(j, "", "tie_word_embeddings", false, &c->tied, err));
-    TRY(json_get_double(j, "", "attention_dropout", false, 0, 1, &c->attn_dropout, err));
+    TRY(family_get_dropouts(j, NULL, NULL, "attention_dropout", c, err));
     TRY(family_get_rope(j, 1, c, err));
-    TRY(family_get_special_ids(j, c, err));
-    TRY(family_get_dtype(j, &c->dtype, err));
+    TRY(family_get_common(j, c, err));
 out:
     return rc;
 }
@@ -93,6 +91,7 @@ static int parse_qwen3(const json_t *config_json, struct decoder_config *c, stru
 {
     int rc = 0;
 
+    c->head_dim = 128;
     TRY(parse_common(config_json, c, err));
     c->qk_norm = true;
     TRY(json_get_bool(config_json, "", "attention_bias", false, &c->qkv_bias, err));
@@ -107,8 +106,7 @@ static int parse_phi3(const json_t *config_json, struct decoder_config *c, struc
     int rc = 0;
 
     TRY(parse_mistral(config_json, c, err));
-    TRY(json_get_double(config_json, "", "resid_pdrop", false, 0, 1, &c->hidden_dropout, err));
-    TRY(json_get_double(config_json, "", "embd_pdrop", false, 0, 1, &c->embed_dropout, err));
+    TRY(family_get_dropouts(config_json, "embd_pdrop", "resid_pdrop", NULL, c, err));
 out:
     return rc;
 }
@@ -118,23 +116,16 @@ out:
 static const struct name_map names[] = {
     {TENSOR_EMBED, "embed_tokens.weight"},
     {TENSOR_NORM1_W, LAYER "input_layernorm.weight"},
-    {TENSOR_QKV_W, LAYER "self_attn.q_proj.weight", 0, 3},
-    {TENSOR_QKV_W, LAYER "self_attn.k_proj.weight", 1, 3},
-    {TENSOR_QKV_W, LAYER "self_attn.v_proj.weight", 2, 3},
-    {TENSOR_QKV_B, LAYER "self_attn.q_proj.bias", 0, 3},
-    {TENSOR_QKV_B, LAYER "self_attn.k_proj.bias", 1, 3},
-    {TENSOR_QKV_B, LAYER "self_attn.v_proj.bias", 2, 3},
+    FAMILY_QKV_PROJ(LAYER "self_attn."),
     {TENSOR_Q_NORM_W, LAYER "self_attn.q_norm.weight"},
     {TENSOR_K_NORM_W, LAYER "self_attn.k_norm.weight"},
-    {TENSOR_OUT_W, LAYER "self_attn.o_proj.weight"},
-    {TENSOR_OUT_B, LAYER "self_attn.o_proj.bias"},
+    FAMILY_PAIR(TENSOR_OUT, LAYER "self_attn.o_proj"),
     {TENSOR_NORM2_W, LAYER "post_attention_layernorm.weight"},
     {TENSOR_UP_W, LAYER "mlp.gate_proj.weight", 0, 2},
     {TENSOR_UP_W, LAYER "mlp.up_proj.weight", 1, 2},
     {TENSOR_UP_B, LAYER "mlp.gate_proj.bias", 0, 2},
     {TENSOR_UP_B, LAYER "mlp.up_proj.bias", 1, 2},
-    {TENSOR_DOWN_W, LAYER "mlp.down_proj.weight"},
-    {TENSOR_DOWN_B, LAYER "mlp.down_proj.bias"},
+    FAMILY_PAIR(TENSOR_DOWN, LAYER "mlp.down_proj"),
     {TENSOR_FINAL_NORM_W, "norm.weight"},
     {TENSOR_HEAD_W, "lm_head.weight", .bare = true},
     {.name = NULL},

@@ -19,22 +19,19 @@ static int parse(const json_t *j, struct decoder_config *c, struct err *err)
     c->norm_affine = c->norm_bias = c->final_norm = true;
     c->mlp_bias = true;
     c->act = ACT_GELU_ERF;
-    TRY(family_get_sizes(j, c, err));
+    TRY(family_get_sizes(j, &family_usual_sizes, c, err));
     TRY(json_get_double(j, "", "layer_norm_eps", false, 0, 1, &c->norm_eps, err));
     TRY(family_get_act(j, "hidden_act", &c->act, err));
     TRY(json_get_bool(j, "", "use_parallel_residual", false, &parallel, err));
     c->residual = parallel ? RESIDUAL_PARALLEL_2NORM : RESIDUAL_SEQUENTIAL;
     TRY(json_get_bool(j, "", "attention_bias", false, &bias, err));
     c->qkv_bias = c->out_bias = bias;
-    TRY(json_get_bool(j, "", "tie_word_embeddings", false, &c->tied, err));
-    TRY(json_get_double(j, "", "hidden_dropout", false, 0, 1, &c->hidden_dropout, err));
-    TRY(json_get_double(j, "", "attention_dropout", false, 0, 1, &c->attn_dropout, err));
+    TRY(family_get_dropouts(j, NULL, "hidden_dropout", "attention_dropout", c, err));
     c->embed_dropout = c->hidden_dropout;
     TRY(json_get_double(j, "", "rotary_pct", false, 0, 1, &fraction, err));
     TRY(family_get_rope(j, fraction, c, err));
     TRY(json_get_double(j, "", "rotary_emb_base", false, 1, 1e30, &c->rope.base, err));
-    TRY(family_get_special_ids(j, c, err));
-    TRY(family_get_dtype(j, &c->dtype, err));
+    TRY(family_get_common(j, c, err));
 out:
     return rc;
 }
@@ -43,20 +40,13 @@ out:
 
 static const struct name_map names[] = {
     {TENSOR_EMBED, "embed_in.weight"},
-    {TENSOR_NORM1_W, LAYER "input_layernorm.weight"},
-    {TENSOR_NORM1_B, LAYER "input_layernorm.bias"},
-    {TENSOR_QKV_W, LAYER "attention.query_key_value.weight", .layout = FILE_GROUPED_QKV},
-    {TENSOR_QKV_B, LAYER "attention.query_key_value.bias", .layout = FILE_GROUPED_QKV},
-    {TENSOR_OUT_W, LAYER "attention.dense.weight"},
-    {TENSOR_OUT_B, LAYER "attention.dense.bias"},
-    {TENSOR_NORM2_W, LAYER "post_attention_layernorm.weight"},
-    {TENSOR_NORM2_B, LAYER "post_attention_layernorm.bias"},
-    {TENSOR_UP_W, LAYER "mlp.dense_h_to_4h.weight"},
-    {TENSOR_UP_B, LAYER "mlp.dense_h_to_4h.bias"},
-    {TENSOR_DOWN_W, LAYER "mlp.dense_4h_to_h.weight"},
-    {TENSOR_DOWN_B, LAYER "mlp.dense_4h_to_h.bias"},
-    {TENSOR_FINAL_NORM_W, "final_layer_norm.weight"},
-    {TENSOR_FINAL_NORM_B, "final_layer_norm.bias"},
+    FAMILY_PAIR(TENSOR_NORM1, LAYER "input_layernorm"),
+    FAMILY_GROUPED_QKV(LAYER "attention."),
+    FAMILY_PAIR(TENSOR_OUT, LAYER "attention.dense"),
+    FAMILY_PAIR(TENSOR_NORM2, LAYER "post_attention_layernorm"),
+    FAMILY_PAIR(TENSOR_UP, LAYER "mlp.dense_h_to_4h"),
+    FAMILY_PAIR(TENSOR_DOWN, LAYER "mlp.dense_4h_to_h"),
+    FAMILY_PAIR(TENSOR_FINAL_NORM, "final_layer_norm"),
     {TENSOR_HEAD_W, "embed_out.weight", .bare = true},
     {.name = NULL},
 };

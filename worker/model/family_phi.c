@@ -18,19 +18,15 @@ static int parse(const json_t *j, struct decoder_config *c, struct err *err)
     c->qkv_bias = c->out_bias = c->mlp_bias = c->head_bias = true;
     c->act = ACT_GELU_TANH;
     c->residual = RESIDUAL_PARALLEL_1NORM;
-    TRY(family_get_sizes(j, c, err));
+    TRY(family_get_sizes(j, &family_usual_sizes, c, err));
     TRY(json_get_double(j, "", "layer_norm_eps", false, 0, 1, &c->norm_eps, err));
     TRY(family_get_act(j, "hidden_act", &c->act, err));
-    TRY(json_get_bool(j, "", "tie_word_embeddings", false, &c->tied, err));
     TRY(json_get_bool(j, "", "qk_layernorm", false, &qk_norm, err));
     if (qk_norm)
         TRY(family_refuse("qk_layernorm", "layer norms on queries and keys", err));
-    TRY(json_get_double(j, "", "embd_pdrop", false, 0, 1, &c->embed_dropout, err));
-    TRY(json_get_double(j, "", "resid_pdrop", false, 0, 1, &c->hidden_dropout, err));
-    TRY(json_get_double(j, "", "attention_dropout", false, 0, 1, &c->attn_dropout, err));
+    TRY(family_get_dropouts(j, "embd_pdrop", "resid_pdrop", "attention_dropout", c, err));
     TRY(family_get_rope(j, 0.5, c, err));
-    TRY(family_get_special_ids(j, c, err));
-    TRY(family_get_dtype(j, &c->dtype, err));
+    TRY(family_get_common(j, c, err));
 out:
     return rc;
 }
@@ -39,22 +35,12 @@ out:
 
 static const struct name_map names[] = {
     {TENSOR_EMBED, "embed_tokens.weight"},
-    {TENSOR_NORM1_W, LAYER "input_layernorm.weight"},
-    {TENSOR_NORM1_B, LAYER "input_layernorm.bias"},
-    {TENSOR_QKV_W, LAYER "self_attn.q_proj.weight", 0, 3},
-    {TENSOR_QKV_W, LAYER "self_attn.k_proj.weight", 1, 3},
-    {TENSOR_QKV_W, LAYER "self_attn.v_proj.weight", 2, 3},
-    {TENSOR_QKV_B, LAYER "self_attn.q_proj.bias", 0, 3},
-    {TENSOR_QKV_B, LAYER "self_attn.k_proj.bias", 1, 3},
-    {TENSOR_QKV_B, LAYER "self_attn.v_proj.bias", 2, 3},
-    {TENSOR_OUT_W, LAYER "self_attn.dense.weight"},
-    {TENSOR_OUT_B, LAYER "self_attn.dense.bias"},
-    {TENSOR_UP_W, LAYER "mlp.fc1.weight"},
-    {TENSOR_UP_B, LAYER "mlp.fc1.bias"},
-    {TENSOR_DOWN_W, LAYER "mlp.fc2.weight"},
-    {TENSOR_DOWN_B, LAYER "mlp.fc2.bias"},
-    {TENSOR_FINAL_NORM_W, "final_layernorm.weight"},
-    {TENSOR_FINAL_NORM_B, "final_layernorm.bias"},
+    FAMILY_PAIR(TENSOR_NORM1, LAYER "input_layernorm"),
+    FAMILY_QKV_PROJ(LAYER "self_attn."),
+    FAMILY_PAIR(TENSOR_OUT, LAYER "self_attn.dense"),
+    FAMILY_PAIR(TENSOR_UP, LAYER "mlp.fc1"),
+    FAMILY_PAIR(TENSOR_DOWN, LAYER "mlp.fc2"),
+    FAMILY_PAIR(TENSOR_FINAL_NORM, "final_layernorm"),
     {TENSOR_HEAD_W, "lm_head.weight", .bare = true},
     {TENSOR_HEAD_B, "lm_head.bias", .bare = true},
     {.name = NULL},

@@ -214,7 +214,8 @@ static int map_tensors(struct weights_reader *r, const struct family *family,
         const struct tensor_desc *desc = &m->tensors[i];
         struct tensor_sources *s = &r->sources[i];
 
-        for (const struct name_map *map = family->names; map->name != NULL; map++) {
+        for (const struct name_map *map = family_names(family, &m->config); map->name != NULL;
+             map++) {
             struct source *part = &s->part[s->n_parts];
 
             if (map->role != desc->role)
@@ -259,7 +260,8 @@ static bool is_ignored(const struct model *m, const struct family *family, const
         if (matches_after_prefix(family, family->ignored[i], name))
             return true;
     }
-    for (const struct name_map *map = family->names; map->name != NULL && m->config.tied; map++) {
+    for (const struct name_map *map = family_names(family, &m->config);
+         map->name != NULL && m->config.tied; map++) {
         if (map->role == TENSOR_HEAD_W && matches_after_prefix(family, map->name, name))
             return true;
     }

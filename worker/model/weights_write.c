@@ -75,7 +75,8 @@ static int declare_tensor(const struct export *e, struct safetensors_writer *w, 
     const struct tensor_desc *t = &e->m->tensors[tensor];
     int rc = 0;
 
-    for (const struct name_map *map = e->family->names; map->name != NULL; map++) {
+    for (const struct name_map *map = family_names(e->family, &e->m->config); map->name != NULL;
+         map++) {
         int64_t first_row, shape[2] = {0, t->cols};
         char *name;
 
@@ -143,7 +144,8 @@ static int write_tensor(const struct export *e, struct safetensors_writer *w, in
 
     TRY(e->source(e->ud, tensor, &data, &from, err));
     assert(data != NULL && dtype_is_float(from));
-    for (const struct name_map *map = e->family->names; map->name != NULL; map++) {
+    for (const struct name_map *map = family_names(e->family, &e->m->config); map->name != NULL;
+         map++) {
         size_t row_bytes = (size_t)t->cols * dtype_size(from);
         int64_t first_row, rows;
         const char *part;
@@ -200,7 +202,8 @@ static int write_index(const struct export *e, struct err *err)
         const struct tensor_desc *t = &e->m->tensors[i];
         char *shard = shard_name(e, e->shard_of[i]);
 
-        for (const struct name_map *n = e->family->names; n->name != NULL; n++) {
+        for (const struct name_map *n = family_names(e->family, &e->m->config); n->name != NULL;
+             n++) {
             char *name;
 
             if (n->role != t->role)

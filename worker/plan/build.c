@@ -80,7 +80,7 @@ static void place_io(struct plan *p, struct layout *l)
     if (in->model->config.position == POSITION_ROPE)
         p->io.rope = layout_place(
             l, TIER_GPU, PURPOSE_BUFFERS,
-            (size_t)(in->seq_length * in->model->config.rope.dim) * sizeof(float), true);
+            (size_t)model_rope_floats(&in->model->config, in->seq_length) * sizeof(float), true);
     else if (in->model->config.position == POSITION_ALIBI)
         p->io.rope = layout_place(l, TIER_GPU, PURPOSE_BUFFERS,
                                   (size_t)in->model->config.heads * sizeof(float), true);

@@ -84,7 +84,7 @@ struct plan_io {
     int32_t scalars;  /* gpu: struct step_scalars                            */
     int32_t clip;     /* host: struct step_scalars as NORM left it, for updates on the cpu queue;
                          NO_PLACE when there are none                        */
-    int32_t rope;     /* gpu: cos then sin table, or ALiBi's slopes, float; or NO_PLACE */
+    int32_t rope;     /* gpu: rope tables or ALiBi's slopes, float; or NO_PLACE */
     int32_t logits;   /* gpu: one row, LIST_SAMPLE                           */
     int32_t host_batch[STEP_SLOTS], host_rows[STEP_SLOTS], host_scalars[STEP_SLOTS]; /* pinned */
     int32_t staging; /* pinned: the largest payload, or one row of logits    */

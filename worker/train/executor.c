@@ -42,13 +42,13 @@ static int upload_rope(struct executor *e, struct err *err)
         return 0;
     const struct decoder_config *c = &p->in.model->config;
     bool alibi = c->position == POSITION_ALIBI;
-    int64_t half = p->in.seq_length * c->rope.dim / 2, n = alibi ? c->heads : 2 * half;
+    int64_t n = alibi ? c->heads : model_rope_floats(c, p->in.seq_length);
     int rc = 0;
     float *tables = xcalloc((size_t)n, sizeof *tables);
     if (alibi)
         model_alibi_slopes(c, tables);
     else
-        model_rope_tables(c, p->in.seq_length, tables, tables + half);
+        model_rope_tables(c, p->in.seq_length, tables);
     TRY(device_copy(e->device, e->stream[QUEUE_COMPUTE], COPY_H2D, executor_at(e, p->io.rope),
                     tables, (size_t)n * sizeof *tables, err));
     TRY(device_stream_sync(e->device, e->stream[QUEUE_COMPUTE], err));

@@ -13,8 +13,8 @@ static void fill_batch(struct executor *e, int64_t micro, struct block_run *r)
     if (e->plan->in.model->config.position == POSITION_ALIBI) {
         r->alibi_slopes = executor_at(e, e->plan->io.rope);
     } else {
-        r->rope_cos = executor_at(e, e->plan->io.rope);
-        r->rope_sin = r->rope_cos + e->plan->in.seq_length * e->plan->in.model->config.rope.dim / 2;
+        r->rope = executor_at(e, e->plan->io.rope);
+        r->rope_positions = e->plan->in.seq_length;
     }
 }
 

@@ -55,24 +55,6 @@ static int write_json(const char *dir, const char *name, const json_t *j, struct
     return rc;
 }
 
-/* The base model's config with the type that the exported weights have. */
-static int write_config(const char *base_dir, const char *dir, enum dtype dtype, struct err *err)
-{
-    char *path = fs_join(base_dir, "config.json");
-    const char *name = dtype == DT_F32 ? "float32" : dtype == DT_BF16 ? "bfloat16" : "float16";
-    json_t *j = NULL;
-    int rc = 0;
-
-    TRY(json_parse_file(path, SMALL_FILE_MAX, JSON_MAX_DEPTH_FILE, &j, err));
-    const char *key = json_object_get(j, "dtype") ? "dtype" : "torch_dtype";
-    json_object_set_new(j, key, json_string(name));
-    TRY(write_json(dir, "config.json", j, err));
-out:
-    json_decref(j);
-    free(path);
-    return rc;
-}
-
 /* Where tensors come from: the checkpoint, which has what was trained (the master where there is
  * one), and with adapters the base model for the rest. */
 struct source {
@@ -231,7 +213,7 @@ static int write_model(struct source *s, const char *base_dir, const struct job_
                                                                  : DT_F32;
     int rc = 0;
 
-    TRY(write_config(base_dir, dir, dtype, err));
+    TRY(decoder_config_export(base_dir, dir, dtype, err));
     TRY(weights_write(dir, s->model, dtype, read_tensor, s, err));
 out:
     return rc;

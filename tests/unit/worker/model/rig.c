@@ -53,11 +53,10 @@ void rig_open(struct rig *r, struct decoder_config *config, enum dtype compute, 
     r->row_loss = xcalloc(n, sizeof(double));
     r->row_correct = xcalloc(n, sizeof(int32_t));
     if (r->m.config.position == POSITION_ROPE) {
-        size_t angles = (size_t)(r->m.config.max_positions * r->m.config.rope.dim / 2);
+        int64_t positions = r->m.config.max_positions;
 
-        r->rope_cos = xcalloc(angles, sizeof(float));
-        r->rope_sin = xcalloc(angles, sizeof(float));
-        model_rope_tables(&r->m.config, r->m.config.max_positions, r->rope_cos, r->rope_sin);
+        r->rope = xcalloc((size_t)model_rope_floats(&r->m.config, positions), sizeof(float));
+        model_rope_tables(&r->m.config, positions, r->rope);
     }
     if (r->m.config.position == POSITION_ALIBI) {
         r->alibi_slopes = xcalloc((size_t)r->m.config.heads, sizeof(float));
@@ -101,8 +100,7 @@ void rig_close(struct rig *r)
     free(r->targets);
     free(r->positions);
     free(r->first_key);
-    free(r->rope_cos);
-    free(r->rope_sin);
+    free(r->rope);
     free(r->alibi_slopes);
     free(r->row_loss);
     free(r->row_correct);
@@ -237,8 +235,8 @@ static void micro_open(struct micro *u, struct rig *r, int64_t first, int64_t ro
         .targets = r->targets + first * r->T,
         .positions = r->positions + first * r->T,
         .first_key = r->first_key != NULL ? r->first_key + first * r->T : NULL,
-        .rope_cos = r->rope_cos,
-        .rope_sin = r->rope_sin,
+        .rope = r->rope,
+        .rope_positions = r->m.config.max_positions,
         .alibi_slopes = r->alibi_slopes,
         .row_loss = u->row_loss,
         .row_correct = r->row_correct + first * r->T,

@@ -27,9 +27,9 @@ struct rig {
     uint64_t seed;
     uint32_t step;
     float grad_scale;
-    float *rope_cos, *rope_sin; /* of configs with rope */
-    float *alibi_slopes;        /* of configs with ALiBi */
-    bool recompute;             /* saved comes from a second forward, just before backward */
+    float *rope;         /* of configs with rope */
+    float *alibi_slopes; /* of configs with ALiBi */
+    bool recompute;      /* saved comes from a second forward, just before backward */
     bool freeze_all_but_norms;
 
     double *row_loss;     /* (B, T) of the last run */

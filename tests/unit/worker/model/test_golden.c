@@ -23,8 +23,11 @@ static void check_outputs(struct golden_check *c, struct rig *r, const struct sa
     double *want = golden_load(f, "logits", &n);
 
     rig_logits(r, 0, rows, logits);
-    for (int64_t i = 0; i < n && cap > 0; i++) /* the block gives them before the cap */
-        logits[i] = cap * tanh(logits[i] / cap);
+    for (int64_t i = 0; i < n; i++) { /* the block gives them before scale and cap */
+        logits[i] *= r->m.config.logit_scale;
+        if (cap > 0)
+            logits[i] = cap * tanh(logits[i] / cap);
+    }
     golden_compare(c, "logits", logits, want, n);
     free(want);
     want = golden_load(f, "row_loss", &n);
@@ -172,6 +175,11 @@ Test(golden, gpt2)
     check_family("gpt2/plain");
 }
 
+Test(golden, gpt2_scale_by_layer)
+{
+    check_family("gpt2/by_layer");
+}
+
 Test(golden, llama_grouped_queries_llama3_rope)
 {
     check_family("llama/grouped");
@@ -192,6 +200,11 @@ Test(golden, qwen2_window_in_some_layers)
     check_family("qwen2/mixed");
 }
 
+Test(golden, qwen2_yarn)
+{
+    check_family("qwen2/yarn");
+}
+
 Test(golden, qwen3_norms_on_q_and_k)
 {
     check_family("qwen3/normed");
@@ -200,6 +213,16 @@ Test(golden, qwen3_norms_on_q_and_k)
 Test(golden, phi3_fused)
 {
     check_family("phi3/fused");
+}
+
+Test(golden, phi3_longrope_beyond_the_original_length)
+{
+    check_family("phi3/long");
+}
+
+Test(golden, phi3_longrope_within_the_original_length)
+{
+    check_family("phi3/short");
 }
 
 Test(golden, neox_parallel)
@@ -235,6 +258,21 @@ Test(golden, falcon_one_key_value_head)
 Test(golden, falcon_grouped)
 {
     check_family("falcon/grouped");
+}
+
+Test(golden, falcon_two_norms)
+{
+    check_family("falcon/two_norms");
+}
+
+Test(golden, falcon_sequential)
+{
+    check_family("falcon/sequential");
+}
+
+Test(golden, cohere_as_palm)
+{
+    check_family("cohere/palm");
 }
 
 Test(golden, gemma)
