@@ -165,6 +165,13 @@ class Checks:
         assert Path(hh.snapshot_download("org/tiny", cache_dir=cache)) == folder
         self.same(folder, "org/tiny", ["README.md", "model.safetensors", "config.json"])
 
+    def check_ours_says_what_is_missing(self):
+        cache = self.new_cache()
+        folder = self.ours(cache, "org/sharded")
+        known = [hh.try_to_load_from_cache("org/sharded", name, cache_dir=cache)
+                 for name in ("vocab.json", "config.json", "never_asked_for.json")]
+        assert known == [hh._CACHED_NO_EXIST, str(folder / "config.json"), None], known
+
     def check_scan_of_ours_has_no_warnings(self):
         cache = self.new_cache()
         self.ours(cache, "org/tiny")

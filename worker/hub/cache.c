@@ -19,6 +19,7 @@
 #include "core/json.h"
 #include "core/log.h"
 #include "worker/hub/reference.h"
+#include "worker/hub/settings.h"
 
 enum { MAX_LISTING_BYTES = 64 << 20 };
 
@@ -32,6 +33,7 @@ void cache_init(struct cache *c, const char *root, const char *repo)
     c->root = xstrdup(root);
     c->folder = fs_join(root, name);
     c->locks = fs_join(locks, name);
+    c->no_links = settings_no_links();
     free(locks);
     free(name);
 }
@@ -99,6 +101,40 @@ void cache_write_ref(const struct cache *c, const char *revision, const char *co
     bool known = cache_read_ref(c, revision, old) && strcmp(old, commit) == 0;
     if (!known && write_with_parents(path, commit, strlen(commit), &err) != 0)
         log_warn("hub", "file=%s the revision is not remembered: %s", path, err.msg);
+    free(path);
+}
+
+void cache_note_absent(const struct cache *c, const char *commit, const char *path)
+{
+    char *note = xasprintf("%s/.no_exist/%s/%s", c->folder, commit, path);
+
+    if (!fs_exists(note))
+        (void)write_with_parents(note, "", 0, NULL); /* only a courtesy */
+    free(note);
+}
+
+static char *access_path(const struct cache *c)
+{
+    return fs_join(c->folder, ".public");
+}
+
+bool cache_is_public(const struct cache *c)
+{
+    char *path = access_path(c);
+    bool is_public = fs_exists(path);
+
+    free(path);
+    return is_public;
+}
+
+void cache_note_access(const struct cache *c, bool is_public)
+{
+    char *path = access_path(c);
+
+    if (!is_public)
+        unlink(path);
+    else if (!fs_exists(path))
+        (void)write_with_parents(path, "", 0, NULL); /* else the hub is asked more often */
     free(path);
 }
 
@@ -286,12 +322,27 @@ int cache_lock(const struct cache *c, const char *etag, struct http *h, int *fd,
     return rc;
 }
 
+/* At `aside`, a link to the blob; where that cannot be, the blob itself. */
+static int place_blob(const struct cache *c, const char *target, const char *blob,
+                      const char *aside, struct err *err)
+{
+    unlink(aside);
+    if (!c->no_links && symlink(target, aside) == 0)
+        return 0;
+    if (!c->no_links && errno != EPERM && errno != ENOSYS && errno != EOPNOTSUPP)
+        return err_set_errno(err, errno, "cannot create symbolic link %s", aside);
+    if (rename(blob, aside) != 0)
+        return err_set_errno(err, errno, "cannot move %s to %s", blob, aside);
+    return 0;
+}
+
 int cache_link(const struct cache *c, const char *commit, const char *path, const char *etag,
                struct err *err)
 {
     char *link = xasprintf("%s/snapshots/%s/%s", c->folder, commit, path);
     char *dir = xstrndup(link, (size_t)(strrchr(link, '/') - link));
     char *aside = xasprintf("%s.tmp-%ld", link, (long)getpid());
+    char *blob = cache_blob_path(c, etag);
     struct buf target = {0};
     int rc = 0;
 
@@ -301,20 +352,14 @@ int cache_link(const struct cache *c, const char *commit, const char *path, cons
         if (*p == '/')
             buf_add_str(&target, "../");
     buf_printf(&target, "blobs/%s", etag);
-    unlink(aside);
-    if (symlink(buf_str(&target), aside) != 0) {
-        rc = err_set_errno(err, errno,
-                           "cannot create symbolic link %s; the cache directory (HF_HUB_CACHE) "
-                           "must be on a file system that has them",
-                           link);
-        goto out;
-    }
+    TRY(place_blob(c, buf_str(&target), blob, aside, err));
     if (rename(aside, link) != 0) {
         rc = err_set_errno(err, errno, "cannot rename %s to %s", aside, link);
         unlink(aside);
     }
 out:
     buf_fini(&target);
+    free(blob);
     free(aside);
     free(dir);
     free(link);

@@ -9,6 +9,8 @@
  *     refs/<revision>                   the commit it last stood for, 40 digits, no newline
  *     snapshots/<commit>/<path>         symbolic link ../../blobs/<etag>
  *     trees/<commit>.json               the listing (listing.h)
+ *     .no_exist/<commit>/<path>         empty: the commit has no such file
+ *     .public                           empty: ours; the hub said that everybody may read this
  *
  * Several processes, Python's among them, may use it at once: everything appears by rename, and
  * a blob is written under its lock. Where flock does not work (some cluster file systems) two
@@ -17,8 +19,9 @@
  *
  * Reading never leaves the cache: a link in a snapshot counts only if it ends in this repository's
  * folder or in <root>/blobs, which newer versions of huggingface_hub share between repositories.
- * Names given here were checked by reference.h. A cache that cannot be written still serves what
- * it holds.
+ * Where there are no symbolic links, or HF_HUB_DISABLE_SYMLINKS forbids them, the file itself moves
+ * into the snapshot. Names given here were checked by reference.h. A cache that cannot be written
+ * still serves what it holds.
  */
 #ifndef CASTOR_WORKER_HUB_CACHE_H
 #define CASTOR_WORKER_HUB_CACHE_H
@@ -34,6 +37,7 @@ struct cache {
     char *root;   /* absolute */
     char *folder; /* <root>/models--org--name */
     char *locks;  /* <root>/.locks/models--org--name */
+    bool no_links;
 };
 
 void cache_init(struct cache *c, const char *root, const char *repo);
@@ -47,6 +51,12 @@ bool cache_read_ref(const struct cache *c, const char *revision, char commit[41]
 /* Neither of these two is needed for the files to be usable: failures are logged. */
 void cache_write_ref(const struct cache *c, const char *revision, const char *commit);
 void cache_write_listing(const struct cache *c, const char *commit, const struct listing *l);
+
+/* Let other programs know that the commit does not have this file. */
+void cache_note_absent(const struct cache *c, const char *commit, const char *path);
+/* Whether what the cache holds was open to everybody when the hub was last asked. */
+bool cache_is_public(const struct cache *c);
+void cache_note_access(const struct cache *c, bool is_public);
 
 /* The listing kept for a commit; false when there is none that can be read. */
 bool cache_read_listing(const struct cache *c, const char *commit, struct listing *out);
@@ -65,7 +75,7 @@ int64_t cache_partial_bytes(const struct cache *c, const char *etag);
 int cache_prepare(const struct cache *c, struct err *err);
 /* Wait for the lock of a blob, polling h for cancellation. *fd is closed to release it. */
 int cache_lock(const struct cache *c, const char *etag, struct http *h, int *fd, struct err *err);
-/* Make snapshots/<commit>/<path> point to the blob, replacing what is there. */
+/* Make snapshots/<commit>/<path> point to the blob, or be it, replacing what is there. */
 int cache_link(const struct cache *c, const char *commit, const char *path, const char *etag,
                struct err *err);
 

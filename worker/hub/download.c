@@ -33,7 +33,7 @@ struct blob {
 static void report(const struct blob *b)
 {
     if (b->d->on_bytes)
-        b->d->on_bytes(b->d->on_bytes_ud, b->file, b->offset);
+        b->d->on_bytes(b->d->on_bytes_ud, b->file, b->offset, b->offset);
 }
 
 static void blob_restart(struct blob *b)

@@ -86,8 +86,21 @@ void http_fini(struct http *h)
     curl_easy_cleanup(h->curl);
     free(h->endpoint);
     free(h->origin);
+    if (h->token)
+        explicit_bzero(h->token, strlen(h->token));
     free(h->token);
     *h = (struct http){0};
+}
+
+int http_clone(const struct http *from, struct http *out, struct err *err)
+{
+    int rc = http_init(out, from->endpoint, from->token, err);
+
+    if (rc == 0) {
+        out->stall_timeout = from->stall_timeout;
+        out->wait_scale = from->wait_scale;
+    }
+    return rc;
 }
 
 static void response_clear_headers(struct http_response *r)
@@ -295,6 +308,7 @@ static int send_once(struct http *h, const struct http_request *q, struct http_r
     curl_easy_setopt(h->curl, CURLOPT_URL, r->url);
     curl_easy_setopt(h->curl, CURLOPT_PROTOCOLS_STR, "http,https");
     curl_easy_setopt(h->curl, CURLOPT_FOLLOWLOCATION, 0L);
+    curl_easy_setopt(h->curl, CURLOPT_NOSIGNAL, 1L); /* several threads download */
     curl_easy_setopt(h->curl, CURLOPT_NETRC, (long)CURL_NETRC_IGNORED);
     curl_easy_setopt(h->curl, CURLOPT_USERAGENT, USER_AGENT);
     curl_easy_setopt(h->curl, CURLOPT_HTTPHEADER, headers);

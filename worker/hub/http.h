@@ -38,6 +38,8 @@ struct http {
  * characters that no token has. */
 int http_init(struct http *h, const char *endpoint, const char *token, struct err *err);
 void http_fini(struct http *h);
+/* Another connection with the same settings, for another thread; without poll. */
+int http_clone(const struct http *from, struct http *out, struct err *err);
 
 struct http_response;
 /* A piece of the body of a 2xx answer; the response's headers are already filled in. */

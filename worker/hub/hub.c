@@ -30,7 +30,8 @@ struct hub {
     void *progress_ud;
     /* What the next progress call says. */
     const struct listing_file *file; /* NULL = none */
-    int64_t file_done, all_done, all_total;
+    int64_t file_done;
+    int64_t all_done, under_way, all_total; /* of files complete, of those under way, of all */
 };
 
 /* --- settings --------------------------------------------------------------------------------- */
@@ -42,7 +43,7 @@ static int on_poll(void *ud)
     if (!hub->progress)
         return 0;
     return hub->progress(hub->progress_ud, hub->file ? hub->file->path : "", hub->file_done,
-                         hub->file ? hub->file->size : 0, hub->all_done + hub->file_done,
+                         hub->file ? hub->file->size : 0, hub->all_done + hub->under_way,
                          hub->all_total);
 }
 
@@ -73,8 +74,8 @@ int hub_create(const struct hub_config *config, struct hub **out, struct err *er
     hub->progress_ud = config->progress_ud;
     TRY(absolute_path(&hub->cache_root, err));
     TRY(http_init(&hub->http, endpoint, token, err));
-    if (config->stall_timeout > 0)
-        hub->http.stall_timeout = config->stall_timeout;
+    hub->http.stall_timeout =
+        config->stall_timeout > 0 ? config->stall_timeout : settings_timeout();
     if (config->wait_scale > 0)
         hub->http.wait_scale = config->wait_scale;
     hub->http.poll = on_poll;
@@ -150,15 +151,51 @@ static int resolve_in_cache(struct fetch *f, struct err *err)
     return 0;
 }
 
+static void note_absent_files(const struct fetch *f)
+{
+    const char *name;
+
+    for (int i = 0; (name = select_known_name(i)) != NULL; i++)
+        if (!listing_find(&f->listing, name))
+            cache_note_absent(&f->cache, f->info.commit, name);
+}
+
 static int resolve_at_hub(struct fetch *f, struct err *err)
+{
+    struct http *http = &f->hub->http;
+    int rc = 0;
+
+    TRY(listing_ask_info(http, f->repo, f->revision, &f->info, err));
+    if (f->info.gated) /* its description is for everybody, its files are not */
+        TRY(listing_ask_access(http, f->repo, err));
+    cache_note_access(&f->cache, !f->info.gated && !f->info.is_private);
+    if (cache_read_listing(&f->cache, f->info.commit, &f->listing))
+        goto out;
+    TRY(listing_ask_tree(http, f->repo, f->info.commit, &f->listing, err));
+    cache_write_listing(&f->cache, f->info.commit, &f->listing);
+    note_absent_files(f);
+out:
+    return rc;
+}
+
+/* The hub is silent: the cache, where it need not be asked. */
+static int resolve_without_hub(struct fetch *f, struct err *err)
 {
     int rc = 0;
 
-    TRY(listing_ask_info(&f->hub->http, f->repo, f->revision, &f->info, err));
-    if (cache_read_listing(&f->cache, f->info.commit, &f->listing))
-        goto out;
-    TRY(listing_ask_tree(&f->hub->http, f->repo, f->info.commit, &f->listing, err));
-    cache_write_listing(&f->cache, f->info.commit, &f->listing);
+    f->offline = true;
+    f->unreachable = *err;
+    if (!cache_is_public(&f->cache)) {
+        if (fs_exists(f->cache.folder))
+            err_wrap(err, ERR_NET,
+                     "'%s' is in the cache, but may be gated or private, so that the hub must be "
+                     "asked first (or HF_HUB_OFFLINE set, where everybody may use the cache)",
+                     f->repo);
+        return ERR_NET;
+    }
+    TRY(resolve_in_cache(f, err));
+    log_warn("hub", "repo=%s commit=%s using the cache: %s", f->repo, f->info.commit,
+             f->unreachable.msg);
 out:
     return rc;
 }
@@ -170,19 +207,14 @@ static int resolve(struct fetch *f, struct err *err)
 
     if (f->offline)
         return resolve_in_cache(f, err);
-    if (reference_is_sha1(f->revision) && cache_read_listing(&f->cache, f->revision, &f->listing)) {
+    if (reference_is_sha1(f->revision) && cache_is_public(&f->cache) &&
+        cache_read_listing(&f->cache, f->revision, &f->listing)) {
         memcpy(f->info.commit, f->revision, sizeof(f->info.commit));
         return 0;
     }
     rc = resolve_at_hub(f, &own);
-    if (rc == ERR_NET) {
-        f->offline = true;
-        f->unreachable = own;
-        rc = resolve_in_cache(f, &own);
-        if (rc == 0)
-            log_warn("hub", "repo=%s commit=%s using the cache: %s", f->repo, f->info.commit,
-                     own.msg);
-    }
+    if (rc == ERR_NET)
+        rc = resolve_without_hub(f, &own);
     if (rc != 0 && err)
         *err = own;
     return rc;
@@ -191,23 +223,23 @@ static int resolve(struct fetch *f, struct err *err)
 /* --- downloading what is missing ----------------------------------------------------------------
  */
 
-static void on_bytes(void *ud, const struct listing_file *file, int64_t done)
+static void on_bytes(void *ud, const struct listing_file *file, int64_t done, int64_t all)
 {
     struct hub *hub = ud;
 
     hub->file = file;
     hub->file_done = done;
+    hub->under_way = all;
 }
 
-/* Bytes that the disk still has to take for these files. */
+/* Bytes that the disk still has to take for these files, none of which is in the snapshot. */
 static int64_t bytes_needed(const struct fetch *f, const struct listing_file *const *files,
                             int64_t n)
 {
     int64_t bytes = 0;
 
     for (int64_t i = 0; i < n; i++) {
-        if (cache_has_file(&f->cache, f->info.commit, files[i]) ||
-            cache_has_blob(&f->cache, files[i]))
+        if (cache_has_blob(&f->cache, files[i]))
             continue;
         int64_t there = cache_partial_bytes(&f->cache, listing_etag(files[i]));
         bytes += files[i]->size - (there < files[i]->size ? there : 0) + DISK_BLOCK;
@@ -236,27 +268,31 @@ static int ensure(struct fetch *f, const struct listing_file *const *files, int6
 {
     struct hub *hub = f->hub;
     struct download d = {&hub->http, &f->cache, f->repo, f->info.commit, on_bytes, hub};
-    bool prepared = false;
+    const struct listing_file **missing = xcalloc((size_t)n + 1, sizeof(*missing));
+    int64_t n_missing = 0;
     int rc = 0;
 
     for (int64_t i = 0; i < n; i++) {
-        if (!cache_has_file(&f->cache, f->info.commit, files[i])) {
-            if (f->offline) {
-                rc = missing_offline(f, files[i]->path, err);
-                goto out;
-            }
-            if (!prepared) {
-                TRY(cache_prepare(&f->cache, err));
-                TRY(admit(f, bytes_needed(f, files + i, n - i), err));
-                prepared = true;
-            }
-            TRY(download_file(&d, files[i], err));
-        }
-        hub->file = NULL;
-        hub->file_done = 0;
-        hub->all_done += files[i]->size;
+        if (cache_has_file(&f->cache, f->info.commit, files[i]))
+            hub->all_done += files[i]->size;
+        else
+            missing[n_missing++] = files[i];
     }
+    if (n_missing == 0)
+        goto out;
+    if (f->offline) {
+        rc = missing_offline(f, missing[0]->path, err);
+        goto out;
+    }
+    TRY(cache_prepare(&f->cache, err));
+    TRY(admit(f, bytes_needed(f, missing, n_missing), err));
+    TRY(download_files(&d, missing, n_missing, err));
+    for (int64_t i = 0; i < n_missing; i++)
+        hub->all_done += missing[i]->size;
 out:
+    hub->file = NULL;
+    hub->file_done = hub->under_way = 0;
+    free(missing);
     return rc;
 }
 

@@ -7,12 +7,17 @@
  * against the size and hash the hub announced, and a token is sent to the endpoint's own host only.
  *
  * Settings come from HF_ENDPOINT, HF_TOKEN (HF_TOKEN_PATH), HF_HOME, HF_HUB_CACHE and
- * HF_HUB_OFFLINE, with the meaning they have for huggingface_hub. The cache must lie on a file
- * system with symbolic links.
+ * HF_HUB_OFFLINE, HF_HUB_DOWNLOAD_TIMEOUT and HF_HUB_DISABLE_SYMLINKS, with the meaning they have
+ * for huggingface_hub.
+ *
+ * A cache may be shared by people of whom not all may read everything. So what it holds is used
+ * without asking the hub only if the hub has said that the repository is public; a gated or private
+ * one, and one whose standing is not known, takes a request with this client's token each time.
+ * Offline (as configured) there is nobody to ask, and the cache is used as it is.
  *
  * How it is done, a file each: reference.h (names and paths from outside), http.h (requests,
  * redirects, retries), status.h (what a refusal means), listing.h (what a repository holds),
- * select.h (which files are wanted), cache.h (the directory), download.h (one file).
+ * select.h (which files are wanted), cache.h (the directory), download.h (one file, and many).
  */
 #ifndef CASTOR_WORKER_HUB_HUB_H
 #define CASTOR_WORKER_HUB_HUB_H
@@ -38,7 +43,8 @@ struct hub_config {
     bool offline;             /* or'ed with HF_HUB_OFFLINE */
     hub_progress_fn progress; /* may be NULL */
     void *progress_ud;
-    double stall_timeout; /* seconds without a byte before a request is given up; 0 = 10 */
+    double stall_timeout; /* seconds without a byte before a request is given up; 0 = as the
+                             environment says, or 10 */
     double wait_scale;    /* stretches the waits between tries (1, 2, 4, 8 s); 0 = 1 */
 };
 
@@ -68,9 +74,10 @@ struct hub_snapshot {
 void hub_snapshot_fini(struct hub_snapshot *s);
 
 /* Resolve revision to a commit, list, and download what is missing. Files already in the cache are
- * not asked for again; a revision that is a commit hash whose files are all there needs no request.
- * When the hub cannot be reached, or offline, the commit that the revision last stood for is taken
- * from the cache if it is complete. Disk space is checked before the first byte.
+ * not asked for again; a revision that is a commit hash whose files are all there needs no request
+ * if the repository is public. When such a hub cannot be reached, or offline, the commit that the
+ * revision last stood for is taken from the cache if it is complete. Disk space is checked before
+ * the first byte, and several files are downloaded at a time.
  *
  * Errors carry reasons:
  *   ERR_NOT_FOUND    model_not_found (or private: the hub does not tell), revision_not_found,

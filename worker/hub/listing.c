@@ -155,6 +155,22 @@ out:
     return rc;
 }
 
+int listing_ask_access(struct http *h, const char *repo, struct err *err)
+{
+    struct buf url = {0};
+    struct http_response r = {0};
+    int rc;
+
+    buf_printf(&url, "%s/api/models/", h->endpoint);
+    reference_add_encoded(&url, repo, true);
+    buf_add_str(&url, "/auth-check");
+    struct http_request q = {.url = buf_str(&url), .max_body_bytes = MAX_API_BYTES};
+    rc = status_request(h, &q, repo, "main", &r, err);
+    http_response_fini(&r);
+    buf_fini(&url);
+    return rc;
+}
+
 static int add_tree_entry(struct listing *l, const json_t *entry, struct err *err)
 {
     const char *type = json_string_value(json_object_get(entry, "type"));

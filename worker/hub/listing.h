@@ -45,6 +45,8 @@ int listing_finish(struct listing *l, struct err *err);
 /* Ask the hub. *out is zeroed before the call. */
 int listing_ask_info(struct http *h, const char *repo, const char *revision,
                      struct listing_info *out, struct err *err);
+/* Whether the token may read a gated repository: 0, or the refusal. */
+int listing_ask_access(struct http *h, const char *repo, struct err *err);
 int listing_ask_tree(struct http *h, const char *repo, const char *commit, struct listing *out,
                      struct err *err);
 

@@ -36,6 +36,13 @@ static const struct weight_form {
 };
 enum { N_WEIGHT_FORMS = sizeof(weight_forms) / sizeof(weight_forms[0]) };
 
+const char *select_known_name(int i)
+{
+    if (i < N_METADATA_NAMES)
+        return metadata_names[i];
+    return i < N_METADATA_NAMES + N_WEIGHT_FORMS ? weight_forms[i - N_METADATA_NAMES].file : NULL;
+}
+
 void select_fini(struct selection *s)
 {
     free(s->metadata);

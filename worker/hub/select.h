@@ -24,6 +24,9 @@ struct selection {
 
 /* ERR_UNSUPPORTED no_weights; ERR_CORRUPT for a metadata file of an absurd size. */
 int select_files(const struct listing *l, struct selection *out, struct err *err);
+/* The i-th name of a file that other programs look for at the top of a model's repository, NULL
+ * behind the last. */
+const char *select_known_name(int i);
 /* The weight files that the index (its JSON) names. ERR_CORRUPT for a name that is not a plain file
  * of the listing, with the index's own suffix. */
 int select_shards(const struct listing *l, const json_t *index, struct selection *s,

@@ -96,6 +96,20 @@ bool settings_offline(void)
     return is_true(hub ? hub : variable("TRANSFORMERS_OFFLINE"));
 }
 
+bool settings_no_links(void)
+{
+    return is_true(variable("HF_HUB_DISABLE_SYMLINKS"));
+}
+
+double settings_timeout(void)
+{
+    const char *text = variable("HF_HUB_DOWNLOAD_TIMEOUT");
+    char *end = NULL;
+    double seconds = text ? strtod(text, &end) : 0;
+
+    return end && *end == '\0' && seconds >= 1 && seconds <= 3600 ? seconds : 10;
+}
+
 /* Without the white space that copying and files add; NULL when nothing is left. */
 static char *clean_token(const char *text)
 {

@@ -235,7 +235,7 @@ struct hub *fixture_client(const struct fixture *f)
                                 .token = "",
                                 .cache_dir = f->cache,
                                 .wait_scale = 0.01,
-                                .stall_timeout = 0.5};
+                                .stall_timeout = 2};
     struct hub *hub = NULL;
 
     REQUIRE(hub_create(&config, &hub, &require_err));

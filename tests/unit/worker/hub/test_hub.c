@@ -267,6 +267,126 @@ Test(hub, the_token_goes_to_the_hub_only)
     hub_destroy(hub);
 }
 
+/* What one account may read is not there for the next one, though the cache is the same. */
+Test(hub, a_cache_does_not_give_access)
+{
+    struct hub *nobody = client_with("", false), *granted = client_with("hf_granted", false);
+    struct hub *offline = client_with("", true), *dead = NULL;
+    struct hub_config dead_config = {.endpoint = "http://127.0.0.1:1",
+                                     .token = "hf_granted",
+                                     .cache_dir = fx.cache,
+                                     .wait_scale = 0.001};
+    struct hub_snapshot s = fetch(granted, "org/gated", "main", HUB_WANT_WEIGHTS), again = {0};
+    struct err err = {0};
+
+    /* A commit never changes, but who may read it does: the hub is asked, and only that. */
+    fixture_set_faults(&fx, "[]");
+    again = fetch(granted, "org/gated", s.commit, HUB_WANT_WEIGHTS);
+    cr_expect_eq(fixture_count(&fx, NULL, NULL, "auth-check"), 1);
+    cr_expect_eq(fixture_count(&fx, NULL, NULL, NULL), 2);
+    hub_snapshot_fini(&again);
+    cr_expect_eq(hub_fetch_model(nobody, "org/gated", s.commit, HUB_WANT_WEIGHTS, &again, &err),
+                 ERR_PERMISSION);
+    cr_expect_str_eq(err.reason, "gated_model");
+    fixture_expect(nobody, "org/gated", HUB_WANT_WEIGHTS, ERR_PERMISSION, "gated_model");
+
+    cr_assert_eq(hub_create(&dead_config, &dead, NULL), 0);
+    err = (struct err){0};
+    cr_expect_eq(hub_fetch_model(dead, "org/gated", "main", HUB_WANT_WEIGHTS, &again, &err),
+                 ERR_NET);
+    cr_expect_str_eq(err.reason, "hub_unavailable");
+    cr_expect_not_null(strstr(err.msg, "may be gated or private"), "%s", err.msg);
+    fixture_expect(offline, "org/gated", HUB_WANT_WEIGHTS, ERR_OK, NULL);
+    hub_snapshot_fini(&s);
+    hub_destroy(dead);
+    hub_destroy(offline);
+    hub_destroy(granted);
+    hub_destroy(nobody);
+}
+
+/* A repository can become private, and one that others have put in the cache may be. */
+Test(hub, an_unknown_standing_is_asked_for)
+{
+    struct hub *nobody = client_with("", false), *granted = client_with("hf_granted", false);
+    struct hub_snapshot s = fetch(granted, "org/private", "main", HUB_WANT_WEIGHTS), again = {0};
+    char *note = xasprintf("%s/models--org--private/.public", fx.cache);
+    char *other = xasprintf("%s/models--org--tiny/.public", fx.cache);
+
+    cr_expect(!fs_exists(note));
+    cr_expect_eq(hub_fetch_model(nobody, "org/private", s.commit, HUB_WANT_WEIGHTS, &again, NULL),
+                 ERR_NOT_FOUND);
+    hub_snapshot_fini(&s);
+    s = fetch(nobody, "org/tiny", "main", HUB_WANT_METADATA);
+    cr_assert_eq(unlink(other), 0);
+    fixture_set_faults(&fx, "[]");
+    again = fetch(nobody, "org/tiny", s.commit, HUB_WANT_METADATA);
+    cr_expect_eq(fixture_count(&fx, NULL, NULL, NULL), 1);
+    cr_expect(fs_exists(other));
+    hub_snapshot_fini(&again);
+    hub_snapshot_fini(&s);
+    free(other);
+    free(note);
+    hub_destroy(granted);
+    hub_destroy(nobody);
+}
+
+Test(hub, a_cache_without_links)
+{
+    setenv("HF_HUB_DISABLE_SYMLINKS", "1", 1);
+    struct hub *hub = fixture_client(&fx), *offline = client_with("", true);
+    struct hub_snapshot s = fetch(hub, "org/tiny", "main", HUB_WANT_WEIGHTS);
+    char *weights = fs_join(s.directory, "model.safetensors");
+    struct stat st;
+
+    cr_assert_eq(lstat(weights, &st), 0);
+    cr_expect(S_ISREG(st.st_mode) && st.st_size == TINY_WEIGHT_BYTES);
+    fixture_set_faults(&fx, "[]");
+    fixture_expect_whole(&fx, hub, "org/tiny");
+    cr_expect_eq(fixture_count(&fx, NULL, NULL, NULL), 1);
+    fixture_expect(offline, "org/tiny", HUB_WANT_WEIGHTS, ERR_OK, NULL);
+    free(weights);
+    hub_snapshot_fini(&s);
+    hub_destroy(offline);
+    hub_destroy(hub);
+}
+
+Test(hub, what_a_commit_does_not_have_is_noted)
+{
+    struct hub *hub = fixture_client(&fx);
+    struct hub_snapshot s = fetch(hub, "org/bin", "main", HUB_WANT_METADATA);
+    const char *const names[] = {"tokenizer.json", "model.safetensors", "config.json"};
+
+    for (int i = 0; i < 3; i++) {
+        char *note = xasprintf("%s/models--org--bin/.no_exist/%s/%s", fx.cache, s.commit, names[i]);
+        cr_expect_eq(fs_exists(note), i < 2, "%s", note);
+        free(note);
+    }
+    hub_snapshot_fini(&s);
+    hub_destroy(hub);
+}
+
+/* An administrator's cache that jobs may only read. */
+Test(hub, a_cache_that_cannot_be_written_serves_what_it_holds)
+{
+    struct hub *hub = fixture_client(&fx);
+    char *listing, *locks = fs_join(fx.cache, ".locks");
+    struct hub_snapshot s = fetch(hub, "org/tiny", "main", HUB_WANT_WEIGHTS), again;
+
+    /* What the root user may always write stands in the way as a file instead. */
+    listing = xasprintf("%s/models--org--tiny/trees", fx.cache);
+    cr_assert_eq(fs_remove_tree(listing, NULL), 0);
+    cr_assert_eq(fs_write_file_atomic(listing, "", 0, NULL), 0);
+    cr_assert_eq(fs_remove_tree(locks, NULL), 0);
+    cr_assert_eq(fs_write_file_atomic(locks, "", 0, NULL), 0);
+    again = fetch(hub, "org/tiny", "main", HUB_WANT_WEIGHTS);
+    cr_expect_str_eq(again.directory, s.directory);
+    hub_snapshot_fini(&again);
+    hub_snapshot_fini(&s);
+    free(locks);
+    free(listing);
+    hub_destroy(hub);
+}
+
 struct progress {
     int calls, cancel_at;
     int64_t last_all, total;
