@@ -273,7 +273,7 @@ static int encode_word(const struct bpe *m, const char *word, size_t n, struct b
         return 0;
     int rc = bpe_encode_by_merging(m, word, n, s, out, err);
     if (rc == 0)
-        word_cache_put(&s->words, hash, word, n, out->ids + from, out->n - from);
+        word_cache_put(&s->words, hash, word, n, out, from);
     return rc;
 }
 

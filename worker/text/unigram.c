@@ -296,6 +296,6 @@ int unigram_encode(const struct unigram *m, const char *piece, size_t n, struct 
         return rc;
     turn_around(s->steps, n);
     add_parts(m, piece, n, s->steps, out);
-    word_cache_put(&s->words, hash, piece, n, out->ids + from, out->n - from);
+    word_cache_put(&s->words, hash, piece, n, out, from);
     return 0;
 }

@@ -36,8 +36,10 @@ bool word_cache_get(const struct word_cache *c, uint64_t hash, const char *word,
 }
 
 void word_cache_put(struct word_cache *c, uint64_t hash, const char *word, size_t n,
-                    const int32_t *ids, int64_t n_ids)
+                    const struct token_list *ids, int64_t from)
 {
+    int64_t n_ids = ids->n - from;
+
     if (n == 0 || n > WORD_CACHE_BYTES || n_ids > WORD_CACHE_IDS)
         return;
     if (!c->slots)
@@ -46,5 +48,6 @@ void word_cache_put(struct word_cache *c, uint64_t hash, const char *word, size_
     slot->n = (uint8_t)n;
     slot->n_ids = (uint8_t)n_ids;
     memcpy(slot->word, word, n);
-    memcpy(slot->ids, ids, (size_t)n_ids * sizeof(*ids));
+    if (n_ids > 0)
+        memcpy(slot->ids, ids->ids + from, (size_t)n_ids * sizeof(*ids->ids));
 }

@@ -23,7 +23,8 @@ void word_cache_fini(struct word_cache *c);
  * known. */
 bool word_cache_get(const struct word_cache *c, uint64_t hash, const char *word, size_t n,
                     struct token_list *out);
+/* The word came out as ids->ids[from] and on. */
 void word_cache_put(struct word_cache *c, uint64_t hash, const char *word, size_t n,
-                    const int32_t *ids, int64_t n_ids);
+                    const struct token_list *ids, int64_t from);
 
 #endif
