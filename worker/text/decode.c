@@ -299,7 +299,7 @@ static void end_bytes(struct buf *bytes, struct token_texts *to)
 
 static void run_byte_fallback(const struct token_texts *from, struct token_texts *to)
 {
-    const char *at = from->text.data;
+    const char *at = buf_str(&from->text);
     struct buf bytes = {0};
 
     for (size_t i = 0; i < from->n; at += from->lengths[i++]) {
@@ -319,7 +319,7 @@ static void run_byte_fallback(const struct token_texts *from, struct token_texts
 static void run_metaspace(const struct decode_step *step, const struct token_texts *from,
                           struct token_texts *to)
 {
-    const char *at = from->text.data;
+    const char *at = buf_str(&from->text);
 
     for (size_t i = 0; i < from->n; i++) {
         const char *stop = at + from->lengths[i], *next;
@@ -387,7 +387,7 @@ static void gather(const struct decoder *d, const int32_t *ids, int64_t n, bool 
 
 static void add_spaced(const struct token_texts *texts, struct buf *out)
 {
-    const char *at = texts->text.data;
+    const char *at = buf_str(&texts->text);
 
     for (size_t i = 0; i < texts->n; at += texts->lengths[i++]) {
         if (i > 0)

@@ -3,7 +3,6 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <utf8proc.h>
 
 #include "worker/text/unicode.h"
 #include "worker/text/unicode_form.h"
@@ -143,10 +142,8 @@ static void add_lowercase(const char *text, size_t n, struct buf *out)
         uint32_t c = utf8_read(text + i, n - i, &bytes);
         if (c == 0x130) /* the one character whose lower case is two */
             buf_add_str(out, "i\xCC\x87");
-        else if (c < 0x80)
-            buf_add_char(out, (char)(c >= 'A' && c <= 'Z' ? c + 32 : c));
         else
-            add_character(out, (uint32_t)utf8proc_tolower((utf8proc_int32_t)c));
+            add_character(out, unicode_to_lower(c));
     }
 }
 

@@ -9,6 +9,8 @@
 #include "core/clock.h"
 #include "tests/unit/worker/text/scratch_dir.h"
 #include "worker/text/tokenizer.h"
+#include "worker/text/unicode.h"
+#include "worker/text/unicode_form.h"
 
 #define GOLDEN "tests/golden/tokenizer"
 
@@ -217,6 +219,54 @@ Test(tokenizer, is_not_quadratic_in_a_words_length, .timeout = 120)
     free(text);
     tokenizer_destroy(t);
     scratch_dir_fini(&d);
+}
+
+/* A megabyte without a space through the models on characters, and of what their normalizers and
+ * added tokens look at twice. */
+Test(tokenizer, takes_long_texts_without_spaces, .timeout = 120)
+{
+    enum { N = 1 << 20 };
+    static const char *const dirs[] = {GOLDEN "_llama", GOLDEN "_t5", GOLDEN "_unigram"};
+    static const char *const words[] = {
+        "ab", "\xE2\x96\x81", "a\xCC\x81", "\xF0\x9F\x91\xA8\xE2\x80\x8D", "<lef", "<left> ", "  "};
+    char *text = malloc(N);
+
+    for (size_t d = 0; d < sizeof(dirs) / sizeof(dirs[0]); d++) {
+        struct tokenizer *t = load(dirs[d]);
+        for (size_t w = 0; w < sizeof(words) / sizeof(words[0]); w++) {
+            size_t n = strlen(words[w]), bytes = N / n * n;
+            for (size_t i = 0; i < bytes; i++)
+                text[i] = words[w][i % n];
+            double start = clock_monotonic();
+            struct token_list ids = encode(t, text, bytes, false);
+            struct buf back = {0};
+            cr_expect_eq(tokenizer_decode(t, ids.ids, ids.n, false, &back, NULL), 0);
+            cr_expect_lt(clock_monotonic() - start, 15.0, "'%s' in %s took %.1f s", words[w],
+                         dirs[d], clock_monotonic() - start);
+            buf_fini(&back);
+            token_list_fini(&ids);
+        }
+        tokenizer_destroy(t);
+    }
+    free(text);
+}
+
+/* Tables older and newer than utf8proc's. */
+Test(tokenizer, has_the_character_classes_of_the_reference)
+{
+    struct buf out = {0};
+
+    cr_expect(unicode_is_mark(0x301) && !unicode_is_mark(0xD3C) && !unicode_is_mark('a'));
+    cr_expect(unicode_is_punctuation('$') && unicode_is_punctuation(0x166D));
+    cr_expect(!unicode_is_punctuation(0x2E43) && unicode_is_punctuation(0x2014));
+    cr_expect(unicode_is_word(0x2EBF0) && unicode_is_word('_') && !unicode_is_word('-'));
+    cr_expect(unicode_is_numeric(0x10D40) && unicode_is_numeric(0xBD) && !unicode_is_numeric('a'));
+    cr_expect_eq(unicode_to_lower(0xA7CB), 0x264);
+    cr_expect_eq(unicode_to_lower(0xC4), 0xE4);
+    /* U+1E08F came after Unicode 9, where it is no mark: it does not change places with U+0323. */
+    cr_expect_eq(unicode_form_add(FORM_NFC, "a\xF0\x9E\x82\x8F\xCC\xA3", 7, &out, NULL), 0);
+    cr_expect_str_eq(buf_str(&out), "a\xF0\x9E\x82\x8F\xCC\xA3");
+    buf_fini(&out);
 }
 
 /* Short and long words merge alike: the two ways of finding the next pair must agree. */
