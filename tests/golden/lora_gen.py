@@ -85,5 +85,5 @@ if __name__ == "__main__":
     root = pathlib.Path(sys.argv[1])
     for path in sorted(root.glob("*/*/model")):
         if not sys.argv[2:] or path.parent.parent.name in sys.argv[2:]:
-            if (path.parent / "batch.safetensors").exists():
+            if path.parent.name != "images":  # what is trained there is the text model alone
                 make_case(path.parent)
