@@ -13,7 +13,7 @@
  *             arithmetic, ~, comparisons, in, conditions, namespace
  *   names     messages, tools, documents (none), add_generation_prompt, the special tokens
  *             (bos_token, eos_token, ...), raise_exception, strftime_now, range, dict, namespace
- *   filters, tests and methods: the tables in template_calls.c and template_methods.c
+ *   filters, tests and methods: the tables in template_{calls,tests,methods}.c
  *
  * Anything else is an error that names the line.
  *

@@ -4,7 +4,6 @@
 #include <string.h>
 
 #include "core/alloc.h"
-#include "worker/text/utf8.h"
 
 static struct tv eval(struct run *r, const struct node *n, struct scope *scope);
 
@@ -57,91 +56,7 @@ static bool enter(struct run *r, const struct node *n)
     return tv_work(r->a, 1);
 }
 
-/* --- parts of values -------------------------------------------------------------------------- */
-
-static struct tv loop_attribute(struct run *r, const struct tv_loop *l, const char *name)
-{
-    size_t i = l->index, n = l->items->n;
-
-    if (strcmp(name, "index") == 0)
-        return tv_int((int64_t)i + 1);
-    if (strcmp(name, "index0") == 0)
-        return tv_int((int64_t)i);
-    if (strcmp(name, "revindex") == 0)
-        return tv_int((int64_t)(n - i));
-    if (strcmp(name, "revindex0") == 0)
-        return tv_int((int64_t)(n - i) - 1);
-    if (strcmp(name, "first") == 0)
-        return tv_bool(i == 0);
-    if (strcmp(name, "last") == 0)
-        return tv_bool(i + 1 == n);
-    if (strcmp(name, "length") == 0)
-        return tv_int((int64_t)n);
-    if (strcmp(name, "depth") == 0) /* there are no recursive loops */
-        return tv_int(1);
-    if (strcmp(name, "depth0") == 0)
-        return tv_int(0);
-    if (strcmp(name, "previtem") == 0)
-        return i > 0 ? l->items->items[i - 1] : TV_NOTHING;
-    if (strcmp(name, "nextitem") == 0)
-        return i + 1 < n ? l->items->items[i + 1] : TV_NOTHING;
-    return tv_fail(r->a, "loop.%.40s is not supported", name);
-}
-
-struct tv run_attribute(struct run *r, struct tv object, const char *name)
-{
-    if (object.kind == TV_UNDEFINED)
-        return tv_fail(r->a, "an undefined value has no '%.60s'", name);
-    if (object.kind == TV_LOOP)
-        return loop_attribute(r, object.loop, name);
-    if (object.kind == TV_DICT) {
-        const struct tv *found = tv_find(r->a, object.dict, tv_text(name));
-        return found ? *found : TV_NOTHING;
-    }
-    return TV_NOTHING;
-}
-
-/* The bytes of the characters [from, to) of a string. */
-static struct tv substring(struct tv s, size_t from, size_t to)
-{
-    size_t at = 0, start = s.str.n, end = s.str.n, n;
-
-    for (size_t i = 0; at < s.str.n; i++, at += n) {
-        if (i == from)
-            start = at;
-        if (i == to) {
-            end = at;
-            break;
-        }
-        utf8_read(s.str.s + at, s.str.n - at, &n);
-    }
-    return start < end ? tv_string(s.str.s + start, end - start) : tv_text("");
-}
-
-static struct tv item_of(struct run *r, struct tv object, struct tv key)
-{
-    if (object.kind == TV_UNDEFINED)
-        return tv_fail(r->a, "an undefined value has no items");
-    if (object.kind == TV_DICT) {
-        const struct tv *found = tv_find(r->a, object.dict, key);
-        return found ? *found : TV_NOTHING;
-    }
-    if (object.kind == TV_LOOP && key.kind == TV_STRING)
-        return run_attribute(r, object, key.str.s);
-    if (key.kind != TV_INT && key.kind != TV_BOOL)
-        return TV_NOTHING;
-    int64_t i = tv_whole(key);
-    if (object.kind == TV_LIST) {
-        i += i < 0 ? (int64_t)object.list->n : 0;
-        return i >= 0 && i < (int64_t)object.list->n ? object.list->items[i] : TV_NOTHING;
-    }
-    if (object.kind == TV_STRING && tv_work(r->a, object.str.n / 16)) {
-        int64_t n = (int64_t)tv_characters(object);
-        i += i < 0 ? n : 0;
-        return i >= 0 && i < n ? substring(object, (size_t)i, (size_t)i + 1) : TV_NOTHING;
-    }
-    return TV_NOTHING;
-}
+/* --- slices ----------------------------------------------------------------------------------- */
 
 /* A bound of a slice, or its default; false when it is no integer. */
 static bool slice_bound(struct run *r, const struct node *n, struct scope *scope, int64_t *out)
@@ -180,7 +95,7 @@ static struct tv slice(struct run *r, const struct node *n, struct scope *scope)
     from = has_from ? clamp(from, count, low, high) : step < 0 ? count - 1 : 0;
     to = has_to ? clamp(to, count, low, high) : step < 0 ? -1 : count;
     if (of.kind == TV_STRING && step == 1)
-        return from < to ? substring(of, (size_t)from, (size_t)to) : tv_text("");
+        return from < to ? run_substring(of, (size_t)from, (size_t)to) : tv_text("");
     items = tv_iterate(r->a, of);
     list = tv_new_list(r->a, of.kind == TV_LIST && of.list->is_tuple);
     for (int64_t i = from; (step > 0 ? i < to : i > to) && !r->a->failed; i += step) {
@@ -396,7 +311,7 @@ static struct tv eval_inner(struct run *r, const struct node *n, struct scope *s
         return run_attribute(r, x, n->name);
     case NODE_ITEM:
         x = eval(r, n->a, scope);
-        return item_of(r, x, eval(r, n->b, scope));
+        return run_item(r, x, eval(r, n->b, scope));
     case NODE_SLICE:
         return slice(r, n, scope);
     case NODE_CALL:

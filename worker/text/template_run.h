@@ -63,6 +63,9 @@ const struct tv *call_arg(const struct call_args *args, size_t place, const char
 struct tv run_macro(struct run *r, const struct tv_macro *m, const struct call_args *args);
 /* object.name as a value; undefined where there is no such thing. */
 struct tv run_attribute(struct run *r, struct tv object, const char *name);
+struct tv run_item(struct run *r, struct tv object, struct tv key);
+/* The bytes of the characters [from, to) of a string. */
+struct tv run_substring(struct tv s, size_t from, size_t to);
 /* A name of the language itself, or an undefined value. */
 struct tv run_function_named(const char *name);
 
