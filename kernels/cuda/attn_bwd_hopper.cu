@@ -24,19 +24,18 @@ __host__ __device__ static inline float *lse2_of(const struct attn_params &p)
     return p.delta + (((int64_t)p.B * p.H * p.T + 63) & ~(int64_t)63);
 }
 
-/* --- delta, a warp a row: dout . o; and the spans --- */
+/* --- delta = dout . o, LANES lanes a row; and the spans --- */
 
-template <typename T>
+template <typename T, int LANES>
 __global__ void attn_delta_kernel(const __grid_constant__ struct attn_params p)
 {
-    int64_t at = (int64_t)blockIdx.x * DELTA_WARPS + threadIdx.x / 32;
-    if (at >= (int64_t)p.B * p.T * p.H)
-        return;
-    int lane = threadIdx.x % 32, h = (int)(at % p.H);
+    constexpr int ROWS = DELTA_WARPS * 32 / LANES;
+    int64_t rows = (int64_t)p.B * p.T * p.H, at = (int64_t)blockIdx.x * ROWS + threadIdx.x / LANES;
+    int lane = threadIdx.x % LANES, h = (int)(at % p.H);
     int i = (int)(at / p.H % p.T), b = (int)(at / p.H / p.T);
     int64_t offset = ((int64_t)b * p.T + i) * p.ldo + (int64_t)h * p.D + lane * 8;
     float sum = 0;
-    if (lane * 8 < p.D) {
+    if (at < rows && lane * 8 < p.D) {
         float d[8], o[8];
         load_pack((const T *)p.dout + offset, d);
         load_pack((const T *)p.o + offset, o);
@@ -44,17 +43,36 @@ __global__ void attn_delta_kernel(const __grid_constant__ struct attn_params p)
         for (int j = 0; j < 8; j++)
             sum += d[j] * o[j];
     }
-    sum = warp_sum(sum);
-    if (lane == 0) {
+    sum = warp_sum<LANES>(sum);
+    if (lane == 0 && at < rows) {
         int64_t row = ((int64_t)b * p.H + h) * p.T + i;
         p.delta[row] = sum;
         lse2_of(p)[row] = p.lse[row] * LOG2E;
     }
-    if (h == 0 && i % SPAN == 0 && p.spans) {
-        int2 span = first_keys(p, b, i, i + SPAN);
-        if (lane == 0)
-            ((int2 *)p.spans)[(int64_t)b * ((p.T + SPAN - 1) / SPAN) + i / SPAN] = span;
-    }
+}
+
+/* A warp a span. */
+static __global__ void attn_spans_kernel(const __grid_constant__ struct attn_params p)
+{
+    int per_row = (p.T + SPAN - 1) / SPAN, at = blockIdx.x * DELTA_WARPS + threadIdx.x / 32;
+    if (at >= p.B * per_row)
+        return;
+    int2 span = first_keys(p, at / per_row, at % per_row * SPAN, at % per_row * SPAN + SPAN);
+    if (threadIdx.x % 32 == 0)
+        ((int2 *)p.spans)[at] = span;
+}
+
+template <typename T> static int delta_launch(cudaStream_t s, const struct attn_params &p)
+{
+    constexpr int THREADS = DELTA_WARPS * 32;
+    int64_t rows = (int64_t)p.B * p.T * p.H, spans = p.B * ceil_div(p.T, SPAN);
+    if (p.spans)
+        attn_spans_kernel<<<(unsigned)ceil_div(spans, DELTA_WARPS), THREADS, 0, s>>>(p);
+    if (p.D <= 64)
+        attn_delta_kernel<T, 8><<<(unsigned)ceil_div(rows, THREADS / 8), THREADS, 0, s>>>(p);
+    else
+        attn_delta_kernel<T, 16><<<(unsigned)ceil_div(rows, THREADS / 16), THREADS, 0, s>>>(p);
+    return launch_status();
 }
 
 /* --- keys' pass --- */
@@ -194,6 +212,17 @@ __device__ __forceinline__ void dkv_probabilities(const struct attn_params &p,
     }
 }
 
+template <int BQ>
+__device__ __forceinline__ void dkv_probabilities(const struct attn_params &p,
+                                                  const struct dkv_place &at, int clear,
+                                                  const float *lse, float (&s)[BQ / 8][4])
+{
+    if (at.key0 + 63 > at.row0 || at.key0 < clear)
+        dkv_probabilities<BQ, true>(p, at, lse, s);
+    else
+        dkv_probabilities<BQ, false>(p, at, lse, s);
+}
+
 /* Their gradients, from dp = v dout^T: ds = p (dp - delta), without `scale`. */
 template <int BQ>
 __device__ __forceinline__ void dkv_gradients(const float *delta, const float (&s)[BQ / 8][4],
@@ -242,59 +271,118 @@ template <typename S> struct dkv_rows {
     float dk[S::D / 8][4], dv[S::D / 8][4];
 };
 
-/* One tile of one warpgroup. On return the sums are under way; those of the tile before, of stage
- * `busy`, are done and its stage is given back. */
-template <typename S, bool EXTRA>
+/* Add a tile's probabilities times dout to dv; queued, not waited for. */
+template <typename S>
+__device__ __forceinline__ void dv_sum(const struct dkv_shared<S> &shared, int stage,
+                                       const uint32_t (&a)[S::BQ / 16][4], struct dkv_rows<S> &rows)
+{
+    wgmma_begin();
+    tile_sum<typename S::T, S::D, S::BQ>(rows.dv, a, shared.tiles + (stage * 2 + 1) * S::TILE);
+    wgmma_commit();
+}
+
+/* The same of its gradients and q, to dk. */
+template <typename S>
+__device__ __forceinline__ void dk_sum(const struct dkv_shared<S> &shared, int stage,
+                                       const uint32_t (&a)[S::BQ / 16][4], struct dkv_rows<S> &rows)
+{
+    wgmma_begin();
+    tile_sum<typename S::T, S::D, S::BQ>(rows.dk, a, shared.tiles + stage * 2 * S::TILE);
+    wgmma_commit();
+}
+
+template <typename S>
+__device__ __forceinline__ void dkv_sums_done(const struct dkv_shared<S> &shared, int stage,
+                                              struct dkv_rows<S> &rows)
+{
+    wgmma_wait<0>();
+    acc_settle(rows.dk);
+    acc_settle(rows.dv);
+    if (threadIdx.x % 32 == 0)
+        barrier_arrive(&shared.empty[stage]);
+}
+
+/* Probabilities and gradients of one tile as operands a and c. The sums of the tile before, of
+ * stage `busy`, are queued behind this one's products and run under the arithmetic. FIRST: no tile
+ * came before. */
+template <typename S, bool EXTRA, bool FIRST>
 __device__ __forceinline__ void dkv_tile(const struct attn_params &p,
                                          const struct dkv_shared<S> &shared,
                                          const struct dkv_place &at, int clear, int stage, int busy,
+                                         uint32_t (&a)[S::BQ / 16][4], uint32_t (&c)[S::BQ / 16][4],
                                          struct dkv_rows<S> &rows)
 {
     using T = typename S::T;
-    constexpr int D = S::D, BQ = S::BQ;
-    const T *q = shared.tiles + stage * 2 * S::TILE, *d = q + S::TILE;
+    constexpr int D = S::D, BQ = S::BQ, BEHIND = FIRST ? 0 : 2;
+    const T *q = shared.tiles + stage * 2 * S::TILE;
     const float *lse = shared.lse + stage * BQ, *delta = shared.delta + stage * BQ;
     float s[BQ / 8][4], dp[BQ / 8][4];
-    uint32_t a[BQ / 16][4], c[BQ / 16][4];
     wgmma_publish();
     wgmma_begin();
     kept_product<T, D, BQ>(s, rows.k, q);
     wgmma_commit();
-    kept_product<T, D, BQ>(dp, rows.v, d);
+    kept_product<T, D, BQ>(dp, rows.v, q + S::TILE);
     wgmma_commit();
-    if (S::DEFER && busy >= 0) {
-        wgmma_wait<2>();
-        if (threadIdx.x % 32 == 0)
-            barrier_arrive(&shared.empty[busy]);
+    if (!FIRST) {
+        dv_sum<S>(shared, busy, a, rows);
+        dk_sum<S>(shared, busy, c, rows);
     }
+    wgmma_wait<BEHIND + 1>();
+    acc_settle(s);
+    if (!EXTRA)
+        dkv_probabilities<BQ>(p, at, clear, lse, s);
+    wgmma_wait<BEHIND>();
+    acc_settle(dp);
+    if (EXTRA)
+        dkv_extra<BQ>(p, at, lse, delta, s, dp);
+    else
+        dkv_gradients<BQ>(delta, s, dp);
+    if (!FIRST)
+        dkv_sums_done<S>(shared, busy, rows);
+    pack_operand<T, BQ>(a, s);
+    pack_operand<T, BQ>(c, dp);
+}
+
+/* The same with its sums, for head dimensions that leave no registers for operands that wait. */
+template <typename S, bool EXTRA>
+__device__ __forceinline__ void dkv_whole_tile(const struct attn_params &p,
+                                               const struct dkv_shared<S> &shared,
+                                               const struct dkv_place &at, int clear, int stage,
+                                               struct dkv_rows<S> &rows)
+{
+    using T = typename S::T;
+    constexpr int D = S::D, BQ = S::BQ;
+    const T *q = shared.tiles + stage * 2 * S::TILE;
+    const float *lse = shared.lse + stage * BQ, *delta = shared.delta + stage * BQ;
+    float s[BQ / 8][4], dp[BQ / 8][4];
+    uint32_t a[BQ / 16][4];
+    wgmma_publish();
+    wgmma_begin();
+    kept_product<T, D, BQ>(s, rows.k, q);
+    wgmma_commit();
+    kept_product<T, D, BQ>(dp, rows.v, q + S::TILE);
+    wgmma_commit();
     if (EXTRA) {
         wgmma_wait<0>();
         acc_settle(s);
         acc_settle(dp);
         dkv_extra<BQ>(p, at, lse, delta, s, dp);
         pack_operand<T, BQ>(a, s);
-        wgmma_begin();
-        tile_sum<T, D, BQ>(rows.dv, a, d);
-        wgmma_commit();
+        dv_sum<S>(shared, stage, a, rows);
     } else {
         wgmma_wait<1>();
         acc_settle(s);
-        if (at.key0 + 63 > at.row0 || at.key0 < clear)
-            dkv_probabilities<BQ, true>(p, at, lse, s);
-        else
-            dkv_probabilities<BQ, false>(p, at, lse, s);
+        dkv_probabilities<BQ>(p, at, clear, lse, s);
         pack_operand<T, BQ>(a, s);
-        wgmma_begin();
-        tile_sum<T, D, BQ>(rows.dv, a, d);
-        wgmma_commit();
+        dv_sum<S>(shared, stage, a, rows);
         wgmma_wait<1>();
         acc_settle(dp);
         dkv_gradients<BQ>(delta, s, dp);
     }
+    uint32_t c[BQ / 16][4];
     pack_operand<T, BQ>(c, dp);
-    wgmma_begin();
-    tile_sum<T, D, BQ>(rows.dk, c, q);
-    wgmma_commit();
+    dk_sum<S>(shared, stage, c, rows);
+    dkv_sums_done<S>(shared, stage, rows);
 }
 
 template <typename S, bool EXTRA>
@@ -312,6 +400,7 @@ __device__ __forceinline__ void dkv_compute(const struct attn_params &p,
     pair_load<T, D>(rows.k, rows.v, shared.kept, k, p.ldk, v, p.ldv, first, p.S, p.D);
     rows_clear(rows.dk);
     rows_clear(rows.dv);
+    uint32_t a[S::BQ / 16][4], c[S::BQ / 16][4];
     do {
         barrier_wait(&shared.full[r.at], r.phase);
         struct stage_head head = shared.heads[r.at];
@@ -319,28 +408,25 @@ __device__ __forceinline__ void dkv_compute(const struct attn_params &p,
         if ((state & STAGE_TILE) && head.first + S::BQ > first && first < p.S) {
             int key = first + threadIdx.x % GROUP / 32 * 16 + threadIdx.x % 32 / 4;
             struct dkv_place place = {item.b, head.head, first, key, head.first};
-            dkv_tile<S, EXTRA>(p, shared, place, head.clear, r.at, busy, rows);
-            if (S::DEFER) {
-                busy = r.at;
+            if (!S::DEFER) {
+                dkv_whole_tile<S, EXTRA>(p, shared, place, head.clear, r.at, rows);
             } else {
-                wgmma_wait<0>();
-                acc_settle(rows.dk);
-                acc_settle(rows.dv);
-                if (threadIdx.x % 32 == 0)
-                    barrier_arrive(&shared.empty[r.at]);
+                if (busy < 0)
+                    dkv_tile<S, EXTRA, true>(p, shared, place, head.clear, r.at, busy, a, c, rows);
+                else
+                    dkv_tile<S, EXTRA, false>(p, shared, place, head.clear, r.at, busy, a, c, rows);
+                busy = r.at;
             }
         } else if (threadIdx.x % 32 == 0) {
             barrier_arrive(&shared.empty[r.at]);
         }
         r.next();
     } while (!(state & STAGE_LAST));
-    if (S::DEFER) {
-        wgmma_wait<0>();
-        acc_settle(rows.dk);
-        acc_settle(rows.dv);
+    if (busy >= 0) {
+        dv_sum<S>(shared, busy, a, rows);
+        dk_sum<S>(shared, busy, c, rows);
+        dkv_sums_done<S>(shared, busy, rows);
     }
-    if (busy >= 0 && threadIdx.x % 32 == 0)
-        barrier_arrive(&shared.empty[busy]);
     const float scale[2] = {p.scale, p.scale}, one[2] = {1, 1};
     T *dk = (T *)p.dk + (int64_t)item.b * p.S * p.ldk + (int64_t)item.kv * p.D;
     T *dv = (T *)p.dv + (int64_t)item.b * p.S * p.ldv + (int64_t)item.kv * p.D;
@@ -385,8 +471,7 @@ __global__ void __launch_bounds__(S::THREADS, 1)
 template <typename T_, int D_, int NC_, int STAGES_> struct dq_shape {
     using T = T_;
     static constexpr int D = D_, NC = NC_, BN = 64, STAGES = STAGES_;
-    static constexpr bool DEFER = NC == 2;
-    static constexpr bool REGISTERS = D == 64; /* q and dout as operands */
+    static constexpr bool REGISTERS = D == 64 && NC == 2; /* q and dout as operands */
     static constexpr int THREADS = (NC + 1) * GROUP, BM = NC * 64, TILE = BN * D;
     static constexpr int KEPT = REGISTERS ? 0 : BM * D;
     static constexpr size_t BYTES = (size_t)(STAGES * 2 * TILE + 2 * KEPT) * 2 + 1024;
@@ -503,30 +588,52 @@ __device__ __forceinline__ void dq_extra(const struct attn_params &p, int b, int
     }
 }
 
-/* One tile of one warpgroup; its sum is under way on return, as in dkv_tile. */
-template <typename S, bool EXTRA>
+/* Add a tile's gradients times keys to dq; queued, not waited for. */
+template <typename S>
+__device__ __forceinline__ void dq_sum(const struct dq_shared<S> &shared, int stage,
+                                       const uint32_t (&a)[S::BN / 16][4], float (&dq)[S::D / 8][4])
+{
+    wgmma_begin();
+    tile_sum<typename S::T, S::D, S::BN>(dq, a, shared.tiles + stage * 2 * S::TILE);
+    wgmma_commit();
+}
+
+template <typename S>
+__device__ __forceinline__ void dq_sum_done(const struct dq_shared<S> &shared, int stage,
+                                            float (&dq)[S::D / 8][4])
+{
+    wgmma_wait<0>();
+    acc_settle(dq);
+    if (threadIdx.x % 32 == 0)
+        barrier_arrive(&shared.empty[stage]);
+}
+
+/* One tile of one warpgroup: its products are queued before the sum of the tile before, of stage
+ * `busy`, which so runs under the arithmetic. On return a holds the tile's gradients, not yet
+ * summed. FIRST: no tile came before. */
+template <typename S, bool EXTRA, bool FIRST>
 __device__ __forceinline__ void dq_tile(const struct attn_params &p,
                                         const struct dq_shared<S> &shared,
                                         const struct dq_item &item, int first, int clear, int key0,
-                                        int stage, int busy, struct dq_rows<S> &rows)
+                                        int stage, int busy, uint32_t (&a)[S::BN / 16][4],
+                                        struct dq_rows<S> &rows)
 {
     using T = typename S::T;
     constexpr int D = S::D, BN = S::BN;
     const T *k = shared.tiles + stage * 2 * S::TILE, *v = k + S::TILE;
     int row = first + threadIdx.x % GROUP / 32 * 16 + threadIdx.x % 32 / 4;
     float s[BN / 8][4], dp[BN / 8][4];
-    uint32_t a[BN / 16][4];
     wgmma_publish();
     wgmma_begin();
     kept_product<T, D, BN>(s, rows.q, k);
     kept_product<T, D, BN>(dp, rows.d, v);
     wgmma_commit();
-    if (S::DEFER && busy >= 0) {
+    if (FIRST) {
+        wgmma_wait<0>();
+    } else {
+        dq_sum<S>(shared, busy, a, rows.dq);
         wgmma_wait<1>();
-        if (threadIdx.x % 32 == 0)
-            barrier_arrive(&shared.empty[busy]);
     }
-    wgmma_wait<0>();
     acc_settle(s);
     acc_settle(dp);
     if (EXTRA)
@@ -535,10 +642,9 @@ __device__ __forceinline__ void dq_tile(const struct attn_params &p,
         dq_gradients<BN, true>(p, item.b, row, key0, rows.lse2, rows.delta, s, dp);
     else
         dq_gradients<BN, false>(p, item.b, row, key0, rows.lse2, rows.delta, s, dp);
+    if (!FIRST)
+        dq_sum_done<S>(shared, busy, rows.dq);
     pack_operand<T, BN>(a, dp);
-    wgmma_begin();
-    tile_sum<T, D, BN>(rows.dq, a, k);
-    wgmma_commit();
 }
 
 template <typename S>
@@ -572,32 +678,29 @@ __device__ __forceinline__ void dq_compute(const struct attn_params &p,
     int2 span = first_keys(p, item.b, first, first + 64);
     struct dq_rows<S> rows;
     dq_load<S>(p, shared, item, first, rows);
+    uint32_t a[S::BN / 16][4];
     do {
         barrier_wait(&shared.full[r.at], r.phase);
         struct stage_head head = shared.heads[r.at];
         state = head.state;
         if ((state & STAGE_TILE) && head.first <= first + 63 && head.first + S::BN > span.x &&
             first < p.T) {
-            dq_tile<S, EXTRA>(p, shared, item, first, span.y, head.first, r.at, busy, rows);
-            if (S::DEFER) {
-                busy = r.at;
-            } else {
-                wgmma_wait<0>();
-                acc_settle(rows.dq);
-                if (threadIdx.x % 32 == 0)
-                    barrier_arrive(&shared.empty[r.at]);
-            }
+            if (busy < 0)
+                dq_tile<S, EXTRA, true>(p, shared, item, first, span.y, head.first, r.at, busy, a,
+                                        rows);
+            else
+                dq_tile<S, EXTRA, false>(p, shared, item, first, span.y, head.first, r.at, busy, a,
+                                         rows);
+            busy = r.at;
         } else if (threadIdx.x % 32 == 0) {
             barrier_arrive(&shared.empty[r.at]);
         }
         r.next();
     } while (!(state & STAGE_LAST));
-    if (S::DEFER) {
-        wgmma_wait<0>();
-        acc_settle(rows.dq);
+    if (busy >= 0) {
+        dq_sum<S>(shared, busy, a, rows.dq);
+        dq_sum_done<S>(shared, busy, rows.dq);
     }
-    if (busy >= 0 && threadIdx.x % 32 == 0)
-        barrier_arrive(&shared.empty[busy]);
     const float scale[2] = {p.scale, p.scale};
     T *dq = (T *)p.dq + (int64_t)item.b * p.T * p.ldq + (int64_t)item.h * p.D;
     rows_store<T, S::D>(dq, p.ldq, first, p.T, p.D, scale, rows.dq);
@@ -651,13 +754,11 @@ template <typename T> static int attn_bwd(cudaStream_t s, const struct attn_args
 {
     struct attn_params p = attn_resolve(a);
     bool extra = p.cap != 0 || p.slopes || p.dropout.on;
-    int64_t rows = a->B * a->H * a->T;
-    if (rows == 0)
+    if (a->B * a->H * a->T == 0)
         return 0;
     if (p.window > 0 || p.first_key)
         p.spans = (const int2 *)((char *)a->workspace + 2 * rows_bytes(a));
-    attn_delta_kernel<T><<<(unsigned)ceil_div(rows, DELTA_WARPS), DELTA_WARPS * 32, 0, s>>>(p);
-    int rc = launch_status();
+    int rc = delta_launch<T>(s, p);
     if (rc != 0)
         return rc;
     if (p.D <= 64)

@@ -9,9 +9,10 @@
 template <typename T_, int D_, int NC_, int BN_, int STAGES_> struct fwd_shape {
     using T = T_;
     static constexpr int D = D_, NC = NC_, BN = BN_, STAGES = STAGES_;
-    static constexpr bool DEFER = NC == 2;
+    static constexpr bool REGISTERS = NC == 2; /* q as operand; with three there are too few */
     static constexpr int THREADS = (NC + 1) * GROUP, BM = NC * 64, TILE = BN * D;
-    static constexpr size_t BYTES = (size_t)STAGES * 2 * TILE * 2 + 1024;
+    static constexpr int KEPT = REGISTERS ? 0 : BM * D;
+    static constexpr size_t BYTES = (size_t)(STAGES * 2 * TILE + KEPT) * 2 + 1024;
 };
 
 struct fwd_item {
@@ -31,7 +32,7 @@ template <typename S> __device__ __forceinline__ int fwd_items(const struct attn
 }
 
 template <typename S> struct fwd_shared {
-    typename S::T *tiles; /* k and v of each stage */
+    typename S::T *tiles, *kept; /* k and v of each stage; q of each warpgroup */
     uint64_t *full, *empty;
     struct stage_head *heads;
 };
@@ -190,8 +191,63 @@ __device__ __forceinline__ void fwd_scores(const struct attn_params &p, const st
         drop_tile<S::BN>(p, item.b, item.h, row, key0, s);
 }
 
-/* One item of one warpgroup. The sum of a tile is still under way while the scores of the next are
- * queued; its stage is given back when it is done. */
+/* Add a tile's probabilities times values to the output; queued, not waited for. */
+template <typename S>
+__device__ __forceinline__ void fwd_sum(const struct fwd_shared<S> &shared, int stage,
+                                        const uint32_t (&a)[S::BN / 16][4], float (&o)[S::D / 8][4])
+{
+    wgmma_begin();
+    tile_sum<typename S::T, S::D, S::BN>(o, a, shared.tiles + (stage * 2 + 1) * S::TILE);
+    wgmma_commit();
+}
+
+template <typename S>
+__device__ __forceinline__ void fwd_sum_done(const struct fwd_shared<S> &shared, int stage,
+                                             float (&o)[S::D / 8][4])
+{
+    wgmma_wait<0>();
+    acc_settle(o);
+    if (threadIdx.x % 32 == 0)
+        barrier_arrive(&shared.empty[stage]);
+}
+
+/* One tile: its scores are queued before the sum of the tile before, of stage `busy`, so that this
+ * sum runs under the softmax. On return a holds the tile's probabilities, not yet summed. FIRST: no
+ * tile came before. */
+template <typename S, bool EXTRA, bool FIRST>
+__device__ __forceinline__ void fwd_tile(const struct attn_params &p,
+                                         const struct fwd_shared<S> &shared,
+                                         const struct fwd_item &item, int first, int most, int key0,
+                                         int stage, int busy,
+                                         const kept_rows<typename S::T, S::D, S::REGISTERS> &q,
+                                         uint32_t (&a)[S::BN / 16][4], struct fwd_rows<S::D> &rows)
+{
+    using T = typename S::T;
+    float s[S::BN / 8][4], old[2];
+    wgmma_publish();
+    wgmma_begin();
+    kept_product<T, S::D, S::BN>(s, q, shared.tiles + stage * 2 * S::TILE);
+    wgmma_commit();
+    if (FIRST) {
+        wgmma_wait<0>();
+    } else {
+        fwd_sum<S>(shared, busy, a, rows.o);
+        wgmma_wait<1>();
+    }
+    acc_settle(s);
+    fwd_scores<S, EXTRA>(p, item, first, most, key0, s, rows, old);
+    if (!FIRST)
+        fwd_sum_done<S>(shared, busy, rows.o);
+#pragma unroll
+    for (int n = 0; n < S::D / 8; n++) {
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            rows.o[n][e] *= old[e / 2];
+    }
+    pack_operand<T, S::BN>(a, s);
+}
+
+/* One item of one warpgroup. */
 template <typename S, bool EXTRA>
 __device__ __forceinline__ void fwd_compute(const struct attn_params &p,
                                             const struct fwd_shared<S> &shared,
@@ -200,11 +256,10 @@ __device__ __forceinline__ void fwd_compute(const struct attn_params &p,
     using T = typename S::T;
     constexpr int D = S::D, BN = S::BN;
     int first = item.row0 + threadIdx.x / GROUP * 64, last = first + 63 + p.S - p.T;
-    bool leader = threadIdx.x % 32 == 0;
     int2 span = first_keys(p, item.b, first, first + 64);
-    kept_rows<T, D, true> q;
+    kept_rows<T, D, S::REGISTERS> q;
     const T *from = (const T *)p.q + (int64_t)item.b * p.T * p.ldq + (int64_t)item.h * p.D;
-    kept_load<T, D>(q, from, p.ldq, first, p.T, p.D);
+    rows_load<T, D>(q, shared.kept, from, p.ldq, first, p.T, p.D);
     struct fwd_rows<D> rows;
     rows.top[0] = rows.top[1] = -INFINITY;
     rows.sum[0] = rows.sum[1] = 0;
@@ -215,54 +270,23 @@ __device__ __forceinline__ void fwd_compute(const struct attn_params &p,
         barrier_wait(&shared.full[r.at], r.phase);
         struct stage_head head = shared.heads[r.at];
         state = head.state;
-        bool mine =
-            (state & STAGE_TILE) && head.first <= last && head.first + BN > span.x && first < p.T;
-        if (mine) {
-            const T *k = shared.tiles + r.at * 2 * S::TILE;
-            float s[BN / 8][4], old[2];
-            wgmma_publish();
-            wgmma_begin();
-            kept_product<T, D, BN>(s, q, k);
-            wgmma_commit();
-            if (S::DEFER && busy >= 0) {
-                wgmma_wait<1>();
-                if (leader)
-                    barrier_arrive(&shared.empty[busy]);
-            }
-            wgmma_wait<0>();
-            acc_settle(s);
-            if (S::DEFER)
-                acc_settle(rows.o);
-            fwd_scores<S, EXTRA>(p, item, first, span.y, head.first, s, rows, old);
-#pragma unroll
-            for (int n = 0; n < D / 8; n++) {
-#pragma unroll
-                for (int e = 0; e < 4; e++)
-                    rows.o[n][e] *= old[e / 2];
-            }
-            pack_operand<T, BN>(a, s);
-            wgmma_begin();
-            tile_sum<T, D, BN>(rows.o, a, k + S::TILE);
-            wgmma_commit();
-            if (S::DEFER) {
-                busy = r.at;
-            } else {
-                wgmma_wait<0>();
-                acc_settle(rows.o);
-                if (leader)
-                    barrier_arrive(&shared.empty[r.at]);
-            }
-        } else if (leader) {
+        if ((state & STAGE_TILE) && head.first <= last && head.first + BN > span.x && first < p.T) {
+            if (busy < 0)
+                fwd_tile<S, EXTRA, true>(p, shared, item, first, span.y, head.first, r.at, busy, q,
+                                         a, rows);
+            else
+                fwd_tile<S, EXTRA, false>(p, shared, item, first, span.y, head.first, r.at, busy, q,
+                                          a, rows);
+            busy = r.at;
+        } else if (threadIdx.x % 32 == 0) {
             barrier_arrive(&shared.empty[r.at]);
         }
         r.next();
     } while (!(state & STAGE_LAST));
-    if (S::DEFER) {
-        wgmma_wait<0>();
-        acc_settle(rows.o);
+    if (busy >= 0) {
+        fwd_sum<S>(shared, busy, a, rows.o);
+        fwd_sum_done<S>(shared, busy, rows.o);
     }
-    if (busy >= 0 && leader)
-        barrier_arrive(&shared.empty[busy]);
     fwd_store<S>(p, item, first, rows);
 }
 
@@ -275,6 +299,7 @@ __global__ void __launch_bounds__(S::THREADS, 1)
     __shared__ struct stage_head heads[S::STAGES];
     struct fwd_shared<S> shared;
     shared.tiles = (typename S::T *)(((uintptr_t)smem + 1023) & ~(uintptr_t)1023);
+    shared.kept = shared.tiles + S::STAGES * 2 * S::TILE;
     shared.full = full;
     shared.empty = empty;
     shared.heads = heads;

@@ -144,6 +144,28 @@ __device__ __forceinline__ void kept_load(kept_rows<T, D, false> &k, const T *ba
     panel_fill<T, 64, D>(k.tile, base, ld, first, rows, width);
 }
 
+/* Both ways, for the calling warpgroup. `shared`: room for those of all warpgroups. */
+template <typename T, int D>
+__device__ __forceinline__ void rows_load(kept_rows<T, D, true> &k, T *shared, const T *base,
+                                          int64_t ld, int first, int rows, int width)
+{
+    kept_load<T, D>(k, base, ld, first, rows, width);
+}
+
+template <typename T, int D>
+__device__ __forceinline__ void rows_load(kept_rows<T, D, false> &k, T *shared, const T *base,
+                                          int64_t ld, int first, int rows, int width)
+{
+    int group = threadIdx.x / GROUP;
+    k.tile = shared + group * 64 * D;
+    group_sync(group); /* nobody reads those of the last item any more */
+    kept_load<T, D>(k, base, ld, first, rows, width);
+    copy_commit();
+    copy_wait<0>();
+    wgmma_publish();
+    group_sync(group);
+}
+
 /* Two of them at once, of the calling warpgroup. `shared`: room for those of all warpgroups. */
 template <typename T, int D>
 __device__ __forceinline__ void pair_load(kept_rows<T, D, true> &x, kept_rows<T, D, true> &y,
