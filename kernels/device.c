@@ -212,3 +212,19 @@ const struct op_table *device_ops(struct device *d, enum dtype compute)
 {
     return d->impl->ops(d, compute);
 }
+
+void device_tune(struct device *d, bool on)
+{
+    if (d->impl->tune)
+        d->impl->tune(d, on);
+}
+
+int device_plans_save(struct device *d, const char *path, struct err *err)
+{
+    return d->impl->plans_save ? d->impl->plans_save(d, path, err) : 0;
+}
+
+int device_plans_load(struct device *d, const char *path, struct err *err)
+{
+    return d->impl->plans_load ? d->impl->plans_load(d, path, err) : 0;
+}

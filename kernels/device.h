@@ -84,6 +84,10 @@ struct device_impl {
     int (*word_stream_wait)(struct device *d, struct seq_word *w, uint32_t value, struct stream *s,
                             struct err *err);
     const struct op_table *(*ops)(struct device *d, enum dtype compute); /* NULL = not supported */
+    /* NULL where products are not planned */
+    void (*tune)(struct device *d, bool on);
+    int (*plans_save)(struct device *d, const char *path, struct err *err);
+    int (*plans_load)(struct device *d, const char *path, struct err *err);
 };
 
 /* How many devices of a kind this build and machine have; 0 for CUDA without a driver. Never fails.
@@ -135,6 +139,15 @@ int device_word_stream_wait(struct device *d, struct seq_word *w, uint32_t value
                             struct err *err);
 /* Block the calling thread until then. */
 void device_word_sync(struct seq_word *w, uint32_t value);
+
+/* Plans of matrix products: which algorithm each shape has, and so the roundings of its results.
+ * While tuning is on, a product of a shape without a plan is planned by timing (the call then waits
+ * for the device), else by rule. Files are text and hold for one device model and one version of
+ * its library: others are ERR_CONFLICT, damaged ones ERR_CORRUPT; plans in memory win over loaded
+ * ones. Devices that do not plan accept all calls and write no file. */
+void device_tune(struct device *d, bool on);
+int device_plans_save(struct device *d, const char *path, struct err *err);
+int device_plans_load(struct device *d, const char *path, struct err *err);
 
 /* The ops that compute in `compute`; NULL when this device has none. Borrowed, lives as long as the
  * device. */

@@ -129,13 +129,15 @@ ifeq ($(HAVE_CUDA),1)
 $(eval $(call program_rules,$(B)/tests/bench/gpu_ops,tests/bench/gpu_ops.c,kernels))
 bench-ops-gpu: $(B)/tests/bench/gpu_ops  ## time of every CUDA op at real models' shapes, beside its floor
 	@$<
+bench-gpu: $(B)/castor-worker  ## training steps of real models on this machine's GPU, PyTorch's beside them (PEER=python with torch; CASES=...)
+	@$(or $(PEER),python3) tests/bench/bench_gpu.py --build $(B) --python $(or $(PEER),python3) $(CASES)
 endif
 
 # The CPU beside its peers.
 $(eval $(call program_rules,$(B)/tests/bench/tokenizer_speed,tests/bench/tokenizer_speed.c,worker/text))
 bench-cpu: $(B)/tests/bench/tokenizer_speed $(PYTHON)  ## tokenizers beside the Python libraries, one line a case
 	@tests/bench/bench_cpu $(B) $(PYTHON)
-.PHONY: bench-ops bench-ops-gpu bench-cpu
+.PHONY: bench-ops bench-ops-gpu bench-gpu bench-cpu
 
 # --- the demonstration ------------------------------------------------------------------------------
 demo: deps  ## fine-tune a small model through the API on this machine (MODEL=org/name: one from the hub)

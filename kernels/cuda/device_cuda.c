@@ -289,6 +289,24 @@ static const struct op_table *cuda_ops(struct device *d, enum dtype compute)
     return NULL;
 }
 
+static void cuda_tune(struct device *d, bool on)
+{
+    struct cuda_state *state = d->state;
+    gemm_cache_set_tuning(state->gemms, on);
+}
+
+static int cuda_plans_save(struct device *d, const char *path, struct err *err)
+{
+    const struct cuda_state *state = d->state;
+    return gemm_cache_save(state->gemms, d->name, path, err);
+}
+
+static int cuda_plans_load(struct device *d, const char *path, struct err *err)
+{
+    struct cuda_state *state = d->state;
+    return gemm_cache_load(state->gemms, d->name, path, err);
+}
+
 static const struct device_impl IMPL = {
     .close = cuda_close,
     .alloc = cuda_alloc,
@@ -309,6 +327,9 @@ static const struct device_impl IMPL = {
     .mark_elapsed = cuda_mark_elapsed,
     .word_stream_wait = cuda_word_stream_wait,
     .ops = cuda_ops,
+    .tune = cuda_tune,
+    .plans_save = cuda_plans_save,
+    .plans_load = cuda_plans_load,
 };
 
 /* Found at run time: nothing links the driver's library. NULL when it has no such function. */
@@ -353,25 +374,4 @@ int device_cuda_open(int index, const struct device_options *options, struct dev
 out:
     free(state);
     return rc;
-}
-
-void device_cuda_tune(struct device *d, bool on)
-{
-    struct cuda_state *state = d->state;
-    assert(d->kind == DEVICE_CUDA);
-    gemm_cache_set_tuning(state->gemms, on);
-}
-
-int device_cuda_save_plans(struct device *d, const char *path, struct err *err)
-{
-    const struct cuda_state *state = d->state;
-    assert(d->kind == DEVICE_CUDA);
-    return gemm_cache_save(state->gemms, d->name, path, err);
-}
-
-int device_cuda_load_plans(struct device *d, const char *path, struct err *err)
-{
-    struct cuda_state *state = d->state;
-    assert(d->kind == DEVICE_CUDA);
-    return gemm_cache_load(state->gemms, d->name, path, err);
 }

@@ -18,13 +18,6 @@ int device_cuda_count(void);
 int device_cuda_open(int index, const struct device_options *options, struct device *d,
                      struct err *err);
 
-/* Matrix products (kernels/cuda/gemm.h): time the library's algorithms for shapes that are seen
- * from now on, or take its first proposal; keep and restore what was chosen. `d` is a CUDA device.
- */
-void device_cuda_tune(struct device *d, bool on);
-int device_cuda_save_plans(struct device *d, const char *path, struct err *err);
-int device_cuda_load_plans(struct device *d, const char *path, struct err *err);
-
 extern const struct op_table cuda_f32, cuda_bf16, cuda_f16;
 
 #endif

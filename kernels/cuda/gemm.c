@@ -25,7 +25,7 @@ struct gemm_plan {
     cublasLtMatmulAlgo_t algo;
 };
 
-enum { CANDIDATES = 16, TIMED_RUNS = 4 };
+enum { CANDIDATES = 16, ROUNDS = 8 };
 
 /* Open addressing; plans never go away before the cache does. */
 struct gemm_cache {
@@ -211,32 +211,65 @@ static cublasStatus_t launch(struct gemm_cache *cache, const struct gemm_plan *p
                           GEMM_WORKSPACE, stream);
 }
 
-/* Milliseconds of TIMED_RUNS products, after one that is not timed; infinity when it fails. */
-static float time_algo(struct gemm_cache *cache, const struct gemm_plan *plan,
-                       const cublasLtMatmulAlgo_t *algo, cudaStream_t stream, const struct gemm *g,
-                       cudaEvent_t from, cudaEvent_t to)
-{
-    float ms = INFINITY;
-    bool fine =
-        ok(launch(cache, plan, algo, stream, g)) && cudaEventRecord(from, stream) == cudaSuccess;
+/* A round runs every proposal once, so that all of them meet the same clock and neighbours. */
+struct trial {
+    cudaEvent_t mark[CANDIDATES + 1];
+    float ms[CANDIDATES][ROUNDS]; /* infinity where it failed */
+};
 
-    for (int i = 0; i < TIMED_RUNS && fine; i++)
-        fine = ok(launch(cache, plan, algo, stream, g));
-    fine = fine && cudaEventRecord(to, stream) == cudaSuccess &&
-           cudaEventSynchronize(to) == cudaSuccess &&
-           cudaEventElapsedTime(&ms, from, to) == cudaSuccess;
-    return fine ? ms : INFINITY;
+static bool trial_init(struct trial *t, int count)
+{
+    memset(t, 0, sizeof *t);
+    for (int i = 0; i <= count; i++)
+        if (cudaEventCreate(&t->mark[i]) != cudaSuccess)
+            return false;
+    return true;
 }
 
-/* The fastest of the proposals on the operands of `g`; the first one when timing is impossible. */
+static void trial_fini(struct trial *t)
+{
+    for (int i = 0; i <= CANDIDATES; i++)
+        if (t->mark[i])
+            cudaEventDestroy(t->mark[i]);
+}
+
+static bool run_round(struct gemm_cache *cache, const struct gemm_plan *plan,
+                      const cublasLtMatmulHeuristicResult_t *found, int count, cudaStream_t stream,
+                      const struct gemm *g, struct trial *t, int round)
+{
+    bool failed[CANDIDATES] = {false};
+
+    if (cudaEventRecord(t->mark[0], stream) != cudaSuccess)
+        return false;
+    for (int i = 0; i < count; i++) {
+        failed[i] = !ok(launch(cache, plan, &found[i].algo, stream, g));
+        if (cudaEventRecord(t->mark[i + 1], stream) != cudaSuccess)
+            return false;
+    }
+    if (cudaEventSynchronize(t->mark[count]) != cudaSuccess)
+        return false;
+    for (int i = 0; i < count; i++) {
+        float *ms = &t->ms[i][round];
+        if (failed[i] || cudaEventElapsedTime(ms, t->mark[i], t->mark[i + 1]) != cudaSuccess)
+            *ms = INFINITY;
+    }
+    return true;
+}
+
+static int by_size(const void *a, const void *b)
+{
+    float x = *(const float *)a, y = *(const float *)b;
+    return (x > y) - (x < y);
+}
+
+/* The proposal with the least median; the first one when timing is impossible. */
 static int plan_fastest(struct gemm_cache *cache, const struct gemm_plan *plan,
                         const cublasLtMatmulHeuristicResult_t *found, int count,
                         cudaStream_t stream, const struct gemm *g)
 {
-    struct gemm trial = *g;
-    cudaEvent_t from = NULL, to = NULL;
+    struct gemm product = *g;
+    struct trial t;
     void *scratch = NULL;
-    float least = INFINITY;
     int best = 0;
 
     if (g->beta != 0 && (!g->c || g->c == g->d)) { /* the caller's sum must not grow */
@@ -245,22 +278,18 @@ static int plan_fastest(struct gemm_cache *cache, const struct gemm_plan *plan,
             (void)cudaGetLastError();
             return 0;
         }
-        trial.d = scratch;
-        trial.c = NULL;
+        product.d = scratch;
+        product.c = NULL;
     }
-    if (cudaEventCreate(&from) == cudaSuccess && cudaEventCreate(&to) == cudaSuccess) {
-        for (int i = 0; i < count; i++) {
-            float ms = time_algo(cache, plan, &found[i].algo, stream, &trial, from, to);
-            if (ms < least) {
-                least = ms;
-                best = i;
-            }
-        }
-    }
-    if (from)
-        cudaEventDestroy(from);
-    if (to)
-        cudaEventDestroy(to);
+    bool timed = trial_init(&t, count);
+    for (int r = 0; r < ROUNDS && timed; r++) /* the first one, a warm-up, is overwritten */
+        timed = run_round(cache, plan, found, count, stream, &product, &t, r > 0 ? r - 1 : 0);
+    for (int i = 0; i < count && timed; i++)
+        qsort(t.ms[i], ROUNDS - 1, sizeof t.ms[i][0], by_size);
+    for (int i = 1; i < count && timed; i++)
+        if (t.ms[i][(ROUNDS - 1) / 2] < t.ms[best][(ROUNDS - 1) / 2])
+            best = i;
+    trial_fini(&t);
     cudaFree(scratch);
     return best;
 }

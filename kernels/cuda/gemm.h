@@ -8,9 +8,10 @@
  * they are, never better, so the choice depends on the shape alone.
  *
  * Without tuning a plan is the library's first proposal. While tuning is on, its proposals are
- * timed on the operands of that first call and the fastest is kept; timing may choose differently
- * on another day, so what was chosen is saved beside the job and loaded before the next attempt:
- * same algorithms, same bits. A saved plan holds for one GPU model and one library version.
+ * timed in turn on the operands of that first call and the one with the least median is kept;
+ * timing may choose differently on another day, so what was chosen is saved once and loaded before
+ * the next attempt: same algorithms, same bits. beta is no part of a shape: a sum's first and later
+ * products have one algorithm. A saved plan holds for one GPU model and one library version.
  */
 #ifndef CASTOR_KERNELS_CUDA_GEMM_H
 #define CASTOR_KERNELS_CUDA_GEMM_H

@@ -12,7 +12,6 @@
 #include <string.h>
 
 #include "core/alloc.h"
-#include "kernels/cuda/device_cuda.h"
 #include "kernels/device.h"
 #include "kernels/op_table.h"
 
@@ -510,7 +509,7 @@ int main(int argc, char **argv)
     must(device_alloc(device, ARENA, "the arena of the benchmark", &p, &err), &err);
     arena = p;
     ops = device_ops(device, DT_BF16);
-    device_cuda_tune(device, tune);
+    device_tune(device, tune);
     fill_arena();
     ceilings();
     bench_attention(32, 1024, 12, 12, 64, 0, 0);

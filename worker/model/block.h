@@ -29,6 +29,8 @@ struct block_shape {
     int64_t B, T;      /* sequences and tokens a sequence of one micro-batch   */
     int64_t head_rows; /* rows of logits at a time; frozen in the resolved spec */
     bool train;        /* saved tensors for backward are kept                  */
+    bool keep_cheap;   /* and those that one pass over memory makes again: norm outputs and
+                          activations of layers with the norm in front */
     double embed_dropout, hidden_dropout, attn_dropout; /* 0 unless training   */
     double lora_dropout;                                /* likewise: of the adapters' input */
 };

@@ -9,24 +9,27 @@
  * Kept for backward: qkv, attention's output and log-sums, mid (not in parallel layers), the MLP's
  * inner activation (ReLU: its output, which tells its own gradient; else its input), the adapters'
  * inner activations, and where more norms follow what these read. Norm outputs and the other
- * activations are computed again, which costs one pass over memory each.
+ * activations are kept where the shape says so, else computed again, which costs one pass over
+ * memory each.
  */
 #include <assert.h>
 
 #include "worker/model/block_impl.h"
 
-struct layer_kept {
-    struct attention_kept attn;
-    void *mid;                   /* (N, C); in parallel layers scratch, not kept */
-    void *inner;                 /* (N, F or 2 F)    */
-    void *up_inner, *down_inner; /* of adapters */
-    void *last;                  /* (N, C), post-norm only */
-    void *attn_raw, *raw;        /* (N, C), sandwich only: what attention and MLP give */
-};
-
 struct layer_norm_buf {
     void *out;         /* (N, C) */
     void *mean, *rstd; /* (N) stat */
+};
+
+struct layer_kept {
+    struct attention_kept attn;
+    struct layer_norm_buf norm[2]; /* of LAYER_NORM1 and 2, and */
+    void *act;                     /* (N, F), with keep_cheap   */
+    void *mid;                     /* (N, C); in parallel layers scratch, not kept */
+    void *inner;                   /* (N, F or 2 F)    */
+    void *up_inner, *down_inner;   /* of adapters */
+    void *last;                    /* (N, C), post-norm only */
+    void *attn_raw, *raw;          /* (N, C), sandwich only: what attention and MLP give */
 };
 
 enum layer_norm { LAYER_NORM1, LAYER_NORM2, LAYER_NORM_ATTN, LAYER_NORM_MLP };
@@ -52,6 +55,12 @@ static bool is_parallel(const struct block_ctx *c)
     return c->cfg->residual != RESIDUAL_SEQUENTIAL;
 }
 
+/* The norm that feeds the MLP: the second of a pre-norm layer, the first of a post-norm one. */
+static enum layer_norm mlp_norm(const struct block_ctx *c)
+{
+    return is_post(c) || c->cfg->residual == RESIDUAL_PARALLEL_1NORM ? LAYER_NORM1 : LAYER_NORM2;
+}
+
 static int64_t inner_width(const struct block_ctx *c)
 {
     return c->cfg->gated ? 2 * c->cfg->ffn : c->cfg->ffn;
@@ -61,6 +70,18 @@ static int64_t inner_width(const struct block_ctx *c)
 static bool keeps_output(const struct block_ctx *c)
 {
     return !c->cfg->gated && (c->cfg->act == ACT_RELU || c->cfg->act == ACT_NONE);
+}
+
+static bool keeps_cheap(const struct block_ctx *c)
+{
+    return c->r->shape.train && c->r->shape.keep_cheap && c->cfg->norm_place == NORM_PLACE_PRE;
+}
+
+static void take_norm(struct block_ctx *c, struct region *g, struct layer_norm_buf *n)
+{
+    n->out = region_take(g, c->N * c->cfg->hidden, c->real);
+    n->mean = region_take(g, c->N, c->stat);
+    n->rstd = region_take(g, c->N, c->stat);
 }
 
 /* In scratch (nothing is kept) attention's buffers make room for the MLP's. */
@@ -83,15 +104,14 @@ static void take_kept(struct block_ctx *c, struct region *g, bool overlay, struc
     if (overlay)
         g->used = mark;
     k->inner = region_take(g, c->N * inner_width(c), c->real);
+    if (keeps_cheap(c)) {
+        take_norm(c, g, &k->norm[LAYER_NORM1]);
+        if (mlp_norm(c) == LAYER_NORM2)
+            take_norm(c, g, &k->norm[LAYER_NORM2]);
+        k->act = keeps_output(c) ? NULL : region_take(g, c->N * c->cfg->ffn, c->real);
+    }
     k->up_inner = block_adapter_take(c, g, TENSOR_UP_W, c->N);
     k->down_inner = block_adapter_take(c, g, TENSOR_DOWN_W, c->N);
-}
-
-static void take_norm(struct block_ctx *c, struct layer_norm_buf *n)
-{
-    n->out = region_take(&c->scratch, c->N * c->cfg->hidden, c->real);
-    n->mean = region_take(&c->scratch, c->N, c->stat);
-    n->rstd = region_take(&c->scratch, c->N, c->stat);
 }
 
 static int norm_to(struct block_ctx *c, enum layer_norm which, const void *x,
@@ -102,12 +122,6 @@ static int norm_to(struct block_ctx *c, enum layer_norm which, const void *x,
 
     a.y = y;
     return block_norm_fwd(c, &a);
-}
-
-/* The norm that feeds the MLP: the second of a pre-norm layer, the first of a post-norm one. */
-static enum layer_norm mlp_norm(const struct block_ctx *c)
-{
-    return is_post(c) || c->cfg->residual == RESIDUAL_PARALLEL_1NORM ? LAYER_NORM1 : LAYER_NORM2;
 }
 
 /* y = x + residual: a dropout that drops nothing. */
@@ -238,10 +252,19 @@ out:
     return rc;
 }
 
+/* Where the norm in front of the MLP goes. */
+static const struct layer_norm_buf *mlp_norm_buf(const struct block_ctx *c,
+                                                 const struct layer_kept *k,
+                                                 const struct layer_norm_buf *shared)
+{
+    return keeps_cheap(c) ? &k->norm[mlp_norm(c)] : shared;
+}
+
 /* Behind attention: each kind of layer its own way to y. */
 static int rest_sequential(struct block_ctx *c, const struct layer_kept *k,
-                           const struct layer_norm_buf *norm, void *act)
+                           const struct layer_norm_buf *shared, void *act)
 {
+    const struct layer_norm_buf *norm = mlp_norm_buf(c, k, shared);
     bool post = is_post(c);
     int rc = 0;
 
@@ -273,8 +296,9 @@ out:
 }
 
 static int rest_parallel(struct block_ctx *c, const struct layer_kept *k,
-                         const struct layer_norm_buf *norm, void *act)
+                         const struct layer_norm_buf *shared, void *act)
 {
+    const struct layer_norm_buf *norm = mlp_norm_buf(c, k, shared);
     int rc = 0;
 
     if (c->r->y != NULL || c->dry)
@@ -292,13 +316,14 @@ int block_layer_forward(struct block_ctx *c)
 {
     bool train = c->r->shape.train;
     struct layer_norm_buf norm;
+    const struct layer_norm_buf *first = &norm;
     struct attention_work work;
     struct layer_kept k;
     void *act = NULL, *mid = NULL;
     int rc = 0;
 
     /* what attention's buffers must not lie over comes in front of them */
-    take_norm(c, &norm);
+    take_norm(c, &c->scratch, &norm);
     block_adapters_take_work(c, c->N, false);
     if (is_parallel(c))
         mid = region_take(&c->scratch, c->N * c->cfg->hidden, c->real);
@@ -306,13 +331,17 @@ int block_layer_forward(struct block_ctx *c)
     take_kept(c, train ? &c->saved : &c->scratch, !train, &k);
     if (is_parallel(c))
         k.mid = mid;
-    if (!keeps_output(c))
+    if (keeps_cheap(c)) {
+        first = &k.norm[LAYER_NORM1];
+        act = k.act;
+    } else if (!keeps_output(c)) {
         act = region_take(&c->scratch, c->N * c->cfg->ffn, c->real);
+    }
     block_ctx_ready(c);
 
     if (!is_post(c))
-        TRY(norm_to(c, LAYER_NORM1, c->r->x, &norm, norm.out));
-    TRY(block_attention_forward(c, is_post(c) ? c->r->x : norm.out, &k.attn, &work));
+        TRY(norm_to(c, LAYER_NORM1, c->r->x, first, first->out));
+    TRY(block_attention_forward(c, is_post(c) ? c->r->x : first->out, &k.attn, &work));
     if (is_parallel(c))
         TRY(rest_parallel(c, &k, &norm, act));
     else if (is_sandwich(c))
@@ -325,8 +354,9 @@ out:
 
 /* Buffers of backward: attention's and the MLP's share one place. */
 struct layer_back {
-    struct layer_norm_buf norm;
-    void *dnorm;   /* (N, C): gradient of a norm's output            */
+    struct layer_norm_buf shared; /* for norms that are made again           */
+    struct layer_norm_buf norm;   /* what the step at hand reads: shared or kept */
+    void *dnorm;                  /* (N, C): gradient of a norm's output            */
     void *dlast;   /* (N, C): of last, and of sums on the way; not in sequential pre-norm */
     void *dropped; /* (N, C): a gradient behind dropout, or NULL     */
     void *dinner;  /* (N, F or 2 F): of the up projection's output   */
@@ -342,7 +372,8 @@ static void take_back(struct block_ctx *c, struct layer_back *b)
     bool plain = c->cfg->norm_place == NORM_PLACE_PRE && !is_parallel(c);
     size_t mark;
 
-    take_norm(c, &b->norm);
+    take_norm(c, g, &b->shared);
+    b->norm = b->shared;
     block_adapters_take_work(c, c->N, true);
     b->dnorm = region_take(g, stream, c->real);
     b->dlast = plain ? NULL : region_take(g, stream, c->real);
@@ -350,7 +381,8 @@ static void take_back(struct block_ctx *c, struct layer_back *b)
     mark = g->used;
     b->dinner = region_take(g, c->N * inner_width(c), c->real);
     b->dact = c->cfg->gated ? region_take(g, c->N * c->cfg->ffn, c->real) : NULL;
-    b->act = keeps_output(c) ? NULL : region_take(g, c->N * c->cfg->ffn, c->real);
+    if (!keeps_output(c) && !keeps_cheap(c))
+        b->act = region_take(g, c->N * c->cfg->ffn, c->real);
     g->used = mark;
     block_attention_take_back(c, &b->attn);
 }
@@ -400,7 +432,7 @@ static int mlp_down_backward(struct block_ctx *c, const struct layer_kept *k,
                              const struct layer_back *b, const void *dmlp)
 {
     const struct decoder_config *cfg = c->cfg;
-    const void *act = keeps_output(c) ? k->inner : b->act;
+    const void *act = keeps_output(c) ? k->inner : keeps_cheap(c) ? k->act : b->act;
     bool adapted = block_adapted(c, TENSOR_DOWN_W), apart = cfg->gated || adapted;
     struct linear_args down = {
         .N = c->N,
@@ -423,7 +455,7 @@ static int mlp_down_backward(struct block_ctx *c, const struct layer_kept *k,
     };
     int rc = 0;
 
-    if (c->dry || adapted || block_grad(c, TENSOR_DOWN_W) != NULL)
+    if (!keeps_cheap(c) && (c->dry || adapted || block_grad(c, TENSOR_DOWN_W) != NULL))
         TRY(inner_activation(c, k, b->act));
     TRY(weight_grad(c, TENSOR_DOWN_W, TENSOR_DOWN_B, cfg->ffn, cfg->hidden, act, dmlp));
     TRY(block_adapter_add_backward(c, TENSOR_DOWN_W, c->N, 0, cfg->hidden, k->down_inner, dmlp,
@@ -466,7 +498,15 @@ out:
     return rc;
 }
 
-/* Through a norm whose output was computed again into b->norm: dx = norm'(dy) + dresidual. */
+/* The output and statistics of a norm of x, kept or made again, for what comes next: b->norm. */
+static int recall_norm(struct block_ctx *c, const struct layer_kept *k, struct layer_back *b,
+                       enum layer_norm which, const void *x)
+{
+    b->norm = keeps_cheap(c) ? k->norm[which] : b->shared;
+    return keeps_cheap(c) ? 0 : norm_to(c, which, x, &b->norm, b->norm.out);
+}
+
+/* Through a norm whose output and statistics are in b->norm: dx = norm'(dy) + dresidual. */
 static int norm_backward(struct block_ctx *c, const struct layer_back *b, enum layer_norm which,
                          const void *x, const void *dy, const void *dresidual, void *dx)
 {
@@ -501,12 +541,12 @@ out:
 
 /* Attention behind its norm: dx = norm1'(...) + dresidual. At the bottom dx is not needed. */
 static int normed_attention_backward(struct block_ctx *c, const struct layer_kept *k,
-                                     const struct layer_back *b, const void *dsum,
-                                     const void *dresidual, void *dx)
+                                     struct layer_back *b, const void *dsum, const void *dresidual,
+                                     void *dx)
 {
     int rc = 0;
 
-    TRY(norm_to(c, LAYER_NORM1, c->r->x, &b->norm, b->norm.out));
+    TRY(recall_norm(c, k, b, LAYER_NORM1, c->r->x));
     TRY(attention_backward(c, k, b, b->norm.out, dsum, c->bottom ? NULL : b->dnorm, ACCUM_ASSIGN));
     if (!c->bottom || c->dry)
         TRY(norm_backward(c, b, LAYER_NORM1, c->r->x, b->dnorm, dresidual, dx));
@@ -514,12 +554,12 @@ out:
     return rc;
 }
 
-static int backward_pre(struct block_ctx *c, const struct layer_kept *k, const struct layer_back *b,
+static int backward_pre(struct block_ctx *c, const struct layer_kept *k, struct layer_back *b,
                         const void *dy, void *dx)
 {
     int rc = 0;
 
-    TRY(norm_to(c, LAYER_NORM2, k->mid, &b->norm, b->norm.out));
+    TRY(recall_norm(c, k, b, LAYER_NORM2, k->mid));
     TRY(mlp_backward(c, k, b, dy, b->dnorm));
     TRY(norm_backward(c, b, LAYER_NORM2, k->mid, b->dnorm, dy, dx));
     TRY(normed_attention_backward(c, k, b, dx, dx, dx));
@@ -527,14 +567,14 @@ out:
     return rc;
 }
 
-static int backward_post(struct block_ctx *c, const struct layer_kept *k,
-                         const struct layer_back *b, const void *dy, void *dx)
+static int backward_post(struct block_ctx *c, const struct layer_kept *k, struct layer_back *b,
+                         const void *dy, void *dx)
 {
     int rc = 0;
 
-    TRY(norm_to(c, LAYER_NORM2, k->last, &b->norm, b->norm.out));
+    TRY(recall_norm(c, k, b, LAYER_NORM2, k->last));
     TRY(norm_backward(c, b, LAYER_NORM2, k->last, dy, NULL, b->dlast));
-    TRY(norm_to(c, LAYER_NORM1, k->mid, &b->norm, b->norm.out));
+    TRY(recall_norm(c, k, b, LAYER_NORM1, k->mid));
     TRY(mlp_backward(c, k, b, b->dlast, b->dlast));
     TRY(norm_backward(c, b, LAYER_NORM1, k->mid, b->dlast, NULL, dx));
     TRY(attention_backward(c, k, b, c->r->x, dx, c->bottom ? NULL : dx, ACCUM_ADD));
@@ -542,17 +582,17 @@ out:
     return rc;
 }
 
-static int backward_sandwich(struct block_ctx *c, const struct layer_kept *k,
-                             const struct layer_back *b, const void *dy, void *dx)
+static int backward_sandwich(struct block_ctx *c, const struct layer_kept *k, struct layer_back *b,
+                             const void *dy, void *dx)
 {
     int rc = 0;
 
-    TRY(norm_to(c, LAYER_NORM_MLP, k->raw, &b->norm, b->norm.out));
+    TRY(recall_norm(c, k, b, LAYER_NORM_MLP, k->raw));
     TRY(norm_backward(c, b, LAYER_NORM_MLP, k->raw, dy, NULL, b->dlast));
-    TRY(norm_to(c, LAYER_NORM2, k->mid, &b->norm, b->norm.out));
+    TRY(recall_norm(c, k, b, LAYER_NORM2, k->mid));
     TRY(mlp_backward(c, k, b, b->dlast, b->dnorm));
     TRY(norm_backward(c, b, LAYER_NORM2, k->mid, b->dnorm, dy, dx));
-    TRY(norm_to(c, LAYER_NORM_ATTN, k->attn_raw, &b->norm, b->norm.out));
+    TRY(recall_norm(c, k, b, LAYER_NORM_ATTN, k->attn_raw));
     TRY(norm_backward(c, b, LAYER_NORM_ATTN, k->attn_raw, dx, NULL, b->dlast));
     TRY(normed_attention_backward(c, k, b, b->dlast, dx, dx));
 out:
@@ -560,14 +600,14 @@ out:
 }
 
 /* dx may be dy, so dy is read for the last time where dx is written. */
-static int backward_parallel(struct block_ctx *c, const struct layer_kept *k,
-                             const struct layer_back *b, const void *dy, void *dx)
+static int backward_parallel(struct block_ctx *c, const struct layer_kept *k, struct layer_back *b,
+                             const void *dy, void *dx)
 {
     enum layer_norm feeds_mlp = mlp_norm(c);
     void *dnorm = c->bottom ? NULL : b->dnorm;
     int rc = 0;
 
-    TRY(norm_to(c, feeds_mlp, c->r->x, &b->norm, b->norm.out));
+    TRY(recall_norm(c, k, b, feeds_mlp, c->r->x));
     TRY(mlp_backward(c, k, b, dy, dnorm));
     if (feeds_mlp == LAYER_NORM1) { /* both read the same norm: their gradients add up */
         TRY(attention_backward(c, k, b, b->norm.out, dy, dnorm, ACCUM_ADD));
@@ -585,7 +625,7 @@ out:
 int block_layer_backward(struct block_ctx *c)
 {
     struct layer_kept k;
-    struct layer_back b;
+    struct layer_back b = {0};
 
     take_kept(c, &c->saved, false, &k);
     take_back(c, &b);

@@ -364,6 +364,7 @@ static void set_shapes(struct plan *p)
                                                  .T = in->seq_length,
                                                  .head_rows = in->head_rows,
                                                  .train = true,
+                                                 .keep_cheap = p->chosen.cheap != 0,
                                                  .embed_dropout = in->embed_dropout,
                                                  .hidden_dropout = in->hidden_dropout,
                                                  .attn_dropout = in->attn_dropout,
@@ -374,18 +375,17 @@ static void set_shapes(struct plan *p)
         (struct block_shape){.B = 1, .T = in->seq_length, .head_rows = in->head_rows};
 }
 
-int plan_build(const struct plan_input *in, struct plan **out, struct err *err)
+static int build(const struct plan_input *in, bool cheap, struct plan **out, struct err *err)
 {
-    struct plan *p = NULL;
+    struct plan *p = xcalloc(1, sizeof *p);
     int rc = 0;
 
-    TRY(check_input(in, err));
-    p = xcalloc(1, sizeof *p);
     p->in = *in;
     p->types = (struct chunk_types){.compute = in->ops->compute,
                                     .grad = in->ops->grad,
                                     .master = in->bf16_master ? DT_BF16 : in->ops->master,
                                     .moment = in->bf16_moments ? DT_BF16 : in->ops->master};
+    p->chosen.cheap = cheap;
     set_shapes(p);
     pack_chunks(p);
 
@@ -406,5 +406,21 @@ int plan_build(const struct plan_input *in, struct plan **out, struct err *err)
     p = NULL;
 out:
     plan_destroy(p);
+    return rc;
+}
+
+/* Keep what backward would make again, if there is room for it: that is faster, and nothing else.
+ */
+int plan_build(const struct plan_input *in, struct plan **out, struct err *err)
+{
+    bool choose = in->force.cheap == PLAN_AUTO;
+    int rc = check_input(in, err);
+
+    if (rc == 0)
+        rc = build(in, in->force.cheap != 0, out, err);
+    if (rc == ERR_DEVICE_OOM && choose) {
+        err_clear(err);
+        rc = build(in, false, out, err);
+    }
     return rc;
 }

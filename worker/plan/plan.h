@@ -55,9 +55,10 @@ struct plan_choices {
                          layers' are recomputed in backward                              */
     int64_t offload_boundaries; /* 1: boundary activations wait in host memory          */
     int64_t prefetch; /* visits that a fetch runs ahead of its use                       */
+    int64_t cheap;    /* 1: saved tensors include what one pass makes again: block.h      */
 };
 #define PLAN_CHOICES_AUTO                                                                          \
-    ((struct plan_choices){PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO})
+    ((struct plan_choices){PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO})
 
 struct plan_input {
     const struct model *model;            /* borrowed, outlives the plan */

@@ -37,6 +37,13 @@ struct run {
 int run_phase(struct run *r, enum event_phase phase, struct err *err);
 int run_warn(struct run *r, const char *code, const char *message, struct err *err);
 
+/* gemm_plans.c: the plans of matrix products (kernels/device.h), so that a job's later attempts and
+ * the machine's later jobs compute as the first did. Load: this job's file, else the machine's;
+ * shapes that neither has are planned by timing from here on. Save: to both, once a step has met
+ * its shapes. */
+int run_load_gemm_plans(struct run *r, struct err *err);
+int run_save_gemm_plans(struct run *r, struct err *err);
+
 /* evaluate.c: losses over the validation set, samples; both as events. No step may be in flight. */
 int run_evaluate(struct run *r, struct err *err);
 int run_sample(struct run *r, struct err *err);

@@ -315,6 +315,7 @@ int run_steps(struct run *r, struct err *err)
 {
     struct loop l = {.r = r, .last_collect = clock_monotonic()};
     int64_t in_flight = r->options->steps_in_flight;
+    bool planned = false; /* queuing a step has met every shape that it multiplies */
     int rc = 0;
 
     if (in_flight == 0) /* the CPU device has nothing to overlap with */
@@ -329,6 +330,9 @@ int run_steps(struct run *r, struct err *err)
         if (r->end != RUN_GOES_ON)
             break;
         TRY(queue_step(&l, step, err));
+        if (!planned)
+            TRY(run_save_gemm_plans(r, err));
+        planned = true;
         if (in_flight == 1 || is_boundary(r, step)) {
             TRY(drain(&l, err));
         } else {

@@ -143,6 +143,7 @@ static int prepare_executor(struct run *r, struct err *err)
     char *crumb = job_dir_crumb(r->options->jobdir, r->options->attempt, r->options->rank);
     int rc = 0;
 
+    TRY(run_load_gemm_plans(r, err));
     TRY(crumb_open(crumb, &r->crumb, err));
     TRY(comm_self_create(r->device, &r->comm, err));
     struct executor_config config = {.plan = r->plan,

@@ -120,9 +120,16 @@ Test(plan, refuses_what_does_not_fit_and_accepts_what_just_does)
     struct rig r;
     rig_init(&r, 2, 2);
     struct plan *p = build(&r);
-    size_t need = p->claim[TIER_GPU];
+    size_t most = p->claim[TIER_GPU];
+    cr_expect_eq(p->chosen.cheap, 1);
     plan_destroy(p);
     struct err err = {0};
+    r.in.limit[TIER_GPU] = most - 1; /* then less is kept for backward */
+    p = build(&r);
+    size_t need = p->claim[TIER_GPU];
+    cr_expect_eq(p->chosen.cheap, 0);
+    cr_expect_lt(need, most);
+    plan_destroy(p);
     r.in.limit[TIER_GPU] = need - 1;
     p = NULL;
     cr_expect_eq(plan_build(&r.in, &p, &err), ERR_DEVICE_OOM);

@@ -30,6 +30,7 @@ static void make_plan(struct rig *r, const struct rig_options *o)
                             .attn_dropout = o->dropout};
     for (int a = 0; a < AXIS_COUNT; a++)
         in.mesh.size[a] = 1;
+    in.force.cheap = !o->remake;
     cr_assert_eq(plan_build(&in, &r->plan, &err), 0, "%s", err.msg);
 }
 

@@ -19,6 +19,7 @@ struct rig_options {
     int64_t micro_batch; /* divides RIG_ROWS */
     double dropout;
     bool bf16_moments;
+    bool remake; /* what one pass makes again is not kept for backward */
 };
 
 struct rig {

@@ -1,0 +1,304 @@
+"""Training steps of real models' shapes on one GPU, ours and PyTorch's in turn. Run by `make bench-gpu`.
+
+usage: bench_gpu.py --build DIR [--python PYTHON] [--work DIR] [--no-peer] [CASE...]
+
+A case is a model's shape with random weights. Ours is castor-worker on a job directory, as castord would write it:
+packed rows without padding, every token a target, AdamW with clipping. The peer is peer_step.py (see there), run
+between two runs of ours on the same GPU; PYTHON is one that has torch and transformers. Prints for each run
+milliseconds a step, tokens a second, model FLOP utilisation (6 N_matmul + 6 L h T flops a token over the datasheet's
+989 TFLOP/s) and peak memory, then for each case
+
+  bench: CASE ours X peer Y unit tok/s ratio R
+
+with the median of the steps behind the warm-up. Where a case names a published figure of a peer that cannot run here,
+it is printed beside it.
+"""
+import argparse
+import itertools
+import json
+import math
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "e2e"))
+import rig  # noqa: E402
+
+WARM_UP, STEPS, LIMIT_S = 6, 12, 240
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+SPACE = "\u0120"  # how byte-level tokenizers write a space
+DATASHEET = 989e12
+DEVICE = "gpu"
+
+
+def opt(hidden, layers, heads):
+    return {"model_type": "opt", "architectures": ["OPTForCausalLM"], "hidden_size": hidden, "ffn_dim": 4 * hidden,
+            "num_hidden_layers": layers, "num_attention_heads": heads, "word_embed_proj_dim": hidden,
+            "max_position_embeddings": 2048, "vocab_size": 50272, "do_layer_norm_before": True, "dropout": 0.0,
+            "attention_dropout": 0.0, "activation_function": "relu", "bos_token_id": 2, "eos_token_id": 2,
+            "pad_token_id": 1, "tie_word_embeddings": True}
+
+
+def gpt2(hidden, layers, heads):
+    return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_embd": hidden, "n_layer": layers,
+            "n_head": heads, "n_positions": 1024, "n_ctx": 1024, "vocab_size": 50257, "resid_pdrop": 0.0,
+            "embd_pdrop": 0.0, "attn_pdrop": 0.0, "activation_function": "gelu_new", "bos_token_id": 2,
+            "eos_token_id": 2, "layer_norm_epsilon": 1e-5}
+
+
+def qwen2(hidden, layers, heads, kv, ffn, vocab, tied):
+    return {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "hidden_size": hidden,
+            "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv,
+            "intermediate_size": ffn, "vocab_size": vocab, "tie_word_embeddings": tied, "hidden_act": "silu",
+            "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "bos_token_id": 2,
+            "eos_token_id": 2, "attention_dropout": 0.0, "use_sliding_window": False}
+
+
+# name: config, rows and tokens of a row in a step, rows of a micro-batch (ours; the peer's), states, published figures
+CASES = {
+    "opt-125m": (opt(768, 12, 12), 32, 1024, 32, 32, "fp32", {}),
+    "gpt2-124m": (gpt2(768, 12, 12), 32, 1024, 32, 32, "fp32", {"llm.c": 429000}),
+    "opt-1.3b": (opt(2048, 24, 32), 8, 1024, 8, 8, "fp32", {}),
+    "gpt2-1558m": (gpt2(1600, 48, 25), 8, 1024, 8, 8, "fp32", {"llm.c": 44200}),
+    "qwen2.5-1.5b": (qwen2(1536, 28, 12, 2, 8960, 151936, True), 32, 1024, 8, 8, "bf16", {"LLMQ": 57500}),
+    "qwen2.5-7b": (qwen2(3584, 28, 28, 4, 18944, 152064, False), 16, 1024, 1, 2, "bf16", {"LLMQ": 13030}),
+}
+
+
+# ---- the model and its data -----------------------------------------------------------------------------------
+
+def words():
+    """Three letters behind a space: one token each, 45,000 of them, so that the tokens of a step spread as real ones do."""
+    return ["".join(w) for w in itertools.islice(itertools.product(LETTERS, repeat=3), 45000)]
+
+
+def write_tokenizer(directory):
+    rig.write_tokenizer(directory)
+    path = os.path.join(directory, "tokenizer.json")
+    with open(path, encoding="utf-8") as f:
+        tokenizer = json.load(f)
+    vocab, merges = tokenizer["model"]["vocab"], []
+    for text in itertools.chain(LETTERS, map("".join, itertools.product(LETTERS, repeat=2)), words()):
+        vocab[SPACE + text] = len(vocab)
+        merges.append("%s %s" % (SPACE + text[:-1], text[-1]))
+    tokenizer["model"]["merges"] = merges
+    rig.write_json(path, tokenizer)
+
+
+def write_data(path, rows, length):
+    """Examples that are a row each: their words, and the token that the tokenizer puts in front and at the end."""
+    bank = words()
+    with open(path, "w", encoding="utf-8") as f:
+        at = 0
+        for _ in range(rows):
+            chosen = []
+            for _ in range(length - 2):
+                at = (at * 6364136223846793005 + 1442695040888963407) % 2**63
+                chosen.append(bank[(at >> 30) % len(bank)])
+            f.write(json.dumps({"text": " " + " ".join(chosen)}) + "\n")
+
+
+def tensor_shapes(c):
+    """Names and shapes as transformers publishes them."""
+    shapes = {}
+    if c["model_type"] == "opt":
+        h, p = c["hidden_size"], "model.decoder."
+        shapes[p + "embed_tokens.weight"] = (c["vocab_size"], h)
+        shapes[p + "embed_positions.weight"] = (c["max_position_embeddings"] + 2, h)
+        for i in range(c["num_hidden_layers"]):
+            q = p + "layers.%d." % i
+            for name, out, into in [("self_attn.%s_proj" % k, h, h) for k in ("q", "k", "v", "out")] + [
+                    ("fc1", 4 * h, h), ("fc2", h, 4 * h)]:
+                shapes[q + name + ".weight"], shapes[q + name + ".bias"] = (out, into), (out,)
+            for name in ("self_attn_layer_norm", "final_layer_norm"):
+                shapes[q + name + ".weight"] = shapes[q + name + ".bias"] = (h,)
+        shapes[p + "final_layer_norm.weight"] = shapes[p + "final_layer_norm.bias"] = (h,)
+    elif c["model_type"] == "gpt2":
+        h = c["n_embd"]
+        shapes["wte.weight"], shapes["wpe.weight"] = (c["vocab_size"], h), (c["n_positions"], h)
+        for i in range(c["n_layer"]):
+            q = "h.%d." % i
+            for name, into, out in (("attn.c_attn", h, 3 * h), ("attn.c_proj", h, h), ("mlp.c_fc", h, 4 * h),
+                                    ("mlp.c_proj", 4 * h, h)):
+                shapes[q + name + ".weight"], shapes[q + name + ".bias"] = (into, out), (out,)
+            for name in ("ln_1", "ln_2"):
+                shapes[q + name + ".weight"] = shapes[q + name + ".bias"] = (h,)
+        shapes["ln_f.weight"] = shapes["ln_f.bias"] = (h,)
+    else:
+        h, f = c["hidden_size"], c["intermediate_size"]
+        kv = h // c["num_attention_heads"] * c["num_key_value_heads"]
+        shapes["model.embed_tokens.weight"] = (c["vocab_size"], h)
+        if not c["tie_word_embeddings"]:
+            shapes["lm_head.weight"] = (c["vocab_size"], h)
+        for i in range(c["num_hidden_layers"]):
+            q = "model.layers.%d." % i
+            for name, out in (("q", h), ("k", kv), ("v", kv)):
+                shapes[q + "self_attn.%s_proj.weight" % name] = (out, h)
+                shapes[q + "self_attn.%s_proj.bias" % name] = (out,)
+            shapes[q + "self_attn.o_proj.weight"] = (h, h)
+            shapes[q + "mlp.gate_proj.weight"] = shapes[q + "mlp.up_proj.weight"] = (f, h)
+            shapes[q + "mlp.down_proj.weight"] = (h, f)
+            shapes[q + "input_layernorm.weight"] = shapes[q + "post_attention_layernorm.weight"] = (h,)
+        shapes["model.norm.weight"] = (h,)
+    return shapes
+
+
+def write_weights(directory, config):
+    """bf16, uniform in +-0.035 (a standard deviation of 0.02), norms' scales 1: one block of random numbers over and over."""
+    header, offset = {}, 0
+    shapes = tensor_shapes(config)
+    for name, shape in shapes.items():
+        n = 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + n]}
+        offset += n
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    noise = bytearray(os.urandom(1 << 23))
+    for k in range(1, len(noise), 2):  # sign and exponent of 2^-5 to 2^-9, mantissa as it came
+        noise[k] = (noise[k] & 0x80) | 0x3c | (noise[k] & 1)
+    with open(os.path.join(directory, "model.safetensors"), "wb") as f:
+        f.write(len(text).to_bytes(8, "little") + text)
+        for name, shape in shapes.items():
+            n = 2 * math.prod(shape)
+            if len(shape) == 1:
+                scale = name.endswith("weight")
+                f.write((b"\x80\x3f" if scale else b"\0\0") * shape[0])
+                continue
+            while n > 0:
+                f.write(noise[:n])
+                n -= len(noise)
+
+
+def parameters(config):
+    """Elements of all matrices that a token is multiplied with: everything but embeddings, and the head."""
+    n = sum(math.prod(s) for s in tensor_shapes(config).values() if len(s) == 2)
+    positions = config.get("n_positions") or (config["max_position_embeddings"] + 2 if config["model_type"] == "opt" else 0)
+    width = config.get("n_embd") or config["hidden_size"]
+    return n - positions * width - (0 if config.get("tie_word_embeddings", True) else config["vocab_size"] * width)
+
+
+def token_flops(config, length):
+    layers = config.get("n_layer") or config["num_hidden_layers"]
+    width = config.get("n_embd") or config["hidden_size"]
+    return 6 * parameters(config) + 6 * layers * width * length
+
+
+# ---- runs -----------------------------------------------------------------------------------------------------
+
+def write_job(root, data, model, rows, length, micro, states):
+    spec = json.loads(json.dumps(rig.SPEC))
+    os.makedirs(root)
+    spec["model"] = "bench/model"
+    spec["base_model"]["path"] = model
+    spec["files"]["training_file"] = {"path": data, "filename": "train.jsonl", "bytes": os.path.getsize(data)}
+    spec["hyperparameters"]["batch_size"] = rows
+    spec["dataset"].update(max_seq_length=length, packing=True)
+    spec["optimization"].update(learning_rate=1e-5, weight_decay=0.1, micro_batch_size=micro)
+    spec["precision"] = {"compute": "bf16", "master": states, "optimizer_state": states}
+    spec["resources"]["device"] = DEVICE
+    rig.write_json(os.path.join(root, "spec.json"), spec)
+
+
+def read_events(path):
+    if not os.path.exists(path):
+        return []
+    with open(path, encoding="utf-8") as f:
+        return [json.loads(line) for line in f if line.endswith("\n")]
+
+
+def run_ours(worker, root):
+    """Steps of one attempt, which is cancelled as soon as there are enough: (seconds, peak bytes, tokens of a step), or
+    None and the worker's words."""
+    events = os.path.join(root, "attempt-1", "events.jsonl")
+    process = subprocess.Popen([worker, root], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline, steps = time.monotonic() + LIMIT_S, []
+    while len(steps) < WARM_UP + STEPS and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+        steps = [e for e in read_events(events) if e["type"] == "step"]
+    with open(os.path.join(root, "control.jsonl"), "a", encoding="utf-8") as f:
+        f.write(json.dumps({"v": 1, "id": "ctl-1", "t": time.time(), "type": "cancel"}) + "\n")
+    try:
+        words = process.communicate(timeout=60)[1]
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        words = process.communicate()[1]
+    if len(steps) < WARM_UP + STEPS:
+        failed = [e for e in read_events(events) if e["type"] == "failed"]
+        return None, str(failed[-1]) if failed else words[-2000:]
+    measured = steps[WARM_UP:]
+    short = [s for s in measured if s["tokens"] != measured[0]["tokens"]]
+    assert not short, short
+    return (statistics.median(s["seconds"] for s in measured), measured[-1]["gpu"]["peak"], measured[-1]["tokens"]), None
+
+
+def run_peer(python, model, rows, length, micro, states):
+    script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "peer_step.py")
+    done = subprocess.run([python, script, model, "--rows", str(rows), "--length", str(length), "--micro", str(micro),
+                           "--states", states], capture_output=True, text=True, timeout=LIMIT_S)
+    if done.returncode != 0:
+        return None, done.stderr[-800:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    return (result["seconds"], result["peak"], rows * length), None
+
+
+def show(name, who, run, why, config, length):
+    if run is None:
+        print("%-14s %-6s failed: %s" % (name, who, why), flush=True)
+        return
+    seconds, peak, tokens = run
+    mfu = token_flops(config, length) * tokens / seconds / DATASHEET
+    print("%-14s %-6s %8.1f ms  %9.0f tok/s  MFU %4.1f %%  peak %5.1f GiB" % (
+        name, who, seconds * 1e3, tokens / seconds, 100 * mfu, peak / 2**30), flush=True)
+
+
+def bench(name, options, work):
+    config, rows, length, micro, peer_micro, states, published = CASES[name]
+    model, data = os.path.join(work, "model"), os.path.join(work, "train.jsonl")
+    os.makedirs(model)
+    rig.write_json(os.path.join(model, "config.json"), config)
+    write_tokenizer(model)
+    write_weights(model, config)
+    write_data(data, rows * (WARM_UP + STEPS + 24), length)
+    ours, peer = [], None
+    for turn in range(1 if options.no_peer else 2):
+        job = os.path.join(work, "job-%d" % turn)
+        write_job(job, data, model, rows, length, micro, states)
+        run, why = run_ours(os.path.join(options.build, "castor-worker"), job)
+        show(name, "ours", run, why, config, length)
+        ours += [run] if run else []
+        if turn == 0 and not options.no_peer:
+            peer, why = run_peer(options.python, model, rows, length, peer_micro, states)
+            show(name, "torch", peer, why, config, length)
+    for who, speed in published.items():
+        print("%-14s %-6s published: %d tok/s" % (name, who, speed))
+    if ours:
+        x = statistics.median(tokens / seconds for seconds, _, tokens in ours)
+        y = peer[2] / peer[0] if peer else float("nan")
+        print("bench: %s ours %.0f peer %.0f unit tok/s ratio %.3f" % (name, x, y, x / y), flush=True)
+    return bool(ours)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--build", required=True)
+    parser.add_argument("--python", default="python3")
+    parser.add_argument("--work", default=None)
+    parser.add_argument("--no-peer", action="store_true")
+    parser.add_argument("cases", nargs="*", default=list(CASES))
+    options = parser.parse_args()
+    fine = True
+    for name in options.cases or CASES:
+        work = tempfile.mkdtemp(prefix="castor-bench-", dir=options.work)
+        try:
+            fine &= bench(name, options, work)
+        finally:
+            shutil.rmtree(work)
+    return 0 if fine else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
