@@ -18,6 +18,7 @@ struct attn_params {
     const void *q, *k, *v, *dout;
     void *o, *dq, *dk, *dv;
     float *lse, *delta; /* (B, H, T) */
+    int chunk;          /* heads at a time: attn_hopper.cuh */
     const int2 *spans;  /* least and greatest first_key of each tile of rows, or NULL */
 };
 
@@ -53,6 +54,7 @@ static inline struct attn_params attn_resolve(const struct attn_args *a)
     p.lse = (float *)a->lse;
     p.delta = (float *)a->workspace;
     p.spans = NULL;
+    p.chunk = p.B * p.H; /* all */
     return p;
 }
 

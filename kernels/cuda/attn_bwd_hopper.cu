@@ -93,8 +93,9 @@ struct dkv_item {
 template <typename S>
 __device__ __forceinline__ struct dkv_item dkv_item(const struct attn_params &p, int at)
 {
-    int heads = p.B * p.KV; /* the first keys are seen by most queries */
-    return {at % heads / p.KV, at % p.KV, at / heads * S::BN};
+    struct item_place place = item_place(p, at, p.B * p.KV, (p.S + S::BN - 1) / S::BN);
+    /* The first keys are seen by most queries. */
+    return {place.head / p.KV, place.head % p.KV, place.block * S::BN};
 }
 
 template <typename S> __device__ __forceinline__ int dkv_items(const struct attn_params &p)
@@ -298,8 +299,7 @@ __device__ __forceinline__ void dkv_sums_done(const struct dkv_shared<S> &shared
     wgmma_wait<0>();
     acc_settle(rows.dk);
     acc_settle(rows.dv);
-    if (threadIdx.x % 32 == 0)
-        barrier_arrive(&shared.empty[stage]);
+    stage_release(&shared.empty[stage]);
 }
 
 /* Probabilities and gradients of one tile as operands a and c. The sums of the tile before, of
@@ -417,8 +417,8 @@ __device__ __forceinline__ void dkv_compute(const struct attn_params &p,
                     dkv_tile<S, EXTRA, false>(p, shared, place, head.clear, r.at, busy, a, c, rows);
                 busy = r.at;
             }
-        } else if (threadIdx.x % 32 == 0) {
-            barrier_arrive(&shared.empty[r.at]);
+        } else {
+            stage_release(&shared.empty[r.at]);
         }
         r.next();
     } while (!(state & STAGE_LAST));
@@ -484,8 +484,9 @@ struct dq_item {
 template <typename S>
 __device__ __forceinline__ struct dq_item dq_item(const struct attn_params &p, int at)
 {
-    int heads = p.B * p.H, blocks = (p.T + S::BM - 1) / S::BM; /* the longest rows come first */
-    return {at % heads / p.H, at % p.H, (blocks - 1 - at / heads) * S::BM};
+    int blocks = (p.T + S::BM - 1) / S::BM; /* the longest rows come first */
+    struct item_place place = item_place(p, at, p.B * p.H, blocks);
+    return {place.head / p.H, place.head % p.H, (blocks - 1 - place.block) * S::BM};
 }
 
 template <typename S> __device__ __forceinline__ int dq_items(const struct attn_params &p)
@@ -604,8 +605,7 @@ __device__ __forceinline__ void dq_sum_done(const struct dq_shared<S> &shared, i
 {
     wgmma_wait<0>();
     acc_settle(dq);
-    if (threadIdx.x % 32 == 0)
-        barrier_arrive(&shared.empty[stage]);
+    stage_release(&shared.empty[stage]);
 }
 
 /* One tile of one warpgroup: its products are queued before the sum of the tile before, of stage
@@ -692,8 +692,8 @@ __device__ __forceinline__ void dq_compute(const struct attn_params &p,
                 dq_tile<S, EXTRA, false>(p, shared, item, first, span.y, head.first, r.at, busy, a,
                                          rows);
             busy = r.at;
-        } else if (threadIdx.x % 32 == 0) {
-            barrier_arrive(&shared.empty[r.at]);
+        } else {
+            stage_release(&shared.empty[r.at]);
         }
         r.next();
     } while (!(state & STAGE_LAST));

@@ -22,8 +22,9 @@ struct fwd_item {
 template <typename S>
 __device__ __forceinline__ struct fwd_item fwd_item(const struct attn_params &p, int at)
 {
-    int heads = p.B * p.H, blocks = (p.T + S::BM - 1) / S::BM; /* the longest rows come first */
-    return {at % heads / p.H, at % p.H, (blocks - 1 - at / heads) * S::BM};
+    int blocks = (p.T + S::BM - 1) / S::BM; /* the longest rows come first */
+    struct item_place place = item_place(p, at, p.B * p.H, blocks);
+    return {place.head / p.H, place.head % p.H, (blocks - 1 - place.block) * S::BM};
 }
 
 template <typename S> __device__ __forceinline__ int fwd_items(const struct attn_params &p)
@@ -207,8 +208,7 @@ __device__ __forceinline__ void fwd_sum_done(const struct fwd_shared<S> &shared,
 {
     wgmma_wait<0>();
     acc_settle(o);
-    if (threadIdx.x % 32 == 0)
-        barrier_arrive(&shared.empty[stage]);
+    stage_release(&shared.empty[stage]);
 }
 
 /* One tile: its scores are queued before the sum of the tile before, of stage `busy`, so that this
@@ -278,8 +278,8 @@ __device__ __forceinline__ void fwd_compute(const struct attn_params &p,
                 fwd_tile<S, EXTRA, false>(p, shared, item, first, span.y, head.first, r.at, busy, q,
                                           a, rows);
             busy = r.at;
-        } else if (threadIdx.x % 32 == 0) {
-            barrier_arrive(&shared.empty[r.at]);
+        } else {
+            stage_release(&shared.empty[r.at]);
         }
         r.next();
     } while (!(state & STAGE_LAST));
@@ -319,9 +319,9 @@ __global__ void __launch_bounds__(S::THREADS, 1)
     }
 }
 
-template <typename S, bool EXTRA>
-static int attn_fwd_launch(cudaStream_t s, const struct attn_params &p)
+template <typename S, bool EXTRA> static int attn_fwd_launch(cudaStream_t s, struct attn_params p)
 {
+    p.chunk = heads_at_once((int64_t)p.S * p.D * 4 / p.group); /* k and v */
     int64_t items = (int64_t)p.B * p.H * ceil_div(p.T, S::BM);
     return launch_persistent(s, attn_fwd_hopper_kernel<S, EXTRA>, items, S::THREADS, S::BYTES, p);
 }

@@ -4,8 +4,9 @@
  * a barrier that says it is full and one that says it is empty (FlashAttention-3: Shah et al.,
  * 2024), so that no two warpgroups ever wait for each other and the products of one run under the
  * arithmetic of another. Blocks are persistent: block i takes the items i, i + gridDim.x, ... of a
- * list, the longest first, and the copying warpgroup is already in the next item while the others
- * finish the last. Results do not depend on the number of blocks.
+ * list, the longest first (in forward a few heads at
+ * a time, so that what they read stays in the L2 cache), and the copying warpgroup is already in
+ * the next item while the others finish the last. Results do not depend on the number of blocks.
  *
  * Head dimensions: multiples of 8 up to D (64 or 128), the rest of D being zeros.
  */
@@ -46,6 +47,14 @@ static __device__ __forceinline__ void barrier_init(uint64_t *bar, int arrivals)
 static __device__ __forceinline__ void barrier_arrive(uint64_t *bar)
 {
     WGMMA_ASM("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(bar)) : "memory");
+}
+
+/* A warp has read what it needs of a stage. */
+static __device__ __forceinline__ void stage_release(uint64_t *empty)
+{
+    __syncwarp();
+    if (threadIdx.x % 32 == 0)
+        barrier_arrive(empty);
 }
 
 /* Arrive once the copies that this thread has queued are done. */
@@ -331,6 +340,31 @@ static __device__ __forceinline__ float dropout_of_bit(const struct attn_params 
                                                        int at)
 {
     return bits >> at & 1 ? p.dropout.scale : 0.0f;
+}
+
+/* --- items --- */
+
+struct item_place {
+    int head, block;
+};
+
+/* Item `at` of heads times blocks: p.chunk heads at a time, of these all that are block 0 first. */
+static __device__ __forceinline__ struct item_place item_place(const struct attn_params &p, int at,
+                                                               int heads, int blocks)
+{
+    int chunk = at / (p.chunk * blocks), rest = at % (p.chunk * blocks);
+    int width = min(p.chunk, heads - chunk * p.chunk);
+    return {chunk * p.chunk + rest % width, rest / width};
+}
+
+/* Heads of `bytes` each that a quarter of the L2 cache holds: its halves keep copies of each
+ * other's lines, and there is more to it than the rows that are read again and again. */
+static inline int heads_at_once(int64_t bytes)
+{
+    int device = 0, cache = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&cache, cudaDevAttrL2CacheSize, device);
+    return (int)(cache / 4 / bytes) + 1;
 }
 
 /* --- launching --- */
