@@ -4,9 +4,9 @@
  * a barrier that says it is full and one that says it is empty (FlashAttention-3: Shah et al.,
  * 2024), so that no two warpgroups ever wait for each other and the products of one run under the
  * arithmetic of another. Blocks are persistent: block i takes the items i, i + gridDim.x, ... of a
- * list, the longest first (in forward a few heads at
- * a time, so that what they read stays in the L2 cache), and the copying warpgroup is already in
- * the next item while the others finish the last. Results do not depend on the number of blocks.
+ * list, the longest first (in forward a few heads at a time, so that what they read stays in the L2
+ * cache), and the copying warpgroup is already in the next item while the others finish the last.
+ * Results do not depend on the number of blocks.
  *
  * Head dimensions: multiples of 8 up to D (64 or 128), the rest of D being zeros.
  */
@@ -364,7 +364,7 @@ static inline int heads_at_once(int64_t bytes)
     int device = 0, cache = 0;
     cudaGetDevice(&device);
     cudaDeviceGetAttribute(&cache, cudaDevAttrL2CacheSize, device);
-    return (int)(cache / 4 / bytes) + 1;
+    return (int)(cache / 4 / (bytes > 0 ? bytes : 1)) + 1;
 }
 
 /* --- launching --- */
