@@ -141,6 +141,8 @@ static const struct op_table *cpu_ops(struct device *d, enum dtype compute)
         return &cpu_ref_f64;
     if (compute == DT_F32)
         return state->reference_ops ? &cpu_ref_f32 : &cpu_fast_f32;
+    if (compute == DT_BF16)
+        return &cpu_fast_bf16;
     return NULL;
 }
 
@@ -189,8 +191,7 @@ int device_cpu_open(int index, const struct device_options *options, struct devi
     state = xcalloc(1, sizeof *state);
     state->threads = options->threads > 0 ? options->threads : cores > 0 ? (int)cores : 1;
     state->reference_ops = options->reference_ops;
-    if (!state->reference_ops)
-        fast_init();
+    fast_init();
     d->state = state;
     d->impl = &IMPL;
     d->memory_total = physical_bytes(_SC_PHYS_PAGES);

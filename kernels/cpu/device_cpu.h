@@ -17,7 +17,7 @@ int device_cpu_open(int index, const struct device_options *options, struct devi
                     struct err *err);
 
 /* The tables. The reference ops do their arithmetic in double and store float or double; the fast
- * table is kernels/cpu/fast.h. */
-extern const struct op_table cpu_ref_f32, cpu_ref_f64, cpu_fast_f32;
+ * tables are kernels/cpu/fast.h and kernels/cpu/bf16.h. */
+extern const struct op_table cpu_ref_f32, cpu_ref_f64, cpu_fast_f32, cpu_fast_bf16;
 
 #endif

@@ -39,6 +39,27 @@ void fast_init(void);
 void fast_column_sums(const float *x, int64_t ld, int64_t N, int64_t c0, int64_t c1, bool add,
                       float *out);
 
+/* Pieces of the ops above on dense float rows, which the table of another storage type uses too.
+ * Optional pointers may be NULL as in the args of their ops. */
+void fast_finish_row(enum act_kind act, int64_t n, const float *product, const float *bias,
+                     const float *residual, float *keep, float *y); /* what follows a product */
+void fast_slope_row(enum act_kind act, int64_t n, const float *pre, float *dx); /* dx *= act' */
+void fast_act_row(enum act_kind act, int64_t n, const float *x, const float *up, float *y);
+void fast_act_grad_row(enum act_kind act, int64_t n, const float *x, const float *up,
+                       const float *dy, float *dx, float *dup);
+void fast_embed_row(const float *wte, const float *wpe, float scale, int64_t C, float *out);
+void fast_rope_row(const struct rope_args *a, int64_t n);
+void fast_dropout_span(const float *x, const float *mask, const float *residual, int64_t n,
+                       float *y);
+float fast_loss_z(float logit, float scale, float cap);
+void fast_range(const float *x, int64_t n, float *low, float *high); /* widened to hold x */
+/* Sum of exp(z - z_max). */
+float fast_loss_sum(const float *x, int64_t V, float scale, float cap, float z_max);
+int32_t fast_first_of(const float *x, int32_t V, float top); /* the first index that holds `top` */
+/* x = by * exp(z - z_max) * dz / dx. Not from the log of the sum, which large logits round. */
+void fast_loss_gradient(float *x, int64_t V, float scale, float cap, float z_max, float by);
+double fast_sumsq_block(const float *x, int64_t n);
+
 /* Columns that one task sums. */
 enum { FAST_COLUMNS = 64 };
 /* Elements below which a loop is not worth waking threads for. */

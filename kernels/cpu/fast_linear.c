@@ -83,8 +83,8 @@ FAST_INLINE void finish_act_row(enum act_kind act, int64_t n, const float *produ
     }
 }
 
-FAST_CLONES static void finish_row(enum act_kind act, int64_t n, const float *product,
-                                   const float *bias, const float *residual, float *keep, float *y)
+FAST_CLONES void fast_finish_row(enum act_kind act, int64_t n, const float *product,
+                                 const float *bias, const float *residual, float *keep, float *y)
 {
     switch (act) {
     case ACT_NONE:
@@ -122,8 +122,8 @@ static void forward_by_pieces(const struct linear_args *a, const struct tile *t)
                        w + c * a->I, a->I, 0, product, COLS);
             for (int64_t i = 0; i < rows; i++) {
                 int64_t at = (r + i) * ldy + c;
-                finish_row(a->act, cols, product + i * COLS, bias ? bias + c : NULL, residual + at,
-                           NULL, (float *)a->y + at);
+                fast_finish_row(a->act, cols, product + i * COLS, bias ? bias + c : NULL,
+                                residual + at, NULL, (float *)a->y + at);
             }
         }
 }
@@ -147,9 +147,9 @@ static void forward_tile(const struct linear_args *a, const struct tile *t)
     if (bare && (in_place || !residual))
         return;
     for (int64_t i = 0; i < t->rows; i++, at += ldy)
-        finish_row(a->act, t->cols, product + at, bias ? bias + t->c0 : NULL,
-                   residual ? residual + at : NULL, a->pre ? product + at : NULL,
-                   (float *)a->y + at);
+        fast_finish_row(a->act, t->cols, product + at, bias ? bias + t->c0 : NULL,
+                        residual ? residual + at : NULL, a->pre ? product + at : NULL,
+                        (float *)a->y + at);
 }
 
 int fast_linear_fwd(struct stream *s, const struct linear_args *a)
@@ -169,7 +169,7 @@ int fast_linear_fwd(struct stream *s, const struct linear_args *a)
         _Pragma("omp simd") for (int64_t i = 0; i < n; i++) dx[i] *= fast_act_slope(kind, pre[i]); \
         break
 
-FAST_CLONES static void slope_row(enum act_kind act, int64_t n, const float *pre, float *dx)
+FAST_CLONES void fast_slope_row(enum act_kind act, int64_t n, const float *pre, float *dx)
 {
     switch (act) {
     case ACT_NONE:
@@ -197,8 +197,8 @@ int fast_linear_bwd_data(struct stream *s, const struct linear_args *a)
                    a->dx_accum == ACCUM_ADD ? 1 : 0, dx, ldx);
         if (a->act_x != ACT_NONE)
             for (int64_t r = 0; r < tile.rows; r++)
-                slope_row(a->act_x, tile.cols, (const float *)a->pre_x + at + r * ldx,
-                          dx + r * ldx);
+                fast_slope_row(a->act_x, tile.cols, (const float *)a->pre_x + at + r * ldx,
+                               dx + r * ldx);
     }
     return 0;
 }
@@ -254,8 +254,8 @@ FAST_CLONES void fast_column_sums(const float *x, int64_t ld, int64_t N, int64_t
             fast_act(kind, x[i]) * (up ? up[i] : 1.0f);                                            \
         break
 
-FAST_CLONES static void act_row(enum act_kind act, int64_t n, const float *x, const float *up,
-                                float *y)
+FAST_CLONES void fast_act_row(enum act_kind act, int64_t n, const float *x, const float *up,
+                              float *y)
 {
     switch (act) {
         ACT_ROW(ACT_NONE);
@@ -271,7 +271,7 @@ int fast_act_fwd(struct stream *s, const struct act_args *a)
 #pragma omp parallel for num_threads(s->threads) schedule(static) if (a->N * a->F > FAST_SERIAL)
     for (int64_t n = 0; n < a->N; n++) {
         const float *x = (const float *)a->x + n * a->F * (a->gated ? 2 : 1);
-        act_row(a->act, a->F, x, a->gated ? x + a->F : NULL, (float *)a->y + n * a->F);
+        fast_act_row(a->act, a->F, x, a->gated ? x + a->F : NULL, (float *)a->y + n * a->F);
     }
     return 0;
 }
@@ -287,8 +287,8 @@ int fast_act_fwd(struct stream *s, const struct act_args *a)
         }                                                                                          \
         break
 
-FAST_CLONES static void act_grad_row(enum act_kind act, int64_t n, const float *x, const float *up,
-                                     const float *dy, float *dx, float *dup)
+FAST_CLONES void fast_act_grad_row(enum act_kind act, int64_t n, const float *x, const float *up,
+                                   const float *dy, float *dx, float *dup)
 {
     switch (act) {
         ACT_GRAD_ROW(ACT_NONE);
@@ -306,8 +306,8 @@ int fast_act_bwd(struct stream *s, const struct act_args *a)
         int64_t at = n * a->F * (a->gated ? 2 : 1);
         const float *x = (const float *)a->x + at;
         float *dx = (float *)a->dx + at;
-        act_grad_row(a->act, a->F, x, a->gated ? x + a->F : NULL, (const float *)a->dy + n * a->F,
-                     dx, a->gated ? dx + a->F : NULL);
+        fast_act_grad_row(a->act, a->F, x, a->gated ? x + a->F : NULL,
+                          (const float *)a->dy + n * a->F, dx, a->gated ? dx + a->F : NULL);
     }
     return 0;
 }

@@ -26,7 +26,7 @@ int fast_add(struct stream *s, const struct add_args *a)
 }
 
 /* Thirty-two sums side by side, the same on every instruction set. */
-FAST_CLONES static double sumsq_block(const float *x, int64_t n)
+FAST_CLONES double fast_sumsq_block(const float *x, int64_t n)
 {
     typedef float floats __attribute__((vector_size(32), aligned(4)));
     typedef double doubles __attribute__((vector_size(64)));
@@ -51,7 +51,7 @@ int fast_sumsq(struct stream *s, const struct sumsq_args *a)
     for (int64_t b = 0; b < blocks; b++) {
         int64_t first = b * SUMSQ_BLOCK, left = a->n - first;
         a->partial[b] =
-            sumsq_block((const float *)a->x + first, left < SUMSQ_BLOCK ? left : SUMSQ_BLOCK);
+            fast_sumsq_block((const float *)a->x + first, left < SUMSQ_BLOCK ? left : SUMSQ_BLOCK);
     }
     return 0;
 }

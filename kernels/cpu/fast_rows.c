@@ -5,8 +5,8 @@
 
 /* --- embedding --- */
 
-FAST_CLONES static void embed_row(const float *wte, const float *wpe, float scale, int64_t C,
-                                  float *out)
+FAST_CLONES void fast_embed_row(const float *wte, const float *wpe, float scale, int64_t C,
+                                float *out)
 {
     if (wpe)
         for (int64_t c = 0; c < C; c++)
@@ -22,9 +22,9 @@ int fast_embed_fwd(struct stream *s, const struct embed_args *a)
 
 #pragma omp parallel for num_threads(s->threads) schedule(static) if (a->N * a->C > FAST_SERIAL)
     for (int64_t n = 0; n < a->N; n++)
-        embed_row(wte + a->tokens[n] * a->C,
-                  wpe ? wpe + (a->positions[n] + a->wpe_offset) * a->C : NULL, a->scale, a->C,
-                  (float *)a->out + n * a->C);
+        fast_embed_row(wte + a->tokens[n] * a->C,
+                       wpe ? wpe + (a->positions[n] + a->wpe_offset) * a->C : NULL, a->scale, a->C,
+                       (float *)a->out + n * a->C);
     return 0;
 }
 
@@ -60,7 +60,7 @@ int fast_embed_bwd(struct stream *s, const struct embed_args *a)
 
 /* --- rotary positions --- */
 
-FAST_CLONES static void rope_row(const struct rope_args *a, int64_t n)
+FAST_CLONES void fast_rope_row(const struct rope_args *a, int64_t n)
 {
     int64_t half = a->rope_dim / 2;
     int64_t ldx = a->ldx ? a->ldx : a->heads * a->head_dim;
@@ -95,7 +95,7 @@ int fast_rope(struct stream *s, const struct rope_args *a)
 
 #pragma omp parallel for num_threads(s->threads) schedule(static) if (work > FAST_SERIAL)
     for (int64_t n = 0; n < a->N; n++)
-        rope_row(a, n);
+        fast_rope_row(a, n);
     return 0;
 }
 
@@ -124,8 +124,8 @@ FAST_CLONES void fast_dropout_mask(const struct op_dropout *d, int64_t i0, int64
         mask[i - first] = rng_draw(d->stream, i) >= threshold ? kept : 0.0f;
 }
 
-FAST_CLONES static void dropout_span(const float *x, const float *mask, const float *residual,
-                                     int64_t n, float *y)
+FAST_CLONES void fast_dropout_span(const float *x, const float *mask, const float *residual,
+                                   int64_t n, float *y)
 {
     if (residual)
         for (int64_t i = 0; i < n; i++)
@@ -149,7 +149,7 @@ static void dropout(struct stream *s, const struct op_dropout *d, int64_t n, con
         else
             for (int64_t i = 0; i < count; i++)
                 mask[i] = 1.0f;
-        dropout_span(x + i0, mask, residual ? residual + i0 : NULL, count, y + i0);
+        fast_dropout_span(x + i0, mask, residual ? residual + i0 : NULL, count, y + i0);
     }
 }
 
@@ -173,33 +173,39 @@ FAST_INLINE float loss_z(float logit, float scale, float cap, float inv_cap)
     return cap != 0.0f ? cap * fast_tanh(z * inv_cap) : z;
 }
 
-/* The largest logit, and sum of exponentials of z against the largest z. */
-FAST_CLONES static float loss_stats(const float *x, int64_t V, float scale, float cap, float *top,
-                                    float *z_max)
+float fast_loss_z(float logit, float scale, float cap)
 {
-    float inv_cap = cap != 0.0f ? 1.0f / cap : 0.0f, m = -INFINITY, low = INFINITY, sum = 0;
-#pragma omp simd reduction(max : m) reduction(min : low)
-    for (int64_t v = 0; v < V; v++) {
-        m = x[v] > m ? x[v] : m;
-        low = x[v] < low ? x[v] : low;
+    return loss_z(logit, scale, cap, cap != 0.0f ? 1.0f / cap : 0.0f);
+}
+
+FAST_CLONES void fast_range(const float *x, int64_t n, float *low, float *high)
+{
+    float m = *high, l = *low;
+#pragma omp simd reduction(max : m) reduction(min : l)
+    for (int64_t i = 0; i < n; i++) {
+        m = x[i] > m ? x[i] : m;
+        l = x[i] < l ? x[i] : l;
     }
-    float zm = loss_z(scale < 0.0f ? low : m, scale, cap, inv_cap); /* z is monotone in x */
+    *low = l;
+    *high = m;
+}
+
+FAST_CLONES float fast_loss_sum(const float *x, int64_t V, float scale, float cap, float z_max)
+{
+    float inv_cap = cap != 0.0f ? 1.0f / cap : 0.0f, sum = 0;
     if (cap == 0.0f) {
 #pragma omp simd reduction(+ : sum)
         for (int64_t v = 0; v < V; v++)
-            sum += fast_exp(x[v] * scale - zm);
+            sum += fast_exp(x[v] * scale - z_max);
     } else {
 #pragma omp simd reduction(+ : sum)
         for (int64_t v = 0; v < V; v++)
-            sum += fast_exp(cap * fast_tanh(x[v] * scale * inv_cap) - zm);
+            sum += fast_exp(cap * fast_tanh(x[v] * scale * inv_cap) - z_max);
     }
-    *top = m;
-    *z_max = zm;
     return sum;
 }
 
-/* The first index that holds `top`. */
-FAST_CLONES static int32_t first_of(const float *x, int32_t V, float top)
+FAST_CLONES int32_t fast_first_of(const float *x, int32_t V, float top)
 {
     int32_t best = V;
 #pragma omp simd reduction(min : best)
@@ -210,9 +216,8 @@ FAST_CLONES static int32_t first_of(const float *x, int32_t V, float top)
     return best;
 }
 
-/* x = by * exp(z - z_max) * dz / dx. Not from the log of the sum, which large logits round. */
-FAST_CLONES static void loss_gradient(float *x, int64_t V, float scale, float cap, float z_max,
-                                      float by)
+FAST_CLONES void fast_loss_gradient(float *x, int64_t V, float scale, float cap, float z_max,
+                                    float by)
 {
     float inv_cap = cap != 0.0f ? 1.0f / cap : 0.0f;
     if (cap == 0.0f) {
@@ -228,7 +233,8 @@ FAST_CLONES static void loss_gradient(float *x, int64_t V, float scale, float ca
 
 static void loss_row(const struct loss_args *a, int64_t n)
 {
-    float *x = (float *)a->logits + n * (a->ldl ? a->ldl : a->V), cap = a->softcap, top, z_max;
+    float *x = (float *)a->logits + n * (a->ldl ? a->ldl : a->V), cap = a->softcap;
+    float top = -INFINITY, low = INFINITY;
     int32_t target = a->targets[n];
 
     if (target < 0) {
@@ -238,17 +244,18 @@ static void loss_row(const struct loss_args *a, int64_t n)
             memset(x, 0, (size_t)a->V * sizeof *x);
         return;
     }
-    float sum = loss_stats(x, a->V, a->logit_scale, cap, &top, &z_max);
-    float inv_cap = cap != 0.0f ? 1.0f / cap : 0.0f;
-    float z = loss_z(x[target], a->logit_scale, cap, inv_cap);
+    fast_range(x, a->V, &low, &top);
+    /* z is monotone in x */
+    float z_max = fast_loss_z(a->logit_scale < 0.0f ? low : top, a->logit_scale, cap);
+    float sum = fast_loss_sum(x, a->V, a->logit_scale, cap, z_max);
+    float z = fast_loss_z(x[target], a->logit_scale, cap);
     ((float *)a->row_loss)[n] = (z_max - z) + logf(sum);
-    a->row_correct[n] = first_of(x, (int32_t)a->V, top) == target;
+    a->row_correct[n] = fast_first_of(x, (int32_t)a->V, top) == target;
     if (!a->grad_scale)
         return;
-    float by = *a->grad_scale * a->logit_scale, slope = 1.0f;
-    if (cap != 0.0f)
-        slope = 1.0f - (z * inv_cap) * (z * inv_cap);
-    loss_gradient(x, a->V, a->logit_scale, cap, z_max, by / sum);
+    float by = *a->grad_scale * a->logit_scale;
+    float slope = cap != 0.0f ? 1.0f - (z / cap) * (z / cap) : 1.0f;
+    fast_loss_gradient(x, a->V, a->logit_scale, cap, z_max, by / sum);
     x[target] -= by * slope;
 }
 

@@ -77,11 +77,11 @@ static void open_device(enum device_kind kind, int index, bool reference_ops,
 
 void harness_open(void)
 {
-    static const enum dtype REFERENCE[] = {DT_F64, DT_F32}, CPU[] = {DT_F32},
+    static const enum dtype REFERENCE[] = {DT_F64, DT_F32}, CPU[] = {DT_F32, DT_BF16},
                             CUDA[] = {DT_F32, DT_BF16, DT_F16};
     setvbuf(stdout, NULL, _IOLBF, 0);
     open_device(DEVICE_CPU, 0, true, REFERENCE, 2);
-    open_device(DEVICE_CPU, 0, false, CPU, 1);
+    open_device(DEVICE_CPU, 0, false, CPU, 2);
     if (device_count(DEVICE_CUDA) > 0)
         open_device(DEVICE_CUDA, 0, false, CUDA, 3);
     assert(targets[0].table->compute == DT_F64);

@@ -14,8 +14,9 @@ void golden_compare(struct golden_check *c, const char *what, const double *got,
 
     for (int64_t i = 0; i < n; i++) {
         cr_assert(isfinite(got[i]), "%s[%lld] is %g", what, (long long)i, got[i]);
-        largest = fmax(largest, fabs(want[i]));
-        difference = fmax(difference, fabs(got[i] - want[i]));
+        largest = c->by_norm ? hypot(largest, want[i]) : fmax(largest, fabs(want[i]));
+        difference = c->by_norm ? hypot(difference, got[i] - want[i])
+                                : fmax(difference, fabs(got[i] - want[i]));
     }
     cr_assert_leq(difference, c->rtol * largest, "%s differs by %g, allowed %g", what, difference,
                   c->rtol * largest);

@@ -8,9 +8,11 @@
 #include "worker/model/safetensors.h"
 
 /* The worst |a - b| seen, as a share of its allowance: rtol times the largest |b| of the tensor,
- * since elements near 0 come from sums of larger terms. */
+ * since elements near 0 come from sums of larger terms. by_norm: of a - b and b as vectors, their
+ * Euclidean norms, for errors that are many and random. */
 struct golden_check {
     double rtol, worst;
+    bool by_norm;
 };
 void golden_compare(struct golden_check *c, const char *what, const double *got, const double *want,
                     int64_t n);

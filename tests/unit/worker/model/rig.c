@@ -111,16 +111,20 @@ void rig_close(struct rig *r)
 
 double rig_weight(const struct rig *r, int64_t tensor, int64_t i)
 {
-    return r->ops->compute == DT_F64 ? ((double *)r->weights[tensor])[i]
-                                     : (double)((float *)r->weights[tensor])[i];
+    enum dtype type = r->ops->compute;
+    double value;
+
+    dtype_convert(DT_F64, &value, type, (char *)r->weights[tensor] + (size_t)i * dtype_size(type),
+                  1);
+    return value;
 }
 
 void rig_set_weight(struct rig *r, int64_t tensor, int64_t i, double value)
 {
-    if (r->ops->compute == DT_F64)
-        ((double *)r->weights[tensor])[i] = value;
-    else
-        ((float *)r->weights[tensor])[i] = (float)value;
+    enum dtype type = r->ops->compute;
+
+    dtype_convert(type, (char *)r->weights[tensor] + (size_t)i * dtype_size(type), DT_F64, &value,
+                  1);
 }
 
 double rig_grad(const struct rig *r, int64_t tensor, int64_t i)
