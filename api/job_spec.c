@@ -35,6 +35,7 @@ void job_spec_fini(struct job_spec *spec)
     file_fini(&spec->training_file);
     file_fini(&spec->validation_file);
     json_decref(spec->metadata);
+    json_decref(spec->dataset.column_mapping);
     for (int64_t i = 0; i < spec->lora.n_target_modules; i++)
         free(spec->lora.target_modules[i]);
     free(spec->lora.target_modules);
@@ -47,6 +48,8 @@ void job_spec_copy(struct job_spec *to, const struct job_spec *from)
 {
     struct job_spec copy;
     json_t *metadata = from->metadata ? json_deep_copy(from->metadata) : NULL;
+    json_t *mapping =
+        from->dataset.column_mapping ? json_deep_copy(from->dataset.column_mapping) : NULL;
 
 #define DUP(member) copy.member = from->member ? xstrdup(from->member) : NULL
     copy = *from;
@@ -65,6 +68,7 @@ void job_spec_copy(struct job_spec *to, const struct job_spec *from)
     DUP(placement.nvme_path);
 #undef DUP
     copy.metadata = metadata;
+    copy.dataset.column_mapping = mapping;
     if (from->lora.target_modules) {
         copy.lora.target_modules = xcalloc((size_t)from->lora.n_target_modules + 1, sizeof(char *));
         for (int64_t i = 0; i < from->lora.n_target_modules; i++)

@@ -95,6 +95,8 @@ struct spec_dataset {
     bool packing;           /* several examples a row, attention and positions restarting at each */
     int64_t max_examples;   /* 0 = all */
     int64_t min_examples;   /* fewer is an error (default 10)   */
+    json_t
+        *column_mapping; /* object, member of a shape to column (worker/text/columns.h), or NULL */
     double validation_fraction; /* split off when there is no validation file; 0..0.5 */
 };
 

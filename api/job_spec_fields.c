@@ -326,6 +326,44 @@ void spec_read_metadata(struct spec_reader *r, const json_t *value, const char *
     r->spec->metadata = json_deep_copy(value);
 }
 
+void spec_read_column_mapping(struct spec_reader *r, const json_t *value, const char *path)
+{
+    static const char *const members[] = {"text",     "prompt",        "completion", "instruction",
+                                          "input",    "output",        "system",     "history",
+                                          "messages", "conversations", "tools",      NULL};
+    int64_t faults_before = r->faults->n_found;
+    const char *key;
+    json_t *item;
+
+    if (!json_is_object(value) || json_object_size(value) == 0) {
+        fault_add(r->faults, path, "invalid_type",
+                  "%s must be an object like {\"prompt\": \"question\", \"completion\": "
+                  "\"answer\"}",
+                  path);
+        return;
+    }
+    json_object_foreach((json_t *)value, key, item)
+    {
+        char full[SPEC_PATH_CAP];
+
+        snprintf(full, sizeof(full), "%s.%s", path, key);
+        if (record_word_index(members, key) < 0)
+            fault_add(r->faults, full, "unknown_parameter",
+                      "Unknown parameter: '%s'. Known here: text, prompt, completion, instruction, "
+                      "input, output, system, history, messages, conversations, tools.",
+                      full);
+        else if (!json_is_string(item) || json_string_length(item) == 0 ||
+                 json_string_length(item) > METADATA_MAX_VALUE)
+            fault_add(r->faults, full, "invalid_type",
+                      "%s must be the name of a column, a string of 1 to %d bytes", full,
+                      METADATA_MAX_VALUE);
+    }
+    if (r->faults->n_found != faults_before)
+        return;
+    json_decref(r->spec->dataset.column_mapping);
+    r->spec->dataset.column_mapping = json_deep_copy(value);
+}
+
 void spec_read_parallelism(struct spec_reader *r, const json_t *value, const char *path)
 {
     if (json_is_string(value)) {

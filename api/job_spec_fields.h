@@ -48,6 +48,7 @@ void spec_read_members(struct spec_reader *r, const json_t *object, const char *
 
 /* Specials that both forms share. */
 void spec_read_metadata(struct spec_reader *r, const json_t *value, const char *path);
+void spec_read_column_mapping(struct spec_reader *r, const json_t *value, const char *path);
 void spec_read_parallelism(struct spec_reader *r, const json_t *value, const char *path);
 void spec_read_lora(struct spec_reader *r, const json_t *value, const char *path);
 void spec_read_target_modules(struct spec_reader *r, const json_t *value, const char *path);

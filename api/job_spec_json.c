@@ -51,6 +51,8 @@ json_t *job_spec_to_json(const struct job_spec *spec)
     record_write(own_fields, N_OWN, spec, stored);
     json_object_set(stored, "metadata", spec->metadata ? spec->metadata : json_null());
     record_write(spec_fields, spec_n_fields, spec, stored);
+    json_object_set(json_object_get(stored, "dataset"), "column_mapping",
+                    spec->dataset.column_mapping ? spec->dataset.column_mapping : json_null());
     if (spec->parallelism.is_auto)
         json_object_set_new(stored, "parallelism", json_string("auto"));
     if (!spec->lora.enabled) {
@@ -112,6 +114,7 @@ static const struct spec_special specials[] = {
     {"validation_file", skip},
     {"files", check_group},
     {"metadata", spec_read_metadata},
+    {"dataset.column_mapping", spec_read_column_mapping},
     {"parallelism", spec_read_parallelism},
     {"lora", spec_read_lora},
     {"lora.target_modules", spec_read_target_modules},
@@ -131,6 +134,9 @@ static void check_complete(struct spec_reader *r, const json_t *stored)
     for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++)
         if (!json_object_get(stored, others[i]))
             fault_add(r->faults, others[i], "missing", "%s is missing", others[i]);
+    if (!record_lookup(stored, "dataset.column_mapping"))
+        fault_add(r->faults, "dataset.column_mapping", "missing",
+                  "dataset.column_mapping is missing");
     if (r->spec->lora.enabled && !record_lookup(stored, "lora.target_modules"))
         fault_add(r->faults, "lora.target_modules", "missing", "lora.target_modules is missing");
     for (size_t i = 0; i < spec_n_fields; i++) {

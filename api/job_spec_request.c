@@ -149,6 +149,7 @@ static const struct spec_special specials[] = {
     {"method", read_method},
     {"hyperparameters", read_old_hyper},
     {"metadata", spec_read_metadata},
+    {"dataset.column_mapping", spec_read_column_mapping},
     {"integrations", read_nothing},
     {"webhook", read_nothing},
     {"parallelism", spec_read_parallelism},

@@ -19,14 +19,15 @@ int worker_check(const char *path)
 {
     json_t *faults = json_array();
     struct err err = {0};
-    int64_t examples = 0;
+    struct dataset_summary summary = {.format = "empty", .shape = "none"};
 
-    int rc = dataset_check(path, DATA_AUTO, note_fault, faults, &examples, &err);
+    int rc = dataset_check(path, DATA_AUTO, note_fault, faults, &summary, &err);
     if (rc && json_array_size(faults) == 0)
         note_fault(faults, 0, err.msg);
     bool ok = json_array_size(faults) == 0;
-    json_t *j =
-        json_pack("{s:b, s:I, s:o}", "ok", ok, "examples", (json_int_t)examples, "faults", faults);
+    json_t *j = json_pack("{s:b, s:s, s:s, s:I, s:I, s:o}", "ok", ok, "format", summary.format,
+                          "shape", summary.shape, "bytes", (json_int_t)summary.bytes, "examples",
+                          (json_int_t)summary.examples, "faults", faults);
     char *line = json_to_line(j);
     puts(line);
     free(line);

@@ -13,8 +13,9 @@ int worker_plan(const char *jobdir);
 /* Print the instruction list of its optimizer step, one line each. */
 int worker_print(const char *jobdir);
 
-/* Print {"ok":bool,"examples":n,"faults":[{"line":n,"message":"..."}]} for a data file; at most
- * CHECK_MAX_FAULTS. */
+/* Print {"ok":bool,"format":...,"shape":...,"bytes":n,"examples":n,"faults":[{"line":n,
+ * "message":"..."}]} for a data file (struct dataset_summary); a line is a row of a Parquet file;
+ * at most CHECK_MAX_FAULTS. */
 enum { CHECK_MAX_FAULTS = 100 };
 int worker_check(const char *path);
 

@@ -29,7 +29,7 @@ SPEC = {
     "metadata": None, "suffix": None, "seed": 7,
     "hyperparameters": {"n_epochs": 1, "batch_size": 4, "learning_rate_multiplier": "auto"},
     "dataset": {"format": "auto", "loss_on": "auto", "max_seq_length": 32, "packing": False, "max_examples": 0,
-                "min_examples": 10, "validation_fraction": 0.0},
+                "min_examples": 10, "column_mapping": None, "validation_fraction": 0.0},
     "optimization": {"learning_rate": 0.01, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-08, "weight_decay": 0.01,
                      "schedule": "linear", "warmup_ratio": 0.0, "max_grad_norm": 1.0, "max_steps": 0,
                      "micro_batch_size": 2, "eval_interval": 0, "checkpoint_interval": 0, "keep_checkpoints": 3,

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import rig
 from rig import Job, differences, finish, wait_gone
@@ -475,7 +476,14 @@ def check_command(root):
         p = Job(root, "c%d" % len(os.listdir(root))).run("--check", path)
         return p.returncode, json.loads(p.stdout)
 
-    equal(check(rig.make_data(12).encode()), (0, {"ok": True, "examples": 12, "faults": []}))
+    data = rig.make_data(12).encode()
+    equal(check(data), (0, {"ok": True, "format": "jsonl", "shape": "text", "bytes": len(data), "examples": 12,
+                            "faults": []}))
+    code, report = check(b'{"question": "a", "answer": "b"}\n[]\n')
+    equal((code, report["shape"], report["examples"], [f["line"] for f in report["faults"]]), (1, "columns", 1, [2]))
+    parquet = Path(__file__).parent.parent / "golden" / "parquet"
+    code, report = check((parquet / "hostile" / "latin1").read_bytes())
+    equal((code, report["format"], report["examples"], [f["line"] for f in report["faults"]]), (1, "parquet", 2, [2]))
     code, report = check(b'{"text": "a"}\n{"text": 1}\n\n{"txt": "b"}\n')
     equal((code, report["ok"], [f["line"] for f in report["faults"]]), (1, False, [2, 4]))
     code, report = check(b'{"text": 7}\n' * 1000 + b'{"text": "a"}\n')

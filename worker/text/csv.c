@@ -1,19 +1,11 @@
 #include "worker/text/csv.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
-/* A member of a training shape, or NULL. */
-static const char *known_column(const struct buf *name)
-{
-    static const char *const known[] = {"text",  "prompt", "completion", "instruction",
-                                        "input", "output", "system"};
-
-    for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
-        if (strcmp(buf_str(name), known[i]) == 0)
-            return known[i];
-    return NULL;
-}
+#include "core/alloc.h"
+#include "worker/text/columns.h"
 
 /* The field at *at, which goes behind its comma, or to SIZE_MAX at the end. NULL, or what is wrong
  * with it. */
@@ -46,30 +38,33 @@ static const char *take_field(const char *s, size_t n, size_t *at, struct buf *f
     return NULL;
 }
 
-bool csv_begin(struct csv *csv, const char *line, size_t n)
+/* A field is a string: members that are lists cannot come from one, unless a mapping says so. */
+static bool holds_text(const char *name)
 {
-    bool text = false, prompt = false, completion = false, instruction = false, output = false;
+    return strcmp(name, "history") != 0 && strcmp(name, "tools") != 0;
+}
+
+bool csv_begin(struct csv *csv, const json_t *mapping, const char *line, size_t n)
+{
     struct buf field = {0};
     size_t at = 0;
 
-    memset(csv, 0, sizeof(*csv));
     while (at != SIZE_MAX && csv->n_columns < CSV_MAX_COLUMNS &&
            !take_field(line, n, &at, &field)) {
-        const char *name = known_column(&field);
-        csv->columns[csv->n_columns++] = name;
-        text |= name && strcmp(name, "text") == 0;
-        prompt |= name && strcmp(name, "prompt") == 0;
-        completion |= name && strcmp(name, "completion") == 0;
-        instruction |= name && strcmp(name, "instruction") == 0;
-        output |= name && strcmp(name, "output") == 0;
+        csv->taken[csv->n_columns] =
+            columns_wants(mapping, buf_str(&field)) && (mapping || holds_text(buf_str(&field)));
+        csv->columns[csv->n_columns++] = xstrndup(buf_str(&field), field.len);
     }
     buf_fini(&field);
-    return at == SIZE_MAX && (text || (prompt && completion) || (instruction && output));
+    return at == SIZE_MAX;
 }
 
 void csv_fini(struct csv *csv)
 {
+    for (size_t i = 0; i < csv->n_columns; i++)
+        free(csv->columns[i]);
     buf_fini(&csv->record);
+    memset(csv, 0, sizeof(*csv));
 }
 
 bool csv_add_line(struct csv *csv, int64_t number, const char *line, size_t n)
@@ -96,7 +91,7 @@ json_t *csv_take(struct csv *csv, char *why, size_t why_cap)
 
     for (; at != SIZE_MAX && !wrong; column++) {
         wrong = take_field(buf_str(&csv->record), csv->record.len, &at, &field);
-        if (!wrong && column < csv->n_columns && csv->columns[column])
+        if (!wrong && column < csv->n_columns && csv->taken[column])
             json_object_set_new(object, csv->columns[column],
                                 json_stringn(buf_str(&field), field.len));
     }

@@ -2,8 +2,8 @@
  * CSV as RFC 4180 has it: a header row, fields between commas, quoted where they hold commas,
  * quotes (doubled) or line ends. A record may go over several lines; they are joined by \n.
  *
- * Only the columns that are members of a training shape are taken (worker/text/shapes.h: text,
- * prompt, completion, instruction, input, output, system); a record becomes an object of them.
+ * Only the columns that are wanted (worker/text/columns.h) are taken; a record becomes an object of
+ * them.
  */
 #ifndef CASTOR_WORKER_TEXT_CSV_H
 #define CASTOR_WORKER_TEXT_CSV_H
@@ -18,15 +18,17 @@
 enum { CSV_MAX_COLUMNS = 256 };
 
 struct csv {
-    const char *columns[CSV_MAX_COLUMNS]; /* NULL: is not taken */
+    char *columns[CSV_MAX_COLUMNS]; /* of the header */
+    bool taken[CSV_MAX_COLUMNS];
     size_t n_columns;
     struct buf record; /* that is being collected */
     int64_t line;      /* where it began; 0: it has not */
     bool open_quote;   /* the record so far ends inside quotes */
 };
 
-/* Is this line a header that makes out a training shape? Then *csv is set up for it. */
-bool csv_begin(struct csv *csv, const char *line, size_t n);
+/* Take a line as the header; *csv is zeroed or finished. False when it cannot be one, which is for
+ * csv_fini all the same. */
+bool csv_begin(struct csv *csv, const json_t *mapping, const char *line, size_t n);
 void csv_fini(struct csv *csv);
 /* Add a line; true when the record is complete. */
 bool csv_add_line(struct csv *csv, int64_t number, const char *line, size_t n);

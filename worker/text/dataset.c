@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/alloc.h"
+#include "core/fs.h"
 #include "worker/text/encode.h"
 #include "worker/text/examples.h"
 #include "worker/text/rows.h"
@@ -40,6 +41,7 @@ struct loading {
     struct dataset *d;
     struct example_encoder encoder;
     const struct dataset_options *options;
+    const char *name;      /* of the file at hand, for messages */
     struct token_list ids; /* of the current example, marked */
     int64_t tokens_cap, starts_cap, source_cap;
     bool full; /* max_examples reached */
@@ -127,17 +129,20 @@ static int add_example(struct loading *l, bool *kept, struct err *err)
     return 0;
 }
 
+static const char *file_reason(const struct loading *l)
+{
+    return strcmp(l->options->param, "validation_file") == 0 ? "invalid_validation_file"
+                                                             : "invalid_training_file";
+}
+
 static int refuse_line(void *ud, int64_t line, const char *message, struct err *err)
 {
     const struct loading *l = ud;
-    const char *param = l->options->param;
     int rc;
 
-    rc = err_set(err, ERR_INVALID, "%s, line %" PRId64 ": %s", l->options->name, line, message);
-    rc = err_set_param(err, rc, param);
-    return err_set_reason(err, rc,
-                          strcmp(param, "validation_file") == 0 ? "invalid_validation_file"
-                                                                : "invalid_training_file");
+    rc = err_set(err, ERR_INVALID, "%s, line %" PRId64 ": %s", l->name, line, message);
+    rc = err_set_param(err, rc, l->options->param);
+    return err_set_reason(err, rc, file_reason(l));
 }
 
 static int load_example(void *ud, int64_t line, const struct example *example, struct err *err)
@@ -150,7 +155,7 @@ static int load_example(void *ud, int64_t line, const struct example *example, s
     l->ids.n = 0;
     rc = encode_example(&l->encoder, example, &l->ids, &bad);
     if (rc == ERR_UNSUPPORTED) {
-        rc = err_set(err, rc, "%s, line %" PRId64 ": %s", l->options->name, line, bad.msg);
+        rc = err_set(err, rc, "%s, line %" PRId64 ": %s", l->name, line, bad.msg);
         rc = err_set_param(err, rc, l->options->param);
         return err_set_reason(err, rc, bad.reason);
     }
@@ -189,7 +194,38 @@ static int make_rows(struct dataset *d, struct err *err)
     return rows_init(&d->rows, d->starts, d->n_examples, d->row_length, d->packing, d->seed, err);
 }
 
-int dataset_load(const char *path, const struct tokenizer *tokenizer,
+/* The files, one behind the other. */
+static int read_files(struct loading *l, const char *const *paths, int64_t n, struct err *err)
+{
+    const struct dataset_options *o = l->options;
+    struct example_reader reader = {.format = o->format,
+                                    .mapping = o->mapping,
+                                    .fn = load_example,
+                                    .fault_fn = refuse_line,
+                                    .ud = l};
+    struct err own = {0};
+
+    for (int64_t i = 0; i < n && !l->full; i++) {
+        const char *slash = strrchr(paths[i], '/');
+        l->name = n == 1 ? o->name : slash ? slash + 1 : paths[i];
+        int rc = examples_read(&reader, paths[i], &own);
+        if (rc == 0 || (rc == ERR_CANCELLED && l->full))
+            continue;
+        if (!own.reason[0]) { /* about the file, not about a line of it */
+            err_wrap(&own, rc, "%s", l->name);
+            if (!own.param[0])
+                err_set_param(&own, rc, o->param);
+            if (rc == ERR_INVALID || rc == ERR_CORRUPT || rc == ERR_UNSUPPORTED)
+                err_set_reason(&own, rc, file_reason(l));
+        }
+        if (err)
+            *err = own;
+        return rc;
+    }
+    return 0;
+}
+
+int dataset_load(const char *const *paths, int64_t n_paths, const struct tokenizer *tokenizer,
                  const struct dataset_options *options, struct dataset **out, struct err *err)
 {
     struct dataset *d = xcalloc(1, sizeof(*d));
@@ -214,10 +250,7 @@ int dataset_load(const char *path, const struct tokenizer *tokenizer,
                      "use a model whose tokenizer_config.json has eos_token");
         goto out;
     }
-    rc = examples_read(path, options->format, load_example, refuse_line, &l, err);
-    if (rc == ERR_CANCELLED && l.full)
-        rc = 0;
-    TRY(rc);
+    TRY(read_files(&l, paths, n_paths, err));
     TRY(check_count(d, options, err));
     TRY(make_rows(d, err));
     *out = d;
@@ -246,12 +279,16 @@ struct checking {
     dataset_fault_fn fn;
     void *ud;
     int64_t examples;
+    int64_t kinds[EXAMPLE_COLUMNS + 1];
     bool stopped;
 };
 
 static int count_example(void *ud, int64_t line, const struct example *example, struct err *err)
 {
-    ((struct checking *)ud)->examples++;
+    struct checking *c = ud;
+
+    c->examples++;
+    c->kinds[example->kind]++;
     return 0;
 }
 
@@ -263,15 +300,36 @@ static int report_fault(void *ud, int64_t line, const char *message, struct err 
     return c->stopped ? ERR_CANCELLED : 0;
 }
 
-int dataset_check(const char *path, enum data_format format, dataset_fault_fn fn, void *ud,
-                  int64_t *examples, struct err *err)
+static const char *shape_name(const struct checking *c)
 {
+    static const char *const names[] = {"text", "prompt", "messages", "columns"};
+
+    for (int i = 0; i <= EXAMPLE_COLUMNS; i++)
+        if (c->kinds[i] > 0)
+            return c->kinds[i] == c->examples ? names[i] : "mixed";
+    return "none";
+}
+
+int dataset_check(const char *path, enum data_format format, dataset_fault_fn fn, void *ud,
+                  struct dataset_summary *out, struct err *err)
+{
+    static const char *const names[] = {"empty", "jsonl", "csv", "parquet", "plain"};
     struct checking c = {.fn = fn, .ud = ud};
-    int rc = examples_read(path, format, count_example, report_fault, &c, err);
+    struct example_reader reader = {.format = format,
+                                    .any_columns = true,
+                                    .fn = count_example,
+                                    .fault_fn = report_fault,
+                                    .ud = &c};
+    int64_t bytes = 0;
+    int rc = examples_read(&reader, path, err);
 
     if (rc != 0 && !c.stopped)
         return rc;
-    *examples = c.examples;
+    fs_file_size(path, &bytes, NULL);
+    *out = (struct dataset_summary){.format = names[reader.container],
+                                    .shape = shape_name(&c),
+                                    .examples = c.examples,
+                                    .bytes = bytes};
     return 0;
 }
 

@@ -3,10 +3,11 @@
  * batches.
  *
  * Formats: JSONL in the shapes of worker/text/shapes.h (texts, prompts with completions,
- * instructions, conversations), CSV with a header row (but no conversations), and plain text (an
- * example is a paragraph: lines without a blank one between); each of them also compressed by gzip
- * or zstd. worker/text/encode.h says which tokens an example becomes and which of them are trained
- * on; the others are input only: their targets are TARGET_IGNORE.
+ * instructions, conversations), CSV with a header row (but no conversations), plain text (an
+ * example is a paragraph: lines without a blank one between), each of them also compressed by gzip
+ * or zstd, and Parquet. A set is one file or several, one behind the other. worker/text/encode.h
+ * says which tokens an example becomes and which of them are trained on; the others are input only:
+ * their targets are TARGET_IGNORE.
  *
  * An example longer than a row is cut into several, each a new example; a cut never leaves a last
  * part of one token, since that one could not be a target. A part without any target (of a long
@@ -26,6 +27,7 @@
 #ifndef CASTOR_WORKER_TEXT_DATASET_H
 #define CASTOR_WORKER_TEXT_DATASET_H
 
+#include <jansson.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -42,13 +44,14 @@ struct dataset_options {
     enum data_format
         format; /* DATA_AUTO: by the file's first line, then by each object's members */
     enum loss_on loss_on;
+    const json_t *mapping;            /* of columns (worker/text/columns.h), or NULL */
     const struct chat_template *chat; /* for conversations; NULL: the model has none */
     int64_t max_seq_length;           /* row length in tokens, > 1           */
     bool packing;
     int64_t max_examples, min_examples; /* of the file, before cutting; 0 = no bound */
     uint64_t seed;                      /* of packing and order */
     const char *param;                  /* "training_file" | "validation_file", for errors */
-    const char *name;                   /* the client's file name, for messages */
+    const char *name;                   /* the client's name for the set, for messages */
 };
 
 struct dataset_stats {
@@ -62,19 +65,28 @@ struct dataset_stats {
  * non-zero to stop. */
 typedef int (*dataset_fault_fn)(void *ud, int64_t line, const char *message);
 
-/* Load and tokenize. On the first bad line: ERR_INVALID with reason invalid_training_file or
- * invalid_validation_file, its number and what is wrong; too few examples: reason
+/* Load and tokenize the files. On the first bad line: ERR_INVALID with reason invalid_training_file
+ * or invalid_validation_file, its number and what is wrong; too few examples: reason
  * invalid_n_examples. A tokenizer without an end-of-text token is ERR_UNSUPPORTED. */
-int dataset_load(const char *path, const struct tokenizer *tokenizer,
+int dataset_load(const char *const *paths, int64_t n_paths, const struct tokenizer *tokenizer,
                  const struct dataset_options *options, struct dataset **out, struct err *err);
 void dataset_destroy(struct dataset *d);
 void dataset_get_stats(const struct dataset *d, struct dataset_stats *out);
 
-/* Check a file without a tokenizer: every bad line goes to fn; *examples counts the good ones.
- * Returns 0 also where there were bad lines, and where fn stopped it; an error is about the file
- * as a whole. */
+/* What a data file is. */
+struct dataset_summary {
+    const char *format; /* "jsonl", "csv", "parquet", "plain", or "empty" */
+    const char *shape; /* "text", "prompt", "messages", "mixed", or "columns": it takes a mapping to
+                          make examples of them; "none" without a good line */
+    int64_t examples;  /* the good ones */
+    int64_t bytes;     /* of the file */
+};
+
+/* Check a file without a tokenizer: every bad line goes to fn. A file whose first object has no
+ * shape is taken for columns that a job will map. Returns 0 also where there were bad lines, and
+ * where fn stopped it; an error is about the file as a whole. */
 int dataset_check(const char *path, enum data_format format, dataset_fault_fn fn, void *ud,
-                  int64_t *examples, struct err *err);
+                  struct dataset_summary *out, struct err *err);
 
 /* Split the last `fraction` of the file's examples (at least one) off into a set of its own, before
  * packing. At least one stays; `d` is unchanged on failure. */

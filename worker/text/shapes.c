@@ -332,6 +332,35 @@ static const struct shape {
 };
 enum { N_SHAPES = sizeof(shapes) / sizeof(shapes[0]) };
 
+static const char *const optional_members[] = {"input", "system", "history", "tools", NULL};
+
+bool shape_member_is_optional(const char *name)
+{
+    return is_one_of(name, optional_members);
+}
+
+bool shape_has_member(const char *name)
+{
+    for (int i = 0; i < N_SHAPES; i++)
+        if (strcmp(name, shapes[i].member) == 0 || strcmp(name, shapes[i].also) == 0)
+            return true;
+    return shape_member_is_optional(name);
+}
+
+bool shape_fits(const char *const *names, size_t n)
+{
+    for (int i = 0; i < N_SHAPES; i++) {
+        bool member = false, also = false;
+        for (size_t k = 0; k < n; k++) {
+            member |= strcmp(names[k], shapes[i].member) == 0;
+            also |= strcmp(names[k], shapes[i].also) == 0;
+        }
+        if (member && also)
+            return true;
+    }
+    return false;
+}
+
 static const char *const format_needs[] = {
     [DATA_AUTO] = "\"text\", \"messages\", \"prompt\" with \"completion\", or \"instruction\" with "
                   "\"output\"",

@@ -24,7 +24,8 @@
 
 #include "api/job_spec.h"
 
-enum example_kind { EXAMPLE_TEXT, EXAMPLE_PROMPT, EXAMPLE_MESSAGES };
+/* EXAMPLE_COLUMNS: an object that a mapping of columns is to make a shape of. */
+enum example_kind { EXAMPLE_TEXT, EXAMPLE_PROMPT, EXAMPLE_MESSAGES, EXAMPLE_COLUMNS };
 
 /* Strings are borrowed from the object that was read, or from the reader. */
 struct example {
@@ -43,6 +44,12 @@ struct example {
 bool shape_read(json_t *object, enum data_format format, struct example *out, char *why,
                 size_t why_cap);
 void example_fini(struct example *e);
+
+/* The names that members of a shape may have; the optional ones make no shape by themselves. */
+bool shape_has_member(const char *name);
+bool shape_member_is_optional(const char *name);
+/* Do objects with these members have a shape? */
+bool shape_fits(const char *const *names, size_t n);
 
 bool message_is_from_assistant(const json_t *message);
 /* An assistant's message without "weight" 0. */

@@ -114,6 +114,7 @@ static int load_data(struct session *s, struct err *err)
     const struct job_spec *spec = &s->spec;
     struct dataset_options o = {.format = spec->dataset.format,
                                 .loss_on = spec->dataset.loss_on,
+                                .mapping = spec->dataset.column_mapping,
                                 .max_seq_length = s->seq_length,
                                 .packing = spec->dataset.packing,
                                 .max_examples = spec->dataset.max_examples,
@@ -126,13 +127,15 @@ static int load_data(struct session *s, struct err *err)
 
     TRY(chat_template_load(s->model_dir, (time_t)spec->created_at, &chat, err));
     o.chat = chat;
-    TRY(dataset_load(spec->training_file.path, s->tokenizer, &o, &s->train, err));
+    TRY(dataset_load((const char *const *)&spec->training_file.path, 1, s->tokenizer, &o, &s->train,
+                     err));
     if (spec->validation_file.id) {
         o.min_examples = 1;
         o.max_examples = 0;
         o.param = "validation_file";
         o.name = spec->validation_file.filename;
-        TRY(dataset_load(spec->validation_file.path, s->tokenizer, &o, &s->validation, err));
+        TRY(dataset_load((const char *const *)&spec->validation_file.path, 1, s->tokenizer, &o,
+                         &s->validation, err));
     } else if (spec->dataset.validation_fraction > 0) {
         TRY(dataset_split(s->train, spec->dataset.validation_fraction, &s->validation, err));
     }

@@ -54,15 +54,15 @@ static int64_t check(const char *bytes, size_t n, enum data_format format, struc
 {
     struct scratch_dir d;
     struct err err = {0};
-    int64_t examples = -1;
+    struct dataset_summary summary = {0};
 
     memset(faults, 0, sizeof(*faults));
     scratch_dir_init(&d);
     cr_assert_eq(dataset_check(scratch_dir_write(&d, "f", bytes, n), format, note_fault, faults,
-                               &examples, &err),
+                               &summary, &err),
                  0, "%s", err.msg);
     scratch_dir_fini(&d);
-    return examples;
+    return summary.examples;
 }
 
 static int64_t check_text(const char *text, struct faults *faults)
@@ -189,7 +189,7 @@ Test(dataset, load_stops_at_the_first_bad_line_with_its_number)
 
     scratch_dir_init(&d);
     const char *path = scratch_dir_text(&d, "f", "{\"text\": \"a\"}\n{\"text\": 3}\n{}\n");
-    cr_expect_eq(dataset_load(path, t, &o, &set, &err), ERR_INVALID);
+    cr_expect_eq(dataset_load(&path, 1, t, &o, &set, &err), ERR_INVALID);
     cr_expect_not_null(strstr(err.msg, "my.jsonl, line 2: \"text\" must be"), "%s", err.msg);
     cr_expect_str_eq(err.reason, "invalid_training_file");
     cr_expect_str_eq(err.param, "training_file");
@@ -197,27 +197,28 @@ Test(dataset, load_stops_at_the_first_bad_line_with_its_number)
 
     err_clear(&err);
     o.param = "validation_file";
-    cr_expect_eq(dataset_load(path, t, &o, &set, &err), ERR_INVALID);
+    cr_expect_eq(dataset_load(&path, 1, t, &o, &set, &err), ERR_INVALID);
     cr_expect_str_eq(err.reason, "invalid_validation_file");
 
     err_clear(&err);
     o.max_examples = 1; /* the bad lines are not reached */
-    cr_assert_eq(dataset_load(path, t, &o, &set, &err), 0, "%s", err.msg);
+    cr_assert_eq(dataset_load(&path, 1, t, &o, &set, &err), 0, "%s", err.msg);
     dataset_destroy(set);
     set = NULL;
 
     o.min_examples = 10;
-    cr_expect_eq(dataset_load(path, t, &o, &set, &err), ERR_INVALID);
+    cr_expect_eq(dataset_load(&path, 1, t, &o, &set, &err), ERR_INVALID);
     cr_expect_str_eq(err.reason, "invalid_n_examples");
     cr_expect_not_null(strstr(err.msg, "has 1 example,"), "%s", err.msg);
 
     err_clear(&err);
     o.format = DATA_PROMPT;
-    cr_expect_eq(dataset_load(path, t, &o, &set, &err), ERR_INVALID);
+    cr_expect_eq(dataset_load(&path, 1, t, &o, &set, &err), ERR_INVALID);
     cr_expect_not_null(strstr(err.msg, "line 1: the object has no \"prompt\""), "%s", err.msg);
     err_clear(&err);
     o.format = DATA_AUTO;
-    cr_expect_eq(dataset_load("/no/such/file", t, &o, &set, &err), ERR_NOT_FOUND);
+    cr_expect_eq(dataset_load((const char *[]){"/no/such/file"}, 1, t, &o, &set, &err),
+                 ERR_NOT_FOUND);
     scratch_dir_fini(&d);
     tokenizer_destroy(t);
 }
@@ -286,10 +287,11 @@ static int check_file(const unsigned char *bytes, size_t n, int64_t *examples, s
     struct faults faults = {0};
     struct scratch_dir d;
 
+    struct dataset_summary summary = {.examples = -1};
     scratch_dir_init(&d);
-    *examples = -1;
     int rc = dataset_check(scratch_dir_write(&d, "f", (const char *)bytes, n), DATA_AUTO,
-                           note_fault, &faults, examples, err);
+                           note_fault, &faults, &summary, err);
+    *examples = summary.examples;
     cr_expect_eq(faults.n, 0);
     scratch_dir_fini(&d);
     return rc;
@@ -373,7 +375,8 @@ static struct dataset *load_numbers(const struct tokenizer *t, int n, struct dat
     struct err err = {0};
 
     scratch_dir_init(&d);
-    cr_assert_eq(dataset_load(write_numbers(&d, n), t, &o, &set, &err), 0, "%s", err.msg);
+    cr_assert_eq(dataset_load((const char *[]){write_numbers(&d, n)}, 1, t, &o, &set, &err), 0,
+                 "%s", err.msg);
     scratch_dir_fini(&d);
     return set;
 }
@@ -609,8 +612,9 @@ Test(dataset, eos_is_not_doubled)
     struct batch b;
 
     scratch_dir_init(&d);
-    cr_assert_eq(dataset_load(scratch_dir_text(&d, "f", "{\"text\": \"a\"}"), t, &o, &set, &err), 0,
-                 "%s", err.msg);
+    cr_assert_eq(dataset_load((const char *[]){scratch_dir_text(&d, "f", "{\"text\": \"a\"}")}, 1,
+                              t, &o, &set, &err),
+                 0, "%s", err.msg);
     batch_init(&b, 2, 16);
     dataset_fill(set, 0, 0, &b);
     cr_expect_eq(b.tokens[0], BOS);
@@ -643,7 +647,7 @@ static char *show_rows(const char *lines, struct dataset_options o, struct err *
 
     scratch_dir_init(&d);
     o.packing = false;
-    rc = dataset_load(scratch_dir_text(&d, "f", lines), t, &o, &set, err);
+    rc = dataset_load((const char *[]){scratch_dir_text(&d, "f", lines)}, 1, t, &o, &set, err);
     scratch_dir_fini(&d);
     if (rc == 0) {
         dataset_get_stats(set, &stats);
