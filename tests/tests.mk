@@ -54,6 +54,13 @@ $(foreach p,$(OPS_BINS),$(eval $(call program_suite,ops/$(patsubst test_%,%,$(no
 $(foreach s,$(FUZZ_SRCS),$(eval $(call program_suite,fuzz/$(call fuzz_name,$(s)),$(call fuzz_bin,$(s)),$(sort \
 	$(wildcard tests/fuzz/corpus/$(call fuzz_name,$(s))/*)))))
 
+# Placement never changes the numbers: every model of tests/golden under every policy and budget.
+PLACEMENT_BIN := $(B)/tests/placement/check_placement
+$(eval $(call program_rules,$(PLACEMENT_BIN),$(wildcard tests/placement/*.c),worker/train))
+$(eval $(call program_suite,placement,$(PLACEMENT_BIN),--budgets 1 $(sort $(wildcard $(patsubst %,tests/golden/%/*/model,opt gemma2 gpt_neox)))))
+check-placement: $(PLACEMENT_BIN)  ## losses and weights bit-equal under every placement policy and a dozen budgets
+	@$< --budgets 12 $(sort $(wildcard tests/golden/*/*/model))
+
 TEST_SUITES += check-deps check-format check-install
 SUITE_check-deps := tests/check-deps $(foreach f,$(FOLDERS) worker,--uses '$(f)=$(USES_$(f))') $(PROGRAMS)
 SUITE_NEEDS_check-deps := $(PROGRAMS)
@@ -119,7 +126,7 @@ $(PYTHON): tests/requirements.txt tests/python
 	@mkdir -p $(@D)
 	@tests/python $< build/venv $@
 
-.PHONY: unit ops-tests test test-built asan asan-built tsan tsan-built fuzz fuzz-built check-deps check-format check-install
+.PHONY: unit ops-tests check-placement test test-built asan asan-built tsan tsan-built fuzz fuzz-built check-deps check-format check-install
 
 # The CPU's ops against its reference table, one line a case.
 $(eval $(call program_rules,$(B)/tests/bench/bench_ops,tests/bench/bench_ops.c,kernels))

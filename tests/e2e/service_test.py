@@ -355,7 +355,7 @@ def failures_say_why(root):
         request = body(root, file, dataset={"max_seq_length": 65})
         job = wait_end(c, create(c, request))
         equal((job["status"], job["error"]["param"], job["attempt"]), ("failed", "dataset.max_seq_length", 0))
-        request = body(root, file, placement={"gpu_memory_limit": 100000})
+        request = body(root, file, placement={"policy": "cuda", "gpu_memory_limit": 100000})
         job = wait_end(c, create(c, request))
         equal((job["status"], job["error"]["code"], job["attempt"]), ("failed", "insufficient_memory", 0))
 

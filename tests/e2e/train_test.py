@@ -432,12 +432,43 @@ def unsupported_specs(root):
 
 
 def too_little_memory(root):
-    job = Job(root, placement={"gpu_memory_limit": 100000})
+    job = Job(root, placement={"policy": "auto", "gpu_memory_limit": 20000})
     fails(job, "insufficient_memory", None, ["MiB", "short"])
     need = Job(root, "enough", steps=3)
     peak = need.plan()[1]["memory"]["gpu"]["total"]
-    for limit, code in ((1 << 20, 0), (peak // 2, 1)):
-        equal(Job(root, "limit%d" % limit, steps=3, placement={"gpu_memory_limit": limit}).run().returncode, code)
+    for policy, limit, code in (("cuda", peak, 0), ("cuda", peak // 4, 1), ("auto", peak // 2, 0)):
+        job = Job(root, "%s%d" % (policy, limit), steps=3, placement={"policy": policy, "gpu_memory_limit": limit})
+        equal(job.run().returncode, code)
+    assert "\"auto\" it fits" in Job(root, "advice", steps=3, placement={"policy": "cuda", "gpu_memory_limit": peak // 2}
+                                     ).plan()[1]["error"]["message"]
+
+
+def placement_never_changes_the_numbers(root):
+    """The same job in device memory and in host memory, within half the device's memory, and resumed elsewhere."""
+    here = Job(root, "cuda", steps=6, validation=6, placement={"policy": "cuda"})
+    equal(here.run().returncode, 0)
+    report = here.plan()[1]
+    equal(report["memory"]["host"]["optimizer"], 0)
+    peak = report["memory"]["gpu"]["total"]
+    for name, placement in (("cpu", {"policy": "cpu"}), ("auto", {"policy": "auto", "gpu_memory_limit": peak // 2})):
+        job = Job(root, name, steps=6, validation=6, placement=placement)
+        report = job.plan()[1]
+        assert report["memory"]["gpu"]["total"] <= peak // 2 or name == "cpu", report["memory"]
+        assert report["memory"]["host"]["optimizer"] > 0 and report["links"]["d2h"] > 0, report
+        equal(job.run().returncode, 0)
+        same_steps(job, [1], here.losses())
+        equal([e["loss"] for e in job.events(1, "eval")], [e["loss"] for e in here.events(1, "eval")])
+        same_output(job.output(), here.output())
+    moved = Job(root, "moved", steps=6, validation=6, placement={"policy": "cpu"}, optimization={"checkpoint_interval": 2})
+    p = moved.start()
+    moved.wait_event(lambda e: e["type"] == "checkpoint")
+    p.kill()
+    p.wait()
+    moved.spec["placement"]["policy"] = "cuda"
+    rig.write_json(moved.path("spec.json"), moved.spec)
+    equal(moved.run().returncode, 0)
+    same_steps(moved, range(1, moved.last_attempt() + 1), here.losses())
+    same_output(moved.output(), here.output())
 
 
 def not_finite(root):
@@ -615,7 +646,7 @@ CASES = [trains, prints_the_step, overlapped_steps_report_the_same, repeats_itse
          killed_supervisor_resumes, killed_while_writing_resumes, terminated_stops_and_resumes, pauses_and_goes_on,
          cancels, cancelled_before_it_starts, checkpoints_on_request, keeps_newest_checkpoints,
          early_stopping_exports_best, two_attempts_at_once, broken_models, bad_data, unsupported_specs,
-         too_little_memory, not_finite, damaged_checkpoint, check_command,
+         too_little_memory, placement_never_changes_the_numbers, not_finite, damaged_checkpoint, check_command,
          probe_serves_plans, usage, model_from_hub, hub_faults]
 
 if __name__ == "__main__":

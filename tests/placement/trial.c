@@ -274,7 +274,8 @@ int trial_run(const struct trial_model *m, const struct trial_job *job,
               const struct trial_placement *place, int64_t first, const struct trial_result *from,
               struct trial_result *out, struct err *err)
 {
-    struct device_options options = {.memory_limit = place->limit[TIER_GPU]};
+    /* Tiny ops: threads would only wait for each other. */
+    struct device_options options = {.memory_limit = place->limit[TIER_GPU], .threads = 1};
     struct device *d = NULL;
     struct plan *p = NULL;
     struct trial_result r = {0};

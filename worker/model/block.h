@@ -55,7 +55,9 @@ struct block_run {
     const struct op_table *ops;
     struct stream *stream;
 
-    void *const *weights;  /* by position in block_desc.tensors; device memory, compute type */
+    void *const *weights;  /* by position in block_desc.tensors; device memory, compute type. The
+                              tables of an embedding may be NULL in its backward, which looks at
+                              them only to project what it looks up */
     void *const *grads;    /* likewise, grad type; NULL entries are frozen; backward only    */
     enum accum grad_accum; /* ACCUM_ASSIGN: first micro-batch of the step. An embedding table's
                               gradient is always accumulated by the embedding block: the caller

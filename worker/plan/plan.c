@@ -4,35 +4,12 @@
 #include <stdlib.h>
 
 #include "core/alloc.h"
-#include "kernels/device.h"
-#include "worker/plan/layout.h"
 
 const char *plan_list_name(enum plan_list l)
 {
     static const char *const names[LIST_COUNT] = {"train", "eval", "sample", "load", "save"};
     assert(l < LIST_COUNT);
     return names[l];
-}
-
-int32_t layout_place(struct layout *l, enum plan_tier tier, enum plan_purpose purpose, size_t bytes,
-                     bool persistent)
-{
-    struct plan *p = l->plan;
-    assert(bytes > 0);
-    if (p->n_places == p->cap_places) {
-        p->cap_places = p->cap_places ? 2 * p->cap_places : 64;
-        p->places = xrealloc(p->places, (size_t)p->cap_places * sizeof *p->places);
-    }
-    size_t rounded = (bytes + DEVICE_ALIGN - 1) / DEVICE_ALIGN * DEVICE_ALIGN;
-    p->places[p->n_places] = (struct place){.tier = tier,
-                                            .purpose = purpose,
-                                            .offset = l->at[tier],
-                                            .bytes = rounded,
-                                            .persistent = persistent};
-    l->at[tier] += rounded;
-    if (p->claim[tier] < l->at[tier])
-        p->claim[tier] = l->at[tier];
-    return (int32_t)p->n_places++;
 }
 
 size_t plan_slice_bytes(const struct plan *p, const struct plan_slice *s)

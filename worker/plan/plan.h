@@ -46,19 +46,28 @@
 enum plan_list { LIST_TRAIN, LIST_EVAL, LIST_SAMPLE, LIST_LOAD, LIST_SAVE, LIST_COUNT };
 const char *plan_list_name(enum plan_list l);
 
-/* What the planner decides, beyond where each payload lives. */
+/* What the planner decides. Chunks are counted in the order of their first use. */
 enum { PLAN_AUTO = -1 };
 struct plan_choices {
-    int64_t group;    /* micro-batches a block's visit serves; all of them = layer-major */
-    int64_t resident; /* trainable chunks whose payloads all live on the gpu            */
-    int64_t keep;     /* layers whose saved tensors are kept from forward to backward; the other
-                         layers' are recomputed in backward                              */
-    int64_t offload_boundaries; /* 1: boundary activations wait in host memory          */
-    int64_t prefetch; /* visits that a fetch runs ahead of its use                       */
-    int64_t cheap;    /* 1: saved tensors include what one pass makes again: block.h      */
+    int64_t group;    /* micro-batches a block's visit serves; all of them = layer-major  */
+    int64_t resident; /* so many first chunks have all payloads on the gpu; the others live in
+                         host memory                                                      */
+    int64_t nvme;     /* the optimizer states of so many last chunks live on the disk      */
+    int64_t keep;     /* so many last layers keep their saved tensors from forward to backward; the
+                         others recompute them                                            */
+    int64_t offload_boundaries; /* 1: boundary activations wait in host memory            */
+    int64_t turn;     /* so many pairs of consecutive uses, the closest ones first, between which
+                         parameters stay on the gpu instead of being fetched again        */
+    int64_t prefetch; /* visits that a fetch runs ahead of its use                         */
+    int64_t early;    /* updates on the cpu queue that run as gradients arrive; the others run in
+                         the order in which the next forward needs them (0 with clip)     */
+    int64_t slice;    /* elements of a slice of optimizer state on host or disk, a multiple of
+                         CHUNK_ALIGN                                                      */
+    int64_t cheap;    /* 1: saved tensors include what one pass makes again: block.h        */
 };
 #define PLAN_CHOICES_AUTO                                                                          \
-    ((struct plan_choices){PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO})
+    ((struct plan_choices){PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO,       \
+                           PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO})
 
 struct plan_input {
     const struct model *model;            /* borrowed, outlives the plan */
@@ -94,21 +103,19 @@ struct plan_io {
 enum { CHUNK_MAX_USES = 4 };
 
 /* A slice of a chunk's optimizer state: elements [first, first + n), first a multiple of
- * SUMSQ_BLOCK. Its place holds [master,] first and second moment of those elements, one after the
+ * CHUNK_ALIGN. Its place holds [master,] first and second moment of those elements, one after the
  * other. */
 struct plan_slice {
     int64_t first, n;
     int32_t home; /* place of any tier */
 };
 
-/* Of each chunk: where its payloads live from step to step, and its norm partials. Places that
- * exist only for one visit are named by the instructions alone. Frozen chunks lack all but the
- * parameter.
- */
+/* Of each chunk: where its payloads live from step to step, its gradient, and its norm partials.
+ * Frozen chunks lack all but the parameter. */
 struct plan_chunk {
     int32_t param;                /* place of any tier */
-    int32_t grad[CHUNK_MAX_USES]; /* gpu, one slot a use, when they live there; else NO_PLACE. The
-                                     sum ends in slot 0 */
+    int32_t grad[CHUNK_MAX_USES]; /* gpu, one slot a use, as REDUCE finds them; the sum ends in
+                                     slot 0 */
     struct plan_slice *slices;
     int64_t n_slices; /* 0 = frozen */
     int64_t first_partial, n_partials;
@@ -128,7 +135,8 @@ struct plan {
     struct instr_list lists[LIST_COUNT];
     struct plan_io io;
     int64_t n_partials;
-    size_t claim[TIER_COUNT]; /* bytes of each tier's arena */
+    size_t for_good[TIER_COUNT]; /* bytes of persistent places, at the arena's low end */
+    size_t claim[TIER_COUNT];    /* bytes of each tier's arena */
 };
 
 /* ERR_DEVICE_OOM (reason insufficient_memory) when it cannot fit: names the tier, what is needed

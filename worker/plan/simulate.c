@@ -1,4 +1,4 @@
-/* Folding over a list: peaks, traffic, time, and proof that the list keeps the rules. */
+/* Folding over a list: peaks, traffic, and proof that the list keeps the rules. */
 #include <assert.h>
 #include <math.h>
 #include <stddef.h>
@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "core/alloc.h"
-#include "worker/plan/plan.h"
+#include "worker/plan/build.h"
 #include "worker/plan/touch.h"
 
 struct sim {
@@ -15,8 +15,8 @@ struct sim {
     int64_t *first, *last; /* by place: first and last instruction that touches it, -1 = none */
     bool *written;         /* by place */
     enum chunk_state *state;
-    double queue_at[QUEUE_COUNT], queue_busy[QUEUE_COUNT];
-    double *done_at; /* by instruction */
+    bool *there;   /* by chunk: its parameters are in device memory */
+    bool *reduced; /* by chunk: its gradient is complete            */
     struct plan_simulation out;
     struct err *err;
 };
@@ -131,6 +131,14 @@ static bool writes_frozen(const struct plan *p, const struct instr *i)
     return writes && i->chunk >= 0 && !p->chunks.chunks[i->chunk].trainable;
 }
 
+/* To the device, or off it; loading and saving copy what stays where it is. */
+static bool moves_parameters(const struct sim *s, const struct instr *i)
+{
+    bool runs_blocks = s->list != LIST_LOAD && s->list != LIST_SAVE;
+    return i->op == INSTR_DROP ||
+           (i->op == INSTR_FETCH && i->payload == PAYLOAD_PARAM && runs_blocks);
+}
+
 static int check_states(struct sim *s, int64_t at, const struct instr *i)
 {
     int rc = 0;
@@ -143,13 +151,23 @@ static int check_states(struct sim *s, int64_t at, const struct instr *i)
                                                          : CHUNK_HOLD;
         for (int32_t c = 0; c < o->n_chunks; c++) {
             bool trainable = s->p->chunks.chunks[o->chunk[c]].trainable;
+            if (o->param[c] == NO_PLACE && !trainable)
+                continue;
+            if (o->param[c] != NO_PLACE && !s->there[o->chunk[c]])
+                return broken(s, at, "uses parameters that are not there, of chunk", o->chunk[c]);
             TRY(move_state(s, at, o->chunk[c], CHUNK_COMPUTE));
             TRY(move_state(s, at, o->chunk[c], trainable ? after : CHUNK_HOLD));
         }
     } else if (i->op == INSTR_REDUCE) {
         TRY(move_state(s, at, i->chunk, CHUNK_READY_FOR_REDUCE));
         TRY(move_state(s, at, i->chunk, CHUNK_HOLD));
-    } else if (i->op == INSTR_UPDATE && s->state[i->chunk] != CHUNK_HOLD) {
+        if (!s->there[i->chunk])
+            TRY(move_state(s, at, i->chunk, CHUNK_FREE));
+        s->reduced[i->chunk] = true;
+    } else if (moves_parameters(s, i)) {
+        TRY(move_state(s, at, i->chunk, i->op == INSTR_DROP ? CHUNK_FREE : CHUNK_HOLD));
+        s->there[i->chunk] = i->op != INSTR_DROP;
+    } else if (i->op == INSTR_UPDATE && !s->reduced[i->chunk]) {
         return broken(s, at, "update before its gradient is reduced, chunk", i->chunk);
     }
 out:
@@ -159,7 +177,7 @@ out:
 static int check_cycle(struct sim *s)
 {
     for (int64_t c = 0; c < s->p->chunks.n_chunks; c++)
-        if (s->state[c] != CHUNK_HOLD)
+        if (s->state[c] != (plan_is_resident(s->p, c) ? CHUNK_HOLD : CHUNK_FREE))
             return broken(s, s->p->lists[s->list].n - 1,
                           "residency at the end unlike the start: chunk", c);
     return 0;
@@ -168,101 +186,45 @@ static int check_cycle(struct sim *s)
 /* ---- traffic and time --------------------------------------------------------------------------
  */
 
-static size_t move_bytes(const struct plan *p, const struct instr *i)
-{
-    if (i->chunk >= 0 && i->payload != PAYLOAD_GRAD)
-        return chunk_payload_bytes(&p->chunks.chunks[i->chunk], i->payload, p->types);
-    return p->places[i->src].bytes;
-}
-
 static void count_traffic(struct sim *s, const struct instr *i)
 {
     switch (i->op) {
     case INSTR_FETCH:
     case INSTR_LOAD_ACT:
-        s->out.link_bytes[LINK_H2D] += (int64_t)move_bytes(s->p, i);
+        s->out.link_bytes[LINK_H2D] += (int64_t)plan_move_bytes(s->p, i);
         break;
     case INSTR_EVICT:
     case INSTR_SPILL:
     case INSTR_SAVE_ACT:
-        s->out.link_bytes[LINK_D2H] += (int64_t)move_bytes(s->p, i);
+        s->out.link_bytes[LINK_D2H] += (int64_t)plan_move_bytes(s->p, i);
         break;
     case INSTR_STAGE:
-        s->out.link_bytes[LINK_DISK_READ] += (int64_t)move_bytes(s->p, i);
+        s->out.link_bytes[LINK_DISK_READ] += (int64_t)plan_move_bytes(s->p, i);
         break;
     case INSTR_UNSTAGE:
-        s->out.link_bytes[LINK_DISK_WRITE] += (int64_t)move_bytes(s->p, i);
+        s->out.link_bytes[LINK_DISK_WRITE] += (int64_t)plan_move_bytes(s->p, i);
         break;
     default:
         break;
     }
 }
 
-/* Bytes that an update touches: gradient, master, both moments in; master, moments, parameter out.
- */
-static double update_bytes(const struct plan *p, const struct chunk *c)
+static int check_waits(struct sim *s, int64_t at, const struct instr *i)
 {
-    double state = (double)chunk_payload_bytes(c, PAYLOAD_STATE, p->types);
-    double param = (double)chunk_payload_bytes(c, PAYLOAD_PARAM, p->types);
-    double grad = (double)c->n * (double)dtype_size(p->types.grad);
-    return 2 * state + grad + (chunk_has_master(p->types) ? param : 2 * param);
-}
-
-static double instr_seconds(const struct sim *s, const struct instr *i)
-{
-    const struct device_profile *d = s->p->in.profile;
-    const struct chunk *c = i->chunk >= 0 ? &s->p->chunks.chunks[i->chunk] : NULL;
-    double flops = s->p->types.compute == DT_F32 ? d->flops_f32 : d->flops_bf16;
-
-    switch (i->op) {
-    case INSTR_FORWARD:
-    case INSTR_BACKWARD:
-        return block_flops(s->p->in.model, i->block, &s->p->shapes[s->list],
-                           i->op == INSTR_BACKWARD) /
-               flops;
-    case INSTR_REDUCE:
-        return (double)chunk_payload_bytes(c, PAYLOAD_GRAD, s->p->types) / d->memory_rate;
-    case INSTR_UPDATE:
-        return update_bytes(s->p, c) / d->memory_rate;
-    case INSTR_FETCH:
-    case INSTR_LOAD_ACT:
-        return (double)move_bytes(s->p, i) / d->h2d_rate;
-    case INSTR_EVICT:
-    case INSTR_SPILL:
-    case INSTR_SAVE_ACT:
-        return (double)move_bytes(s->p, i) / d->d2h_rate;
-    default:
-        return 0;
+    for (int q = 0; q < QUEUE_COUNT; q++) {
+        if (i->wait[q] >= at)
+            return broken(s, at, "waits for a later instruction,", i->wait[q]);
+        if (i->wait_prev[q] >= s->p->lists[s->list].n)
+            return broken(s, at, "waits for what the list does not have,", i->wait_prev[q]);
     }
-}
-
-/* Each queue runs its instructions in order; an instruction starts when its queue is free and what
- * it waits for is done. */
-static int run_clock(struct sim *s, int64_t at, const struct instr *i)
-{
-    double start = s->queue_at[i->queue];
-    for (int w = 0; w < QUEUE_COUNT; w++) {
-        if (i->wait[w] < 0)
-            continue;
-        if (i->wait[w] >= at)
-            return broken(s, at, "waits for a later instruction,", i->wait[w]);
-        start = fmax(start, s->done_at[i->wait[w]]);
-    }
-    double seconds = s->p->in.profile ? instr_seconds(s, i) : 0;
-    s->done_at[at] = s->queue_at[i->queue] = start + seconds;
-    s->queue_busy[i->queue] += seconds;
     return 0;
 }
 
 static void sum_up(struct sim *s)
 {
-    s->out.seconds = s->out.bound = 0;
-    for (int q = 0; q < QUEUE_COUNT; q++) {
-        s->out.seconds = fmax(s->out.seconds, s->queue_at[q]);
-        s->out.bound = fmax(s->out.bound, s->queue_busy[q]);
-    }
-    if (!s->p->in.profile)
-        s->out.seconds = s->out.bound = NAN;
+    s->out.seconds = s->out.bound = NAN;
+    if (s->p->in.profile)
+        plan_time(s->p, s->list, s->p->in.profile, &s->out.seconds, &s->out.bound);
     if (s->list ==
         LIST_TRAIN) { /* the batch, its results and the scalars cross the link once a step */
         s->out.link_bytes[LINK_H2D] +=
@@ -285,14 +247,18 @@ int plan_simulate(const struct plan *p, enum plan_list list, struct plan_simulat
     s.last = xcalloc((size_t)p->n_places, sizeof *s.last);
     s.written = xcalloc((size_t)p->n_places, sizeof *s.written);
     s.state = xcalloc((size_t)p->chunks.n_chunks, sizeof *s.state);
-    s.done_at = xcalloc((size_t)l->n + 1, sizeof *s.done_at);
-    for (int64_t c = 0; c < p->chunks.n_chunks; c++)
-        s.state[c] = CHUNK_HOLD;
+    s.there = xcalloc((size_t)p->chunks.n_chunks, sizeof *s.there);
+    s.reduced = xcalloc((size_t)p->chunks.n_chunks, sizeof *s.reduced);
+    for (int64_t c = 0; c < p->chunks.n_chunks; c++) {
+        s.there[c] = plan_is_resident(p, c);
+        s.state[c] = s.there[c] ? CHUNK_HOLD : CHUNK_FREE;
+    }
+    s.written[p->io.staging] = true; /* by the host, before the list */
     find_lifetimes(&s);
     for (int64_t n = 0; n < l->n; n++) {
         TRY(check_places(&s, n, &l->items[n]));
         TRY(check_states(&s, n, &l->items[n]));
-        TRY(run_clock(&s, n, &l->items[n]));
+        TRY(check_waits(&s, n, &l->items[n]));
         count_traffic(&s, &l->items[n]);
     }
     TRY(check_cycle(&s));
@@ -303,6 +269,7 @@ out:
     free(s.last);
     free(s.written);
     free(s.state);
-    free(s.done_at);
+    free(s.there);
+    free(s.reduced);
     return rc;
 }

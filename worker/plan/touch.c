@@ -56,6 +56,8 @@ int instr_touches(const struct plan *p, enum plan_list list, const struct instr 
         add(&t, i->src, true, true);
         for (int64_t u = 1; u < p->chunks.chunks[i->chunk].uses; u++)
             add(&t, p->chunk[i->chunk].grad[u], true, false);
+        if (i->dst != i->src)
+            add(&t, i->dst, false, true);
         add(&t, p->io.partials, false, true);
         break;
     case INSTR_NORM:
@@ -66,7 +68,7 @@ int instr_touches(const struct plan *p, enum plan_list list, const struct instr 
         add(&t, i->src, true, false);
         add(&t, i->state, true, true);
         add(&t, i->dst, true, true);
-        add(&t, p->io.scalars, true, false);
+        add(&t, i->queue == QUEUE_CPU ? p->io.clip : p->io.scalars, true, false);
         break;
     case INSTR_DROP:
         break;

@@ -108,9 +108,11 @@ static int declare_all(struct saving *save, struct err *err)
 {
     const struct instr_list *l = &save->plan->lists[LIST_SAVE];
     int rc = 0;
-    for (int64_t n = 0; n < l->n; n++)
-        TRY(each_slice(save->plan, l->items[n].chunk, l->items[n].payload, declare_slice, save,
-                       err));
+    for (int64_t n = 0; n < l->n; n++) {
+        const struct instr *i = &l->items[n];
+        if (i->op == INSTR_EVICT && i->slice <= 0) /* a payload comes once, not slice by slice */
+            TRY(each_slice(save->plan, i->chunk, i->payload, declare_slice, save, err));
+    }
 out:
     return rc;
 }

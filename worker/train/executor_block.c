@@ -48,7 +48,9 @@ static void fill_tensors(struct executor *e, const struct instr *i, const struct
         int32_t k = 0;
         while (o->chunk[k] != l.chunk)
             k++;
-        weights[t] = (char *)executor_at(e, o->param[k]) + offset * dtype_size(e->ops->compute);
+        weights[t] = o->param[k] != NO_PLACE ? (char *)executor_at(e, o->param[k]) +
+                                                   offset * dtype_size(e->ops->compute)
+                                             : NULL;
         grads[t] = o->grad[k] != NO_PLACE
                        ? (char *)executor_at(e, o->grad[k]) + offset * dtype_size(e->ops->grad)
                        : NULL;

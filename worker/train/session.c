@@ -230,8 +230,6 @@ static void choose_rest(struct session *s)
 
     if (spec->precision.compute == COMPUTE_AUTO)
         spec->precision.compute = session_device(spec) == DEVICE_CUDA ? COMPUTE_BF16 : COMPUTE_FP32;
-    if (spec->placement.policy == PLACE_AUTO)
-        spec->placement.policy = PLACE_CUDA; /* what the planner of this build does */
     /* Head slices and GEMMs follow the device: a job that resumes elsewhere must not change. */
     spec->resources.device =
         session_device(spec) == DEVICE_CUDA ? DEVICE_ONLY_GPU : DEVICE_ONLY_CPU;
@@ -323,12 +321,41 @@ void session_fini(struct session *s)
     *s = (struct session){0};
 }
 
+/* Host memory that is left to the rest of the machine, as a share. */
+static const double host_reserve = 0.07;
+
+static int set_placement(const struct session *s, struct plan_input *in, struct err *err)
+{
+    const struct spec_placement *place = &s->spec.placement;
+    size_t gpu = (size_t)place->gpu_memory_limit;
+
+    if (gpu > 0 && (in->limit[TIER_GPU] == 0 || gpu < in->limit[TIER_GPU]))
+        in->limit[TIER_GPU] = gpu;
+    if (place->host_memory_limit > 0)
+        in->limit[TIER_HOST] = (size_t)place->host_memory_limit;
+    else if (in->profile)
+        in->limit[TIER_HOST] = (size_t)((double)in->profile->host_memory * (1 - host_reserve));
+    if (place->prefetch_depth > 0)
+        in->force.prefetch = place->prefetch_depth;
+    /* The optimizer of a GPU's table does not run in host memory yet. */
+    bool cuda = session_device(&s->spec) == DEVICE_CUDA;
+    if (cuda && in->policy == PLACE_CPU) {
+        int rc = err_set(err, ERR_UNSUPPORTED,
+                         "on a GPU all model data lies in device memory so far; set "
+                         "placement.policy to \"auto\" or \"cuda\"");
+        return err_set_param(err, rc, "placement.policy");
+    }
+    /* Without a limit a CPU device's memory is the host's: there is nothing to move. */
+    if (in->policy == PLACE_AUTO && (cuda || gpu == 0))
+        in->policy = PLACE_CUDA;
+    return 0;
+}
+
 int session_plan(const struct session *s, const struct op_table *ops,
                  const struct device_profile *profile, size_t device_limit, struct plan **out,
                  struct err *err)
 {
     const struct spec_parallelism *par = &s->spec.parallelism;
-    int64_t limit = s->spec.placement.gpu_memory_limit;
     const struct auto_real *dropout = &s->spec.optimization.dropout;
     const struct decoder_config *c = &s->model.config;
     struct plan_input in = {.model = &s->model,
@@ -357,8 +384,7 @@ int session_plan(const struct session *s, const struct op_table *ops,
         in.embed_dropout = dropout->value;
     if (!dropout->is_auto && c->attn_dropout > 0)
         in.attn_dropout = dropout->value;
-    if (limit > 0 && (device_limit == 0 || (size_t)limit < device_limit))
-        in.limit[TIER_GPU] = (size_t)limit;
+    TRY(set_placement(s, &in, err));
     TRY(mesh_init(&in.mesh, axes, err));
     TRY(plan_build(&in, out, err));
 out:

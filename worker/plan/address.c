@@ -1,0 +1,173 @@
+/*
+ * Places and their addresses. What is there for good is laid out first, one behind the other. Of a
+ * list's other places the order of instructions says when each is in use; they are laid out behind
+ * that, the largest first, each at the lowest address that is free while it is used (the greedy by
+ * size strategy of Pisarchyk and Lee, "Efficient memory management for deep neural net inference",
+ * 2020).
+ */
+#include <assert.h>
+#include <stdlib.h>
+
+#include "core/alloc.h"
+#include "kernels/device.h"
+#include "worker/memory/nvme.h"
+#include "worker/plan/build.h"
+#include "worker/plan/touch.h"
+
+static size_t round_up(size_t bytes, size_t to)
+{
+    return (bytes + to - 1) / to * to;
+}
+
+/* What travels between host memory and the disk lies at multiples of the disk's block. */
+static size_t alignment(const struct place *p)
+{
+    bool disk = p->tier == TIER_NVME ||
+                (p->tier == TIER_HOST && p->purpose == PURPOSE_OPTIMIZER && !p->persistent);
+    return disk ? NVME_ALIGN : DEVICE_ALIGN;
+}
+
+int32_t plan_add_place(struct plan *p, enum plan_tier tier, enum plan_purpose purpose, size_t bytes,
+                       bool persistent)
+{
+    assert(bytes > 0);
+    if (p->n_places == p->cap_places) {
+        p->cap_places = p->cap_places ? 2 * p->cap_places : 64;
+        p->places = xrealloc(p->places, (size_t)p->cap_places * sizeof *p->places);
+    }
+    struct place *place = &p->places[p->n_places];
+    *place = (struct place){.tier = tier, .purpose = purpose, .persistent = persistent};
+    place->bytes = round_up(bytes, alignment(place));
+    return (int32_t)p->n_places++;
+}
+
+int32_t plan_place_for_good(struct plan *p, enum plan_tier tier, enum plan_purpose purpose,
+                            size_t bytes)
+{
+    int32_t n = plan_add_place(p, tier, purpose, bytes, true);
+    struct place *place = &p->places[n];
+    place->offset = p->for_good[tier];
+    p->for_good[tier] += place->bytes;
+    p->claim[tier] = p->for_good[tier];
+    return n;
+}
+
+int32_t plan_add_stage(struct plan *p, const struct plan_slice *s)
+{
+    return plan_add_place(p, TIER_HOST, PURPOSE_OPTIMIZER, plan_slice_bytes(p, s), false);
+}
+
+int32_t plan_add_operands(struct plan *p, struct block_operands o)
+{
+    if (p->n_operands == p->cap_operands) {
+        p->cap_operands = p->cap_operands ? 2 * p->cap_operands : 64;
+        p->operands = xrealloc(p->operands, (size_t)p->cap_operands * sizeof *p->operands);
+    }
+    p->operands[p->n_operands] = o;
+    return (int32_t)p->n_operands++;
+}
+
+/* ---- laying out a list --------------------------------------------------------------------------
+ */
+
+struct span {
+    int32_t place;
+    int64_t first, last; /* instructions */
+    size_t bytes;
+};
+
+static int larger(const void *a, const void *b)
+{
+    const struct span *x = a, *y = b;
+    if (x->bytes != y->bytes)
+        return x->bytes > y->bytes ? -1 : 1;
+    if (x->first != y->first)
+        return x->first < y->first ? -1 : 1;
+    return x->place < y->place ? -1 : x->place > y->place;
+}
+
+static void touch_span(struct span *spans, const struct place *place, int32_t n, int64_t at)
+{
+    if (spans[n].bytes == 0)
+        spans[n] = (struct span){.place = n, .first = at, .bytes = place->bytes};
+    spans[n].last = at;
+}
+
+/* Spans of the list's places that are not persistent, by place; the others have no bytes. */
+static void find_spans(const struct plan *p, enum plan_list list, struct span *spans)
+{
+    const struct instr_list *l = &p->lists[list];
+    for (int64_t n = 0; n < l->n; n++) {
+        struct touch t[INSTR_MAX_TOUCHES];
+        int n_touches = instr_touches(p, list, &l->items[n], t);
+        for (int k = 0; k < n_touches; k++)
+            if (!p->places[t[k].place].persistent)
+                touch_span(spans, &p->places[t[k].place], t[k].place, n);
+    }
+    /* The staging place and the logits are used before and behind the list as well. */
+    int32_t whole[2] = {p->io.staging, list == LIST_SAMPLE ? p->io.logits : NO_PLACE};
+    for (int k = 0; k < 2; k++) {
+        if (whole[k] == NO_PLACE || list == LIST_TRAIN || list == LIST_EVAL)
+            continue;
+        touch_span(spans, &p->places[whole[k]], whole[k], 0);
+        touch_span(spans, &p->places[whole[k]], whole[k], l->n);
+        spans[whole[k]].first = 0;
+    }
+}
+
+/* `done`: spans laid out already, by ascending address. The lowest gap that holds s; returns where
+ * in `done` it goes. */
+static int64_t find_gap(const struct plan *p, const struct span *done, int64_t n,
+                        const struct span *s, size_t *offset)
+{
+    const struct place *place = &p->places[s->place];
+    size_t at = round_up(p->for_good[place->tier], alignment(place));
+    int64_t where = 0;
+    for (int64_t k = 0; k < n; k++) {
+        const struct place *other = &p->places[done[k].place];
+        if (other->tier != place->tier || done[k].last < s->first || s->last < done[k].first)
+            continue;
+        if (at + s->bytes <= other->offset)
+            break;
+        if (at < other->offset + other->bytes)
+            at = round_up(other->offset + other->bytes, alignment(place));
+    }
+    while (where < n && p->places[done[where].place].offset <= at)
+        where++;
+    *offset = at;
+    return where;
+}
+
+/* The staging place serves several lists, so it has one address: the lowest. */
+static void put(struct plan *p, struct span *done, int64_t *n, const struct span *s)
+{
+    struct place *place = &p->places[s->place];
+    int64_t where = find_gap(p, done, *n, s, &place->offset);
+    for (int64_t k = *n; k > where; k--)
+        done[k] = done[k - 1];
+    done[where] = *s;
+    (*n)++;
+    if (p->claim[place->tier] < place->offset + place->bytes)
+        p->claim[place->tier] = place->offset + place->bytes;
+}
+
+void plan_lay_out(struct plan *p, enum plan_list list)
+{
+    struct span *spans = xcalloc((size_t)p->n_places, sizeof *spans);
+    struct span *done = xcalloc((size_t)p->n_places, sizeof *done);
+    int64_t n = 0, n_done = 0;
+
+    find_spans(p, list, spans);
+    if (spans[p->io.staging].bytes > 0) {
+        put(p, done, &n_done, &spans[p->io.staging]);
+        spans[p->io.staging].bytes = 0;
+    }
+    for (int64_t k = 0; k < p->n_places; k++)
+        if (spans[k].bytes > 0)
+            spans[n++] = spans[k];
+    qsort(spans, (size_t)n, sizeof *spans, larger);
+    for (int64_t k = 0; k < n; k++)
+        put(p, done, &n_done, &spans[k]);
+    free(spans);
+    free(done);
+}

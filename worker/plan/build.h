@@ -1,0 +1,101 @@
+/*
+ * Between the planner's files. A plan is made in this order:
+ *
+ *   chunks.c    pack tensors into chunks; the chunks a block uses
+ *   homes.c     where payloads live from step to step, given the choices; places of the step's io
+ *   visits.c    the order in which blocks are visited, and how long fetched parameters stay
+ *   emit.c      the training list; forward.c: the evaluation and sampling lists; move.c: the
+ *               loading and saving lists. Places that live for a while only have no address yet
+ *   address.c   addresses for those
+ *   waits.c     what each instruction waits for
+ *   time.c      how long a list takes
+ *   simulate.c  proof that the lists keep the rules; memory and traffic
+ *   search.c    which choices
+ */
+#ifndef CASTOR_WORKER_PLAN_BUILD_H
+#define CASTOR_WORKER_PLAN_BUILD_H
+
+#include "worker/plan/plan.h"
+
+/* A block at work on some micro-batches, once. */
+struct visit {
+    int64_t block;
+    bool backward;
+    int64_t first_micro, n_micro;
+};
+
+/* Parameters on the gpu from visit `first` to visit `last`, fetched ahead at visit `fetch`. */
+struct stay {
+    int64_t chunk, fetch, first, last;
+};
+
+struct itinerary {
+    struct visit *visits;
+    int64_t n_visits;
+    struct stay *stays; /* of chunks that are not resident, by fetch */
+    int64_t n_stays;
+    int64_t n_optional; /* pairs of uses that `turn` may join        */
+};
+
+/* chunks.c */
+void plan_pack_chunks(struct plan *p);
+/* The chunks of a block, at most BLOCK_MAX_CHUNKS; returns how many. */
+int64_t plan_block_chunks(const struct plan *p, int64_t block, int64_t out[BLOCK_MAX_CHUNKS]);
+/* How many blocks before `block` use the chunk: the block's gradient slot. */
+int64_t plan_use_index(const struct plan *p, int64_t chunk, int64_t block);
+/* An embedding's backward does not look at its tables. */
+bool plan_needs_params(const struct plan *p, int64_t block, bool backward);
+
+/* Places. A place without an address is for address.c to lay out. */
+int32_t plan_add_place(struct plan *p, enum plan_tier tier, enum plan_purpose purpose, size_t bytes,
+                       bool persistent);
+/* Behind what is there for good already. */
+int32_t plan_place_for_good(struct plan *p, enum plan_tier tier, enum plan_purpose purpose,
+                            size_t bytes);
+/* Host memory for a slice of optimizer state on its way from or to the disk. */
+int32_t plan_add_stage(struct plan *p, const struct plan_slice *s);
+int32_t plan_add_operands(struct plan *p, struct block_operands o);
+bool plan_is_resident(const struct plan *p, int64_t chunk);
+
+/* homes.c */
+void plan_place_homes(struct plan *p);
+void plan_place_io(struct plan *p);
+
+/* visits.c; plan->chosen decides */
+void plan_train_itinerary(const struct plan *p, struct itinerary *out);
+void plan_forward_itinerary(const struct plan *p, struct itinerary *out);
+void plan_itinerary_fini(struct itinerary *i);
+
+void plan_emit_train(struct plan *p);
+void plan_emit_forward(struct plan *p, enum plan_list list);
+void plan_emit_moves(struct plan *p, enum plan_list list);
+
+/* Instructions that both emit.c and forward.c write. */
+struct block_operands plan_operands(const struct plan *p, int64_t block, const int32_t *param_at);
+/* Fetches that begin at visit v; param_at, by chunk, takes their places. */
+void plan_emit_fetches(struct plan *p, enum plan_list list, const struct itinerary *it, int64_t v,
+                       int32_t *param_at);
+void plan_emit_drops(struct plan *p, enum plan_list list, const struct itinerary *it, int64_t v,
+                     int32_t *param_at);
+int32_t plan_scratch(struct plan *p, enum plan_list list, int64_t block, bool backward);
+size_t plan_boundary_bytes(const struct plan *p, enum plan_list list);
+
+/* address.c: behind what is there for good. Raises the claim. */
+void plan_lay_out(struct plan *p, enum plan_list list);
+/* waits.c */
+void plan_insert_waits(struct plan *p, enum plan_list list);
+
+/* The plan with these choices, none of them PLAN_AUTO: places with addresses, lists without waits,
+ * not verified. */
+struct plan *plan_make(const struct plan_input *in, const struct plan_choices *choices);
+/* search.c: the plan for this input, likewise; ERR_DEVICE_OOM when nothing fits. */
+int plan_choose(const struct plan_input *in, struct plan **out, struct err *err);
+
+/* time.c: seconds that a list takes on a machine, pass behind pass, and the bound that no order of
+ * the same instructions can beat. Waits have been inserted. */
+void plan_time(const struct plan *p, enum plan_list list, const struct device_profile *profile,
+               double *seconds, double *bound);
+/* Bytes that a move carries over its link. */
+size_t plan_move_bytes(const struct plan *p, const struct instr *i);
+
+#endif

@@ -1,0 +1,67 @@
+/* Tensors into chunks, and which chunks a block uses. */
+#include <assert.h>
+#include <stdlib.h>
+
+#include "core/alloc.h"
+#include "worker/plan/build.h"
+
+void plan_pack_chunks(struct plan *p)
+{
+    const struct model *m = p->in.model;
+    struct chunk_input *in = xcalloc((size_t)m->n_tensors, sizeof *in);
+    for (int64_t t = 0; t < m->n_tensors; t++)
+        in[t] = (struct chunk_input){.elements = tensor_elements(&m->tensors[t]),
+                                     .decay = m->tensors[t].decay,
+                                     .trainable = m->tensors[t].trainable,
+                                     .first_block = -1};
+    for (int64_t b = 0; b < m->n_blocks; b++) {
+        for (int64_t i = 0; i < m->blocks[b].n_tensors; i++) {
+            struct chunk_input *t = &in[m->blocks[b].tensors[i]];
+            if (t->n_blocks++ == 0)
+                t->first_block = b;
+            assert(t->n_blocks <= CHUNK_MAX_USES);
+        }
+    }
+    chunk_set_init(&p->chunks, in, m->n_tensors);
+    free(in);
+}
+
+int64_t plan_block_chunks(const struct plan *p, int64_t block, int64_t out[BLOCK_MAX_CHUNKS])
+{
+    const struct block_desc *b = &p->in.model->blocks[block];
+    int64_t n = 0;
+    for (int64_t i = 0; i < b->n_tensors; i++) {
+        int64_t c = p->chunks.tensors[b->tensors[i]].chunk, k = 0;
+        while (k < n && out[k] != c)
+            k++;
+        if (k == n) {
+            assert(n < BLOCK_MAX_CHUNKS);
+            out[n++] = c;
+        }
+    }
+    return n;
+}
+
+int64_t plan_use_index(const struct plan *p, int64_t chunk, int64_t block)
+{
+    const struct model *m = p->in.model;
+    int64_t tensor = p->chunks.chunks[chunk].members[0].tensor;
+    int64_t use = 0;
+    for (int64_t b = 0; b < block; b++)
+        for (int64_t i = 0; i < m->blocks[b].n_tensors; i++)
+            use += m->blocks[b].tensors[i] == tensor;
+    return use;
+}
+
+bool plan_needs_params(const struct plan *p, int64_t block, bool backward)
+{
+    const struct block_desc *b = &p->in.model->blocks[block];
+    if (!backward || b->kind != BLOCK_EMBED)
+        return true;
+    for (int64_t i = 0; i < b->n_tensors; i++) {
+        enum tensor_role role = p->in.model->tensors[b->tensors[i]].role;
+        if (role != TENSOR_EMBED && role != TENSOR_POSITIONS)
+            return true;
+    }
+    return false;
+}

@@ -1,0 +1,386 @@
+/*
+ * The training list. Groups of micro-batches pass the blocks one visit after the other, forward and
+ * back; around the visits stand the moves of parameters, gradients and boundary activations, and
+ * behind each chunk's last gradient its update.
+ */
+#include "worker/plan/build.h"
+
+#include <assert.h>
+#include <stdlib.h>
+
+#include "core/alloc.h"
+#include "kernels/device.h"
+
+enum {
+    STAGE_AHEAD = 2 /* slices read from the disk before the one being updated */
+};
+
+struct emit {
+    struct plan *p;
+    struct instr_list *list;
+    struct itinerary it;
+    int64_t n_blocks, bottom;
+    int32_t *param_at;                /* by chunk: where its parameters are now               */
+    int32_t *grad_at;                 /* by chunk and use: the gradient so far, gpu           */
+    int32_t *sum_at;                  /* likewise in host memory, between groups              */
+    int32_t *spilled;                 /* by chunk: the rounded gradient, host                 */
+    int32_t *x_at;                    /* by block and micro-batch: its input, gpu             */
+    int32_t *x_host;                  /* likewise in host memory, NO_PLACE = it stays         */
+    int32_t *saved_at;                /* likewise: saved tensors kept for backward            */
+    int32_t *d_at;                    /* by micro-batch: the gradient on its way down         */
+    int64_t arrived;                  /* chunks spilled so far                                */
+    bool *updated;                    /* by chunk                                             */
+    struct instr staged[STAGE_AHEAD]; /* updates whose state is on its way from the disk */
+    int64_t n_staged;
+};
+
+static int32_t *no_places(int64_t n)
+{
+    int32_t *at = xcalloc((size_t)n, sizeof *at);
+    for (int64_t k = 0; k < n; k++)
+        at[k] = NO_PLACE;
+    return at;
+}
+
+static void emit_init(struct emit *e, struct plan *p)
+{
+    int64_t chunks = p->chunks.n_chunks, n = p->in.model->n_blocks;
+    *e = (struct emit){.p = p,
+                       .list = &p->lists[LIST_TRAIN],
+                       .n_blocks = n,
+                       .bottom = model_first_trained(p->in.model),
+                       .param_at = no_places(chunks),
+                       .grad_at = no_places(chunks * CHUNK_MAX_USES),
+                       .sum_at = no_places(chunks * CHUNK_MAX_USES),
+                       .spilled = no_places(chunks),
+                       .x_at = no_places(n * p->in.micro_batches),
+                       .x_host = no_places(n * p->in.micro_batches),
+                       .saved_at = no_places(n * p->in.micro_batches),
+                       .d_at = no_places(p->in.micro_batches),
+                       .updated = xcalloc((size_t)chunks, sizeof(bool))};
+    plan_train_itinerary(p, &e->it);
+}
+
+static void emit_fini(struct emit *e)
+{
+    int32_t *all[] = {e->param_at, e->grad_at, e->sum_at,   e->spilled,
+                      e->x_at,     e->x_host,  e->saved_at, e->d_at};
+    for (size_t k = 0; k < sizeof all / sizeof all[0]; k++)
+        free(all[k]);
+    free(e->updated);
+    plan_itinerary_fini(&e->it);
+}
+
+static void add_move(struct emit *e, enum instr_op op, enum queue queue, int32_t src, int32_t dst)
+{
+    struct instr i = instr_make(op, queue);
+    i.src = src;
+    i.dst = dst;
+    instr_list_add(e->list, i);
+}
+
+static void add_gradient_move(struct emit *e, enum instr_op op, enum queue queue, int64_t chunk,
+                              int32_t src, int32_t dst)
+{
+    struct instr i = instr_make(op, queue);
+    i.chunk = (int32_t)chunk;
+    i.payload = PAYLOAD_GRAD;
+    i.src = src;
+    i.dst = dst;
+    instr_list_add(e->list, i);
+}
+
+/* ---- activations --------------------------------------------------------------------------------
+ */
+
+/* Layers of the lower part recompute their saved tensors; the embedding cannot. */
+static bool keeps_saved(const struct emit *e, int64_t block)
+{
+    const struct block_desc *b = &e->p->in.model->blocks[block];
+    return b->kind != BLOCK_LAYER || b->layer >= e->p->in.model->config.layers - e->p->chosen.keep;
+}
+
+static int32_t add_saved(struct emit *e, int64_t block)
+{
+    struct plan *p = e->p;
+    size_t bytes = block_sizes(p->in.model, block, &p->shapes[LIST_TRAIN], p->in.ops).saved;
+    return bytes > 0 ? plan_add_place(p, TIER_GPU, PURPOSE_ACTIVATIONS, bytes, false) : NO_PLACE;
+}
+
+static int32_t add_boundary(struct emit *e, enum plan_tier tier)
+{
+    return plan_add_place(e->p, tier, PURPOSE_ACTIVATIONS, plan_boundary_bytes(e->p, LIST_TRAIN),
+                          false);
+}
+
+/* The input of `block`, just made, leaves for host memory if it is to wait there for backward. The
+ * head's backward comes at once. */
+static void save_boundary(struct emit *e, int64_t block, int64_t micro)
+{
+    int64_t at = block * e->p->in.micro_batches + micro;
+    if (!e->p->chosen.offload_boundaries || block < e->bottom || block == e->n_blocks - 1)
+        return;
+    e->x_host[at] = add_boundary(e, TIER_HOST);
+    add_move(e, INSTR_SAVE_ACT, QUEUE_D2H, e->x_at[at], e->x_host[at]);
+}
+
+static void load_boundary(struct emit *e, int64_t block, int64_t micro)
+{
+    int64_t at = block * e->p->in.micro_batches + micro;
+    if (e->x_host[at] == NO_PLACE)
+        return;
+    e->x_at[at] = add_boundary(e, TIER_GPU);
+    add_move(e, INSTR_LOAD_ACT, QUEUE_H2D, e->x_host[at], e->x_at[at]);
+}
+
+/* The input of the micro-batch behind `micro` of visit v, in this visit or the next one. */
+static void load_next_boundary(struct emit *e, int64_t v, int64_t micro)
+{
+    const struct visit *now = &e->it.visits[v];
+    if (micro + 1 < now->first_micro + now->n_micro) {
+        if (now->backward)
+            load_boundary(e, now->block, micro + 1);
+    } else if (v + 1 < e->it.n_visits && e->it.visits[v + 1].backward) {
+        load_boundary(e, e->it.visits[v + 1].block, e->it.visits[v + 1].first_micro);
+    }
+}
+
+/* ---- blocks -------------------------------------------------------------------------------------
+ */
+
+static void add_block(struct emit *e, enum instr_op op, int64_t block, int64_t micro,
+                      struct block_operands o)
+{
+    struct instr i = instr_make(op, QUEUE_COMPUTE);
+    o.scratch = plan_scratch(e->p, LIST_TRAIN, block, op == INSTR_BACKWARD);
+    i.block = (int32_t)block;
+    i.micro = (int32_t)micro;
+    i.operands = plan_add_operands(e->p, o);
+    if (op == INSTR_BACKWARD) {
+        i.first_grad = micro == 0;
+        i.last_grad = micro == e->p->in.micro_batches - 1;
+    }
+    instr_list_add(e->list, i);
+}
+
+static void forward(struct emit *e, int64_t block, int64_t micro)
+{
+    int64_t at = block * e->p->in.micro_batches + micro, above = at + e->p->in.micro_batches;
+    struct block_operands o = plan_operands(e->p, block, e->param_at);
+    o.x = e->x_at[at];
+    o.y = e->x_at[above] = add_boundary(e, TIER_GPU);
+    o.saved = add_saved(e, block);
+    if (keeps_saved(e, block))
+        e->saved_at[at] = o.saved;
+    add_block(e, INSTR_FORWARD, block, micro, o);
+    save_boundary(e, block + 1, micro);
+}
+
+static void backward(struct emit *e, int64_t block, int64_t micro)
+{
+    struct plan *p = e->p;
+    int64_t at = block * p->in.micro_batches + micro;
+    struct block_operands o = plan_operands(p, block, e->param_at);
+
+    o.x = e->x_at[at];
+    o.saved =
+        keeps_saved(e, block) && block < e->n_blocks - 1 ? e->saved_at[at] : add_saved(e, block);
+    if (!keeps_saved(e, block))
+        add_block(e, INSTR_FORWARD, block, micro, o);
+    for (int32_t k = 0; k < o.n_chunks; k++)
+        if (p->chunks.chunks[o.chunk[k]].trainable)
+            o.grad[k] =
+                e->grad_at[o.chunk[k] * CHUNK_MAX_USES + plan_use_index(p, o.chunk[k], block)];
+    /* One gradient boundary a micro-batch: a block's dx may take the place of its dy. */
+    if (block == e->n_blocks - 1)
+        e->d_at[micro] = add_boundary(e, TIER_GPU);
+    else
+        o.dy = e->d_at[micro];
+    if (block > 0)
+        o.dx = e->d_at[micro];
+    if (!plan_needs_params(p, block, true))
+        for (int32_t k = 0; k < o.n_chunks; k++)
+            o.param[k] = NO_PLACE;
+    add_block(e, INSTR_BACKWARD, block, micro, o);
+}
+
+/* ---- gradients and updates ----------------------------------------------------------------------
+ */
+
+static int32_t add_gradient(struct emit *e, int64_t chunk, enum plan_tier tier, enum dtype type)
+{
+    size_t bytes = (size_t)e->p->chunks.chunks[chunk].n * dtype_size(type);
+    return plan_add_place(e->p, tier, PURPOSE_GRADIENTS, bytes, false);
+}
+
+/* Places for what visit v's backward adds to; in later groups with the sum of the earlier ones. */
+static void begin_gradients(struct emit *e, int64_t v)
+{
+    const struct visit *visit = &e->it.visits[v];
+    int64_t chunks[BLOCK_MAX_CHUNKS];
+
+    if (v >= e->it.n_visits || !visit->backward)
+        return;
+    int64_t n = plan_block_chunks(e->p, visit->block, chunks);
+    for (int64_t k = 0; k < n; k++) {
+        int64_t c = chunks[k], u = c * CHUNK_MAX_USES + plan_use_index(e->p, c, visit->block);
+        if (!e->p->chunks.chunks[c].trainable || e->grad_at[u] != NO_PLACE)
+            continue;
+        e->grad_at[u] = add_gradient(e, c, TIER_GPU, e->p->types.grad);
+        if (e->sum_at[u] != NO_PLACE)
+            add_gradient_move(e, INSTR_FETCH, QUEUE_H2D, c, e->sum_at[u], e->grad_at[u]);
+    }
+}
+
+/* Between groups the unfinished sum waits where the chunk lives. */
+static void put_gradients_away(struct emit *e, const struct visit *visit)
+{
+    int64_t chunks[BLOCK_MAX_CHUNKS];
+    int64_t n = plan_block_chunks(e->p, visit->block, chunks);
+    for (int64_t k = 0; k < n; k++) {
+        int64_t c = chunks[k], u = c * CHUNK_MAX_USES + plan_use_index(e->p, c, visit->block);
+        if (!e->p->chunks.chunks[c].trainable || plan_is_resident(e->p, c))
+            continue;
+        if (e->sum_at[u] == NO_PLACE)
+            e->sum_at[u] = add_gradient(e, c, TIER_HOST, e->p->types.grad);
+        add_gradient_move(e, INSTR_EVICT, QUEUE_D2H, c, e->grad_at[u], e->sum_at[u]);
+        e->grad_at[u] = NO_PLACE;
+    }
+}
+
+static struct instr update_of(const struct emit *e, int64_t chunk, int64_t slice)
+{
+    const struct plan_chunk *pc = &e->p->chunk[chunk];
+    bool gpu = plan_is_resident(e->p, chunk);
+    struct instr i = instr_make(INSTR_UPDATE, gpu ? QUEUE_COMPUTE : QUEUE_CPU);
+    i.chunk = (int32_t)chunk;
+    i.slice = (int32_t)slice;
+    i.payload = PAYLOAD_STATE;
+    i.src = gpu ? pc->grad[0] : e->spilled[chunk];
+    i.dst = pc->param;
+    i.state = pc->slices[slice].home;
+    return i;
+}
+
+static void add_disk(struct emit *e, enum instr_op op, const struct instr *update, int32_t src,
+                     int32_t dst)
+{
+    struct instr i = instr_make(op, QUEUE_DISK);
+    i.chunk = update->chunk;
+    i.slice = update->slice;
+    i.payload = PAYLOAD_STATE;
+    i.src = src;
+    i.dst = dst;
+    instr_list_add(e->list, i);
+}
+
+static void finish_oldest_staged(struct emit *e)
+{
+    struct instr i = e->staged[0];
+    instr_list_add(e->list, i);
+    add_disk(e, INSTR_UNSTAGE, &i, i.state, e->p->chunk[i.chunk].slices[i.slice].home);
+    e->n_staged--;
+    for (int64_t k = 0; k < e->n_staged; k++)
+        e->staged[k] = e->staged[k + 1];
+}
+
+/* All slices of a chunk. Those whose state lies on the disk are read some slices ahead. */
+static void update(struct emit *e, int64_t chunk)
+{
+    struct plan *p = e->p;
+    e->updated[chunk] = true;
+    for (int64_t k = 0; k < p->chunk[chunk].n_slices; k++) {
+        struct instr i = update_of(e, chunk, k);
+        if (p->places[i.state].tier != TIER_NVME) {
+            instr_list_add(e->list, i);
+            continue;
+        }
+        if (e->n_staged == STAGE_AHEAD)
+            finish_oldest_staged(e);
+        int32_t at = plan_add_stage(p, &p->chunk[chunk].slices[k]);
+        add_disk(e, INSTR_STAGE, &i, i.state, at);
+        i.state = at;
+        e->staged[e->n_staged++] = i;
+    }
+}
+
+/* A chunk's gradient is complete: sum of its uses, norm partials, and off to where it is used. */
+static void reduce(struct emit *e, int64_t chunk)
+{
+    struct plan *p = e->p;
+    bool gpu = plan_is_resident(p, chunk);
+    struct instr i = instr_make(INSTR_REDUCE, QUEUE_COMPUTE);
+
+    for (int64_t u = 0; u < p->chunks.chunks[chunk].uses; u++)
+        p->chunk[chunk].grad[u] = e->grad_at[chunk * CHUNK_MAX_USES + u];
+    i.chunk = (int32_t)chunk;
+    i.payload = PAYLOAD_GRAD;
+    i.src = p->chunk[chunk].grad[0];
+    if (!gpu && p->types.grad != p->types.compute)
+        i.dst = add_gradient(e, chunk, TIER_GPU, p->types.compute);
+    instr_list_add(e->list, i);
+    if (!gpu) {
+        e->spilled[chunk] = add_gradient(e, chunk, TIER_HOST, p->types.compute);
+        add_gradient_move(e, INSTR_SPILL, QUEUE_D2H, chunk, i.dst != NO_PLACE ? i.dst : i.src,
+                          e->spilled[chunk]);
+    }
+    bool early = gpu || e->arrived < p->chosen.early;
+    e->arrived += !gpu;
+    if (!p->in.clip && early)
+        update(e, chunk);
+}
+
+static void finish_gradients(struct emit *e, const struct visit *visit)
+{
+    if (visit->first_micro + visit->n_micro < e->p->in.micro_batches) {
+        put_gradients_away(e, visit);
+        return;
+    }
+    for (int64_t c = 0; c < e->p->chunks.n_chunks; c++)
+        if (e->p->chunks.chunks[c].first_use == visit->block && e->p->chunks.chunks[c].trainable)
+            reduce(e, c);
+}
+
+/* What waits for the norm, or for more urgent updates: in the order of the next forward. */
+static void finish_step(struct emit *e)
+{
+    struct plan *p = e->p;
+    instr_list_add(e->list, instr_make(INSTR_NORM, QUEUE_COMPUTE));
+    if (p->io.clip != NO_PLACE)
+        add_move(e, INSTR_EVICT, QUEUE_D2H, p->io.scalars, p->io.clip);
+    for (int64_t c = 0; c < p->chunks.n_chunks; c++)
+        if (p->chunks.chunks[c].trainable && !e->updated[c])
+            update(e, c);
+    while (e->n_staged > 0)
+        finish_oldest_staged(e);
+}
+
+/* ---- the whole --------------------------------------------------------------------------------
+ */
+
+static void visit(struct emit *e, int64_t v)
+{
+    const struct visit *now = &e->it.visits[v];
+    plan_emit_fetches(e->p, LIST_TRAIN, &e->it, v, e->param_at);
+    begin_gradients(e, v);
+    for (int64_t m = now->first_micro; m < now->first_micro + now->n_micro; m++) {
+        load_next_boundary(e, v, m);
+        if (now->backward)
+            backward(e, now->block, m);
+        else
+            forward(e, now->block, m);
+    }
+    if (now->backward)
+        finish_gradients(e, now);
+    plan_emit_drops(e->p, LIST_TRAIN, &e->it, v, e->param_at);
+}
+
+void plan_emit_train(struct plan *p)
+{
+    struct emit e;
+    emit_init(&e, p);
+    for (int64_t v = 0; v < e.it.n_visits; v++)
+        visit(&e, v);
+    finish_step(&e);
+    emit_fini(&e);
+}

@@ -1,0 +1,110 @@
+/* Where payloads live from step to step, and the places of the step as a whole. */
+#include "worker/plan/build.h"
+
+#include <stdlib.h>
+
+#include "core/alloc.h"
+#include "kernels/device.h"
+
+bool plan_is_resident(const struct plan *p, int64_t chunk)
+{
+    return chunk < p->chosen.resident;
+}
+
+static enum plan_tier state_tier(const struct plan *p, int64_t chunk)
+{
+    if (plan_is_resident(p, chunk))
+        return TIER_GPU;
+    return chunk >= p->chunks.n_chunks - p->chosen.nvme ? TIER_NVME : TIER_HOST;
+}
+
+/* On the gpu one update is one kernel; elsewhere slices let moves and updates overlap. */
+static void place_state(struct plan *p, int64_t c)
+{
+    const struct chunk *ch = &p->chunks.chunks[c];
+    struct plan_chunk *pc = &p->chunk[c];
+    enum plan_tier tier = state_tier(p, c);
+    int64_t size = tier == TIER_GPU ? ch->n : p->chosen.slice;
+
+    pc->n_slices = (ch->n + size - 1) / size;
+    pc->slices = xcalloc((size_t)pc->n_slices, sizeof *pc->slices);
+    for (int64_t k = 0; k < pc->n_slices; k++) {
+        struct plan_slice *s = &pc->slices[k];
+        s->first = k * size;
+        s->n = ch->n - s->first < size ? ch->n - s->first : size;
+        s->home = plan_place_for_good(p, tier, PURPOSE_OPTIMIZER, plan_slice_bytes(p, s));
+    }
+}
+
+void plan_place_homes(struct plan *p)
+{
+    p->chunk = xcalloc((size_t)p->chunks.n_chunks, sizeof *p->chunk);
+    for (int64_t c = 0; c < p->chunks.n_chunks; c++) {
+        const struct chunk *ch = &p->chunks.chunks[c];
+        struct plan_chunk *pc = &p->chunk[c];
+        pc->param =
+            plan_place_for_good(p, plan_is_resident(p, c) ? TIER_GPU : TIER_HOST, PURPOSE_WEIGHTS,
+                                chunk_payload_bytes(ch, PAYLOAD_PARAM, p->types));
+        for (int u = 0; u < CHUNK_MAX_USES; u++)
+            pc->grad[u] = NO_PLACE;
+        if (!ch->trainable)
+            continue;
+        place_state(p, c);
+        pc->first_partial = p->n_partials;
+        pc->n_partials = (ch->n + SUMSQ_BLOCK - 1) / SUMSQ_BLOCK;
+        p->n_partials += pc->n_partials;
+    }
+}
+
+static size_t largest_payload(const struct plan *p)
+{
+    size_t largest = 0;
+    for (int64_t c = 0; c < p->chunks.n_chunks; c++) {
+        for (int k = 0; k < PAYLOAD_COUNT; k++) {
+            size_t bytes = chunk_payload_bytes(&p->chunks.chunks[c], k, p->types);
+            if (k != PAYLOAD_GRAD && bytes > largest)
+                largest = bytes;
+        }
+    }
+    return largest;
+}
+
+static bool updates_on_cpu(const struct plan *p)
+{
+    for (int64_t c = p->chosen.resident; c < p->chunks.n_chunks; c++)
+        if (p->chunks.chunks[c].trainable)
+            return true;
+    return false;
+}
+
+void plan_place_io(struct plan *p)
+{
+    const struct plan_input *in = &p->in;
+    const struct decoder_config *c = &in->model->config;
+    size_t batch = plan_batch_bytes(p), results = plan_rows_bytes(p);
+    size_t scalars = sizeof(struct step_scalars), largest = largest_payload(p);
+    size_t logits = (size_t)c->vocab * dtype_size(p->types.compute);
+
+    p->io.batch = plan_place_for_good(p, TIER_GPU, PURPOSE_BUFFERS, batch);
+    p->io.rows = plan_place_for_good(p, TIER_GPU, PURPOSE_BUFFERS, results);
+    p->io.partials =
+        plan_place_for_good(p, TIER_GPU, PURPOSE_BUFFERS, (size_t)p->n_partials * sizeof(double));
+    p->io.scalars = plan_place_for_good(p, TIER_GPU, PURPOSE_BUFFERS, scalars);
+    p->io.rope = p->io.clip = NO_PLACE;
+    if (c->position == POSITION_ROPE)
+        p->io.rope =
+            plan_place_for_good(p, TIER_GPU, PURPOSE_BUFFERS,
+                                (size_t)model_rope_floats(c, in->seq_length) * sizeof(float));
+    else if (c->position == POSITION_ALIBI)
+        p->io.rope =
+            plan_place_for_good(p, TIER_GPU, PURPOSE_BUFFERS, (size_t)c->heads * sizeof(float));
+    for (int slot = 0; slot < STEP_SLOTS; slot++) {
+        p->io.host_batch[slot] = plan_place_for_good(p, TIER_HOST, PURPOSE_BUFFERS, batch);
+        p->io.host_rows[slot] = plan_place_for_good(p, TIER_HOST, PURPOSE_BUFFERS, results);
+        p->io.host_scalars[slot] = plan_place_for_good(p, TIER_HOST, PURPOSE_BUFFERS, scalars);
+    }
+    if (in->clip && updates_on_cpu(p))
+        p->io.clip = plan_place_for_good(p, TIER_HOST, PURPOSE_BUFFERS, scalars);
+    p->io.staging =
+        plan_add_place(p, TIER_HOST, PURPOSE_BUFFERS, largest > logits ? largest : logits, false);
+}

@@ -1,0 +1,321 @@
+/*
+ * Which choices. All combinations of group, kept layers and waiting boundaries are few; for each,
+ * as much as fits of what always helps is found by bisection: first chunks that are resident, then
+ * parameters that stay over the turn; and as little as is needed of what always costs: states on
+ * the disk. Of all these plans the one with the shortest simulated step is taken.
+ */
+#include <assert.h>
+#include <math.h>
+#include <stdlib.h>
+
+#include "worker/plan/build.h"
+
+/* Where no machine has been measured: an H100 with 16 cores. It only ranks plans. */
+static const struct device_profile nominal = {.flops_f32 = 4e14,
+                                              .flops_bf16 = 6.5e14,
+                                              .memory_rate = 3.0e12,
+                                              .h2d_rate = 55.2e9,
+                                              .d2h_rate = 55.1e9,
+                                              .cpu_update_rate = 4.4e9,
+                                              .disk_read_rate = 1.1e9,
+                                              .disk_write_rate = 1.5e9};
+
+enum { SLICE_MOST = 4 << 20, SLICES_A_CHUNK = 8, KEEP_STEPS = 4 };
+
+struct search {
+    const struct plan_input *in;
+    const struct device_profile *profile;
+    int64_t n_chunks, layers, largest_chunk;
+    struct plan *best; /* or NULL */
+    double best_seconds;
+    size_t least[TIER_COUNT]; /* claims of the plan that came nearest to fitting */
+    double least_over;        /* by how much it did not: share of the limits     */
+};
+
+/* ---- one plan -----------------------------------------------------------------------------------
+ */
+
+static size_t over(const struct plan *p, enum plan_tier t)
+{
+    size_t limit = p->in.limit[t];
+    bool unlimited = limit == 0 && t != TIER_NVME;
+    return unlimited || p->claim[t] <= limit ? 0 : p->claim[t] - limit;
+}
+
+static void remember_nearest(struct search *s, const struct plan *p)
+{
+    double sum = 0;
+    for (int t = 0; t < TIER_COUNT; t++)
+        sum += (double)over(p, t) / (double)(p->in.limit[t] + 1);
+    if (sum == 0 || sum >= s->least_over)
+        return;
+    s->least_over = sum;
+    for (int t = 0; t < TIER_COUNT; t++)
+        s->least[t] = p->claim[t];
+}
+
+/* The caller's choices win. */
+static struct plan_choices forced(const struct search *s, struct plan_choices c)
+{
+    const struct plan_choices *f = &s->in->force;
+#define FORCE(member)                                                                              \
+    if (f->member != PLAN_AUTO)                                                                    \
+    c.member = f->member
+    FORCE(group);
+    FORCE(resident);
+    FORCE(nvme);
+    FORCE(keep);
+    FORCE(cheap);
+    FORCE(offload_boundaries);
+    FORCE(turn);
+    FORCE(prefetch);
+    FORCE(early);
+    FORCE(slice);
+#undef FORCE
+    return c;
+}
+
+static bool fits_in(struct search *s, struct plan_choices c, unsigned tiers)
+{
+    c = forced(s, c);
+    struct plan *p = plan_make(s->in, &c);
+    bool fits = true;
+    for (int t = 0; t < TIER_COUNT; t++)
+        fits = fits && (!(tiers >> t & 1) || over(p, t) == 0);
+    remember_nearest(s, p);
+    plan_destroy(p);
+    return fits;
+}
+
+enum {
+    ALL_TIERS = (1 << TIER_COUNT) - 1,
+    GPU_ONLY = 1 << TIER_GPU,
+    NOT_GPU = ALL_TIERS - GPU_ONLY
+};
+
+/* The largest value of a member up to `high` with which the plan fits; `low` does. */
+static int64_t most_that_fits(struct search *s, struct plan_choices *c, int64_t *member,
+                              int64_t low, int64_t high, unsigned tiers)
+{
+    *member = high;
+    if (low >= high || fits_in(s, *c, tiers))
+        return *member;
+    while (high - low > 1) {
+        *member = low + (high - low) / 2;
+        if (fits_in(s, *c, tiers))
+            low = *member;
+        else
+            high = *member;
+    }
+    return *member = low;
+}
+
+/* The smallest value of a member with which the plan fits; -1 = none up to `high`. */
+static int64_t least_that_fits(struct search *s, struct plan_choices *c, int64_t *member,
+                               int64_t high, unsigned tiers)
+{
+    int64_t low = -1; /* does not fit */
+    *member = high;
+    if (!fits_in(s, *c, tiers))
+        return -1;
+    while (high - low > 1) {
+        *member = low + (high - low) / 2;
+        if (fits_in(s, *c, tiers))
+            high = *member;
+        else
+            low = *member;
+    }
+    return *member = high;
+}
+
+/* Keep the plan if it fits and is the fastest so far. */
+static bool consider(struct search *s, struct plan_choices c)
+{
+    double seconds, bound;
+    c = forced(s, c);
+    struct plan *p = plan_make(s->in, &c);
+    for (int t = 0; t < TIER_COUNT; t++) {
+        if (over(p, t) > 0) {
+            plan_destroy(p);
+            return false;
+        }
+    }
+    plan_insert_waits(p, LIST_TRAIN);
+    plan_time(p, LIST_TRAIN, s->profile, &seconds, &bound);
+    if (s->best && seconds >= s->best_seconds) {
+        plan_destroy(p);
+        return true;
+    }
+    plan_destroy(s->best);
+    s->best = p;
+    s->best_seconds = seconds;
+    return true;
+}
+
+/* ---- kinds of plans -----------------------------------------------------------------------------
+ */
+
+/* Everything resident: as many layers as fit keep their saved tensors. */
+static void search_resident(struct search *s, struct plan_choices c)
+{
+    c.group = 1;
+    c.resident = s->n_chunks;
+    c.keep = s->layers;
+    for (c.cheap = 1; c.cheap >= 0; c.cheap--)
+        if (consider(s, c))
+            return;
+    c.cheap = 0;
+    for (int64_t offload = 0; offload <= 1; offload++) {
+        c.offload_boundaries = offload;
+        c.keep = 0;
+        if (!fits_in(s, c, ALL_TIERS))
+            continue;
+        most_that_fits(s, &c, &c.keep, 0, s->layers, ALL_TIERS);
+        consider(s, c);
+    }
+}
+
+/* With group, kept layers and boundaries given. */
+static void search_split(struct search *s, struct plan_choices c)
+{
+    int64_t last = s->n_chunks - 1;
+    if (!fits_in(s, c, GPU_ONLY))
+        return;
+    if (s->in->policy == PLACE_AUTO)
+        most_that_fits(s, &c, &c.resident, 0, last, GPU_ONLY);
+    if (!fits_in(s, c, NOT_GPU) &&
+        (s->in->limit[TIER_NVME] == 0 ||
+         least_that_fits(s, &c, &c.nvme, s->n_chunks - c.resident, NOT_GPU) < 0))
+        return;
+    int64_t visits = 2 * s->in->model->n_blocks * ((s->in->micro_batches + c.group - 1) / c.group);
+    most_that_fits(s, &c, &c.turn, 0, visits, ALL_TIERS);
+    most_that_fits(s, &c, &c.cheap, 0, 1, ALL_TIERS);
+    consider(s, c);
+    if (!s->in->clip) {
+        c.early = s->n_chunks;
+        consider(s, c);
+    }
+}
+
+static void search_splits(struct search *s, struct plan_choices c)
+{
+    int64_t micro = s->in->micro_batches;
+    for (c.group = micro;; c.group = c.group / 2) {
+        for (c.offload_boundaries = 0; c.offload_boundaries <= 1; c.offload_boundaries++) {
+            int64_t before = -1;
+            for (int64_t k = 0; k <= KEEP_STEPS; k++) {
+                c.keep = s->layers * k / KEEP_STEPS;
+                if (c.keep != before)
+                    search_split(s, c);
+                before = c.keep;
+            }
+        }
+        if (c.group == 1)
+            break;
+    }
+}
+
+/* ---- refusing -----------------------------------------------------------------------------------
+ */
+
+static double mib(size_t bytes)
+{
+    return (double)bytes / 1048576.0;
+}
+
+/* Would the input fit if it were changed? Quietly. */
+static bool would_fit(const struct plan_input *in)
+{
+    struct plan *p = NULL;
+    struct err err = {0};
+    bool fits = plan_choose(in, &p, &err) == 0;
+    plan_destroy(p);
+    return fits;
+}
+
+static void advise(const struct plan_input *in, char *out, size_t cap)
+{
+    struct plan_input other = *in;
+    snprintf(out, cap, "a smaller dataset.max_seq_length needs less, or raise the limit");
+    if (in->policy == PLACE_CUDA) {
+        other.policy = PLACE_AUTO;
+        if (would_fit(&other)) {
+            snprintf(out, cap, "with placement.policy \"auto\" it fits");
+            return;
+        }
+    }
+    if (in->micro_batch > 1) {
+        other.micro_batches *= other.micro_batch;
+        other.micro_batch = 1;
+        snprintf(
+            out, cap, "%s",
+            would_fit(&other)
+                ? in->policy == PLACE_CUDA
+                      ? "with optimization.micro_batch_size 1 and placement.policy \"auto\" it "
+                        "fits"
+                      : "with optimization.micro_batch_size 1 it fits"
+                : "even optimization.micro_batch_size 1 does not fit; a smaller "
+                  "dataset.max_seq_length needs less, or raise the limit");
+    }
+}
+
+static int refuse(const struct search *s, bool advice, struct err *err)
+{
+    char change[192] = "raise the limit";
+    enum plan_tier t = TIER_GPU;
+    for (int k = TIER_COUNT - 1; k >= 0; k--)
+        if ((s->in->limit[k] > 0 || k == TIER_NVME) && s->least[k] > s->in->limit[k])
+            t = (enum plan_tier)k;
+    if (advice)
+        advise(s->in, change, sizeof change);
+    int rc = err_set(err, ERR_DEVICE_OOM,
+                     "the job needs %.1f MiB of %s memory and may use %.1f MiB, %.1f MiB short; %s",
+                     mib(s->least[t]), plan_tier_name(t), mib(s->in->limit[t]),
+                     mib(s->least[t] - s->in->limit[t]), change);
+    return err_set_reason(err, rc, "insufficient_memory");
+}
+
+/* ---- the whole --------------------------------------------------------------------------------
+ */
+
+static void measure_chunks(struct search *s)
+{
+    struct plan shape = {.in = *s->in};
+    plan_pack_chunks(&shape);
+    s->n_chunks = shape.chunks.n_chunks;
+    for (int64_t c = 0; c < s->n_chunks; c++)
+        if (shape.chunks.chunks[c].n > s->largest_chunk)
+            s->largest_chunk = shape.chunks.chunks[c].n;
+    chunk_set_fini(&shape.chunks);
+}
+
+static int64_t slice_elements(const struct search *s)
+{
+    int64_t n = s->largest_chunk / SLICES_A_CHUNK;
+    n = (n + CHUNK_ALIGN - 1) / CHUNK_ALIGN * CHUNK_ALIGN;
+    return n < CHUNK_ALIGN ? CHUNK_ALIGN : n > SLICE_MOST ? SLICE_MOST : n;
+}
+
+int plan_choose(const struct plan_input *in, struct plan **out, struct err *err)
+{
+    struct search s = {.in = in,
+                       .profile = in->profile ? in->profile : &nominal,
+                       .layers = in->model->config.layers,
+                       .least_over = INFINITY};
+    measure_chunks(&s);
+    struct plan_choices c = {.group = 1, .prefetch = 1, .slice = slice_elements(&s)};
+
+    if (in->policy != PLACE_CPU)
+        search_resident(&s, c);
+    bool all_kept = s.best && s.best->chosen.keep == s.layers;
+    if (in->policy != PLACE_CUDA && !all_kept) {
+        search_splits(&s, c);
+        c.prefetch = 0;
+        if (!s.best)
+            search_splits(&s, c);
+    }
+    if (!s.best)
+        return refuse(&s, err != NULL, err);
+    *out = s.best;
+    return 0;
+}
