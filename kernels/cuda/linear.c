@@ -7,6 +7,10 @@
  * its input kept (the library's GELU is the tanh form), the tanh-GELU gradient, accumulation. The
  * library's fused activations want rows of whole 16 bytes and 16-bit types; everything else runs
  * as a pass of its own over the product's result.
+ *
+ * A wide O that is no multiple of 8, such as a vocabulary of 50,257, is cut in two: products of
+ * 16-bit types with such a side run at a sixth of the speed. The last few columns are a product of
+ * their own.
  */
 #include "kernels/cuda/linear.h"
 
@@ -87,7 +91,51 @@ static bool fuse_activation(struct stream *s, enum dtype real, const struct line
     return true;
 }
 
-int linear_fwd(struct stream *s, enum dtype real, const struct linear_args *a)
+/* ---- wide and odd ---------------------------------------------------------------------------- */
+
+enum { WIDE = 1024, EVEN = 8 }; /* narrower ones are not worth a second launch */
+
+static bool is_wide_and_odd(enum dtype real, const struct linear_args *a)
+{
+    return real != DT_F32 && a->O > WIDE && a->O % EVEN != 0 && a->I % EVEN == 0 &&
+           a->ldy % EVEN == 0 && a->ldy != 0;
+}
+
+static const void *past(const void *p, int64_t elements, enum dtype t)
+{
+    return p ? (const char *)p + (size_t)elements * dtype_size(t) : NULL;
+}
+
+/* The layer's outputs [first, first + n) as a layer. */
+static struct linear_args columns(enum dtype real, const struct linear_args *a, int64_t first,
+                                  int64_t n)
+{
+    struct linear_args part = *a;
+    part.O = n;
+    part.w = past(a->w, first * a->I, real);
+    part.bias = past(a->bias, first, real);
+    part.residual = past(a->residual, first, real);
+    part.pre = (void *)past(a->pre, first, real);
+    part.y = (void *)past(a->y, first, real);
+    part.dy = past(a->dy, first, real);
+    part.dw = (void *)past(a->dw, first * a->I, DT_F32);
+    part.dbias = (void *)past(a->dbias, first, DT_F32);
+    return part;
+}
+
+static struct linear_args even_columns(enum dtype real, const struct linear_args *a)
+{
+    return columns(real, a, 0, a->O / EVEN * EVEN);
+}
+
+static struct linear_args last_columns(enum dtype real, const struct linear_args *a)
+{
+    return columns(real, a, a->O / EVEN * EVEN, a->O % EVEN);
+}
+
+/* ---- the three ops --------------------------------------------------------------------------- */
+
+static int forward(struct stream *s, enum dtype real, const struct linear_args *a)
 {
     struct gemm_cache *cache = s->state->gemms;
     struct gemm g = forward_product(real, a, a->pre ? a->pre : a->y);
@@ -111,7 +159,16 @@ int linear_fwd(struct stream *s, enum dtype real, const struct linear_args *a)
     return launch_act_rows(s->handle, real, a->act, a->N, a->O, g.ldd, g.d, a->residual, a->y);
 }
 
-int linear_bwd_data(struct stream *s, enum dtype real, const struct linear_args *a)
+int linear_fwd(struct stream *s, enum dtype real, const struct linear_args *a)
+{
+    if (!is_wide_and_odd(real, a))
+        return forward(s, real, a);
+    struct linear_args even = even_columns(real, a), last = last_columns(real, a);
+    int rc = forward(s, real, &even);
+    return rc ? rc : forward(s, real, &last);
+}
+
+static int backward_data(struct stream *s, enum dtype real, const struct linear_args *a)
 {
     struct gemm_cache *cache = s->state->gemms;
     int64_t ldx = row_stride(a->ldx, a->I);
@@ -150,7 +207,18 @@ int linear_bwd_data(struct stream *s, enum dtype real, const struct linear_args 
     return launch_act_grad_rows(s->handle, real, a->act_x, a->N, a->I, ldx, a->pre_x, a->dx);
 }
 
-int linear_bwd_weight(struct stream *s, enum dtype real, const struct linear_args *a)
+/* The small sum first: what it loses by being rounded on its way is small, too. */
+int linear_bwd_data(struct stream *s, enum dtype real, const struct linear_args *a)
+{
+    if (!is_wide_and_odd(real, a) || a->act_x != ACT_NONE)
+        return backward_data(s, real, a);
+    struct linear_args even = even_columns(real, a), last = last_columns(real, a);
+    even.dx_accum = ACCUM_ADD;
+    int rc = backward_data(s, real, &last);
+    return rc ? rc : backward_data(s, real, &even);
+}
+
+static int backward_weight(struct stream *s, enum dtype real, const struct linear_args *a)
 {
     int64_t ldy = row_stride(a->ldy, a->O);
     int rc = 0;
@@ -180,6 +248,15 @@ int linear_bwd_weight(struct stream *s, enum dtype real, const struct linear_arg
         rc = launch_colsum(s->handle, real, a->N, a->O, ldy, a->dy, a->dw_accum, a->dbias,
                            a->workspace);
     return rc;
+}
+
+int linear_bwd_weight(struct stream *s, enum dtype real, const struct linear_args *a)
+{
+    if (!is_wide_and_odd(real, a))
+        return backward_weight(s, real, a);
+    struct linear_args even = even_columns(real, a), last = last_columns(real, a);
+    int rc = backward_weight(s, real, &even);
+    return rc ? rc : backward_weight(s, real, &last);
 }
 
 size_t linear_workspace(enum op op, const struct linear_args *a)

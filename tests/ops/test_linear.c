@@ -275,6 +275,7 @@ int main(void)
         {3, 1, 2, 0, 0, 0},       {5, 7, 3, 1, 2, -1},     {33, 65, 17, 0, 0, 0.5f},
         {64, 192, 96, 0, 0, 0},   {130, 48, 64, 16, 8, 2}, {1, 192, 300, 0, 0, 0},
         {96, 16, 128, 32, 64, 2}, /* an adapter's slice of a wider sum */
+        {20, 32, 1029, 0, 3, 0},  /* a vocabulary that is no multiple of 8 */
     };
     static const int64_t ACT_SHAPES[][2] = {{1, 1}, {7, 13}, {31, 192}, {64, 257}};
     struct op_case c;
