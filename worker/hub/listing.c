@@ -122,32 +122,35 @@ static char *api_url(const struct http *h, const char *repo, const char *verb, c
     return buf_take(&url);
 }
 
+int listing_read_info(const json_t *answer, const char *endpoint, const char *repo,
+                      const char *revision, struct listing_info *out, struct err *err)
+{
+    const char *sha = json_string_value(json_object_get(answer, "sha"));
+    const json_t *gating = json_object_get(answer, "gated"); /* false, "auto" or "manual" */
+
+    if (!reference_is_sha1(sha) || (reference_is_sha1(revision) && strcmp(sha, revision) != 0))
+        return status_corrupt(err, "%s names no commit for revision '%s' of '%s'", endpoint,
+                              revision, repo);
+    if (json_is_true(json_object_get(answer, "disabled"))) {
+        err_set(err, ERR_PERMISSION, "model '%s' was disabled by the hub", repo);
+        return err_set_reason(err, ERR_PERMISSION, "model_disabled");
+    }
+    memcpy(out->commit, sha, sizeof(out->commit));
+    out->gated = json_is_string(gating) || json_is_true(gating);
+    out->is_private = json_is_true(json_object_get(answer, "private"));
+    return 0;
+}
+
 int listing_ask_info(struct http *h, const char *repo, const char *revision,
                      struct listing_info *out, struct err *err)
 {
     char *url = api_url(h, repo, "revision", revision, "");
     struct http_response r = {0};
-    struct listing_info info = {0};
     json_t *json = NULL;
     int rc = 0;
 
     TRY(ask_json(h, url, repo, revision, &r, &json, err));
-    const char *sha = json_string_value(json_object_get(json, "sha"));
-    const json_t *gating = json_object_get(json, "gated"); /* false, "auto" or "manual" */
-    if (!reference_is_sha1(sha) || (reference_is_sha1(revision) && strcmp(sha, revision) != 0)) {
-        rc = status_corrupt(err, "%s names no commit for revision '%s' of '%s'", h->endpoint,
-                            revision, repo);
-        goto out;
-    }
-    if (json_is_true(json_object_get(json, "disabled"))) {
-        err_set(err, ERR_PERMISSION, "model '%s' was disabled by the hub", repo);
-        rc = err_set_reason(err, ERR_PERMISSION, "model_disabled");
-        goto out;
-    }
-    memcpy(info.commit, sha, sizeof(info.commit));
-    info.gated = json_is_string(gating) || json_is_true(gating);
-    info.is_private = json_is_true(json_object_get(json, "private"));
-    *out = info;
+    TRY(listing_read_info(json, h->endpoint, repo, revision, out, err));
 out:
     json_decref(json);
     http_response_fini(&r);
@@ -193,6 +196,23 @@ static int add_tree_entry(struct listing *l, const json_t *entry, struct err *er
     return listing_add(l, &file, err);
 }
 
+int listing_add_page(struct listing *l, const json_t *page, const char *endpoint, const char *repo,
+                     struct err *err)
+{
+    size_t i;
+    json_t *entry;
+    int rc = 0;
+
+    if (!json_is_array(page))
+        return status_corrupt(err, "%s does not list the files of '%s'", endpoint, repo);
+    json_array_foreach(page, i, entry)
+    {
+        TRY(add_tree_entry(l, entry, err));
+    }
+out:
+    return rc;
+}
+
 /* The URL of `Link: <url>; rel="next"`, or NULL. A mirror may pass on the public hub's address. */
 static char *next_page(const struct http *h, const char *link)
 {
@@ -216,8 +236,6 @@ int listing_ask_tree(struct http *h, const char *repo, const char *commit, struc
     struct http_response r = {0};
     struct listing l = {0};
     json_t *page = NULL;
-    size_t i;
-    json_t *entry;
     int rc = 0;
 
     for (int pages = 0; url; pages++) {
@@ -227,14 +245,7 @@ int listing_ask_tree(struct http *h, const char *repo, const char *commit, struc
             goto out;
         }
         TRY(ask_json(h, url, repo, commit, &r, &page, err));
-        if (!json_is_array(page)) {
-            rc = status_corrupt(err, "%s does not list the files of '%s'", h->endpoint, repo);
-            goto out;
-        }
-        json_array_foreach(page, i, entry)
-        {
-            TRY(add_tree_entry(&l, entry, err));
-        }
+        TRY(listing_add_page(&l, page, h->endpoint, repo, err));
         free(url);
         url = next_page(h, r.link);
         json_decref(page);
@@ -270,13 +281,17 @@ int listing_from_cached(const json_t *trees_file, struct listing *out, struct er
     json_object_foreach(files, path, entry)
     {
         const json_t *size = json_object_get(entry, "lfs_size");
+        const char *blob = json_string_value(json_object_get(entry, "blob_id"));
+        const char *sha256 = json_string_value(json_object_get(entry, "lfs_sha256"));
         if (!json_is_integer(size))
             size = json_object_get(entry, "size");
+        if (blob && sha256 && strcmp(blob, sha256) == 0)
+            blob = NULL; /* stood in for one that the hub did not tell */
         struct listing_file file = {
             .path = (char *)path,
             .size = json_is_integer(size) ? json_integer_value(size) : -1,
-            .git_sha1 = (char *)json_string_value(json_object_get(entry, "blob_id")),
-            .sha256 = (char *)json_string_value(json_object_get(entry, "lfs_sha256")),
+            .git_sha1 = (char *)blob,
+            .sha256 = (char *)sha256,
             .xet_hash = (char *)json_string_value(json_object_get(entry, "xet_hash")),
         };
         if (!listing_etag(&file)) {

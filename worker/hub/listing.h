@@ -50,6 +50,13 @@ int listing_ask_access(struct http *h, const char *repo, struct err *err);
 int listing_ask_tree(struct http *h, const char *repo, const char *commit, struct listing *out,
                      struct err *err);
 
+/* What those two make of the hub's answers; the endpoint and the repository are for errors. A page
+ * adds its files to *l, which is for listing_finish then. */
+int listing_read_info(const json_t *answer, const char *endpoint, const char *repo,
+                      const char *revision, struct listing_info *out, struct err *err);
+int listing_add_page(struct listing *l, const json_t *page, const char *endpoint, const char *repo,
+                     struct err *err);
+
 int listing_from_cached(const json_t *trees_file, struct listing *out, struct err *err);
 json_t *listing_to_cached(const struct listing *l);
 

@@ -239,3 +239,25 @@ Test(listing, survives_the_way_through_the_cache)
     listing_fini(&l);
     listing_fini(&back);
 }
+
+/* A hub may leave the git hash of a file out whose content has one of its own. */
+Test(listing, survives_the_way_through_the_cache_without_git_hash)
+{
+    static const char page[] =
+        "[{\"type\": \"file\", \"path\": \"a\", \"size\": 3, \"lfs\": {\"oid\": "
+        "\"" SHA1 "0123456789abcdef01234567\", \"size\": 9}}]";
+    struct listing l = {0}, back = {0};
+    json_t *json = json_loads(page, 0, NULL);
+
+    cr_assert_eq(listing_add_page(&l, json, "http://hub", "a/b", NULL), 0);
+    json_decref(json);
+    json = listing_to_cached(&l);
+    cr_assert_eq(listing_from_cached(json, &back, NULL), 0);
+    cr_assert_eq(back.n, 1);
+    cr_expect_null(back.files[0].git_sha1);
+    cr_expect_str_eq(listing_etag(&back.files[0]), SHA1 "0123456789abcdef01234567");
+    cr_expect_eq(back.files[0].size, 9);
+    json_decref(json);
+    listing_fini(&l);
+    listing_fini(&back);
+}
