@@ -79,15 +79,34 @@ void job_spec_copy(struct job_spec *to, const struct job_spec *from)
     *to = copy;
 }
 
+/* A job directory is written when it is known where the model comes from. */
+static int check_source(const struct spec_model *m, struct err *err)
+{
+    if (m->path || (m->repo && (m->commit || m->revision)))
+        return 0;
+    return err_set_param(err,
+                         err_set(err, ERR_INVALID,
+                                 "base_model names neither a path nor a repository with a "
+                                 "revision; it was not written by castord"),
+                         "base_model");
+}
+
 int job_spec_load(const char *path, struct job_spec *spec, struct err *err)
 {
+    struct job_spec fresh = {0};
     json_t *stored = NULL;
     int rc = 0;
 
     TRY(json_parse_file(path, SPEC_MAX_BYTES, JSON_MAX_DEPTH_REQUEST, &stored, err));
-    rc = job_spec_from_json(stored, spec, err);
-    if (rc != 0)
+    rc = job_spec_from_json(stored, &fresh, err);
+    if (rc == 0)
+        rc = check_source(&fresh.model, err);
+    if (rc != 0) {
         err_wrap(err, rc, "%s", path);
+        job_spec_fini(&fresh);
+        goto out;
+    }
+    *spec = fresh;
 out:
     json_decref(stored);
     return rc;

@@ -211,7 +211,8 @@ void job_spec_copy(struct job_spec *to, const struct job_spec *from);
 json_t *job_spec_to_json(const struct job_spec *spec);
 int job_spec_from_json(const json_t *stored, struct job_spec *spec, struct err *err);
 
-/* Read and write STATE/jobs/ID/spec.json (atomically). */
+/* Read and write STATE/jobs/ID/spec.json (atomically). Reading insists on a place where the model
+ * is: base_model.path, or a repository with a revision. */
 int job_spec_load(const char *path, struct job_spec *spec, struct err *err);
 int job_spec_save(const char *path, const struct job_spec *spec, struct err *err);
 

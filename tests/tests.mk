@@ -52,7 +52,7 @@ $(foreach d,$(UNIT_DIRS),$(eval $(call program_suite,unit/$(call unit_folder,$(d
 $(foreach p,$(OPS_BINS),$(eval $(call program_suite,ops/$(patsubst test_%,%,$(notdir $(p))),$(p))))
 
 $(foreach s,$(FUZZ_SRCS),$(eval $(call program_suite,fuzz/$(call fuzz_name,$(s)),$(call fuzz_bin,$(s)),$(sort \
-	$(wildcard tests/fuzz/corpus/$(call fuzz_name,$(s))/*)))))
+	$(wildcard tests/fuzz/corpus/$(call fuzz_name,$(s))/* $(strip $(file <tests/fuzz/corpus/$(call fuzz_name,$(s)).seeds)))))))
 
 # Placement never changes the numbers: every model of tests/golden under every policy and budget.
 PLACEMENT_BIN := $(B)/tests/placement/check_placement

@@ -3,8 +3,9 @@
  *
  * tests/fuzz/<folder>/NAME.c defines LLVMFuzzerTestOneInput alone: it hands the bytes to the parser
  * and uses what comes out, as the worker would. It is linked with the archives that <folder> may
- * use; no list names it. Seeds lie in tests/fuzz/corpus/NAME/, words of the format (one "word" a
- * line, libFuzzer's dictionary) in tests/fuzz/corpus/NAME.dict where that helps.
+ * use; no list names it. Seeds lie in tests/fuzz/corpus/NAME/, further ones are the files that the
+ * patterns in tests/fuzz/corpus/NAME.seeds match; words of the format (one "word" a line,
+ * libFuzzer's dictionary) lie in tests/fuzz/corpus/NAME.dict where that helps.
  *
  * `make fuzz` builds the targets with clang, libFuzzer, AddressSanitizer and UBSan and runs each
  * for FUZZ_SECONDS; what makes one fail is kept in the build folder: add it to the seeds once it is

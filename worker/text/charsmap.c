@@ -32,6 +32,12 @@ static uint32_t offset_of(uint32_t unit)
     return (unit >> 10) << ((unit & 1u << 9) >> 6);
 }
 
+/* Text from the middle of a character on would not be UTF-8. */
+static bool begins_character(char c)
+{
+    return ((unsigned char)c & 0xC0) != 0x80;
+}
+
 /* What the shortest prefix of `key` that is in the map becomes: an offset in texts, or -1. */
 static int32_t find(const struct charsmap *map, const char *key, size_t n)
 {
@@ -46,7 +52,8 @@ static int32_t find(const struct charsmap *map, const char *key, size_t n)
         at ^= offset_of(unit);
         if (has_leaf(unit)) {
             uint32_t value = at < map->n_units ? value_of(map->units[at]) : UINT32_MAX;
-            return value < map->texts_n ? (int32_t)value : -1;
+            return value < map->texts_n && begins_character(map->texts[value]) ? (int32_t)value
+                                                                               : -1;
         }
     }
     return -1;

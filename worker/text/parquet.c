@@ -214,7 +214,12 @@ static int build_leaf(struct parquet *p, const struct parquet_node *n, json_t **
         *out = json_integer(c->value.i);
     else
         *out = isfinite(c->value.d) ? json_real(c->value.d) : NULL;
-    return parquet_column_next(c, err);
+    int rc = parquet_column_next(c, err);
+    if (rc != 0) {
+        json_decref(*out);
+        *out = NULL;
+    }
+    return rc;
 }
 
 static int build_member(struct parquet *p, const struct parquet_node *n, json_t **out,

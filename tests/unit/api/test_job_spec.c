@@ -517,3 +517,27 @@ Test(job_spec, stored_form_is_read_strictly)
     cr_assert(job_spec_load("/nonexistent/spec.json", &back, &err) == ERR_NOT_FOUND);
     job_spec_fini(&spec);
 }
+
+/* Whoever runs the job would have nothing to look for. */
+Test(job_spec, a_job_directory_says_where_the_model_is)
+{
+    struct job_spec spec = {0}, back = {0};
+    struct err err = {0};
+    char path[] = "/tmp/castor-spec-XXXXXX";
+
+    fill(&spec);
+    free(spec.model.path);
+    free(spec.model.repo);
+    spec.model.path = spec.model.repo = NULL;
+    cr_assert(mkstemp(path) >= 0);
+    cr_assert(job_spec_save(path, &spec, &err) == 0, "%s", err.msg);
+    cr_expect(job_spec_load(path, &back, &err) == ERR_INVALID);
+    cr_expect_str_eq(err.param, "base_model");
+    cr_expect_not_null(strstr(err.msg, path), "%s", err.msg);
+    spec.model.path = xstrdup("/data/model");
+    cr_assert(job_spec_save(path, &spec, &err) == 0, "%s", err.msg);
+    cr_expect(job_spec_load(path, &back, &err) == 0, "%s", err.msg);
+    remove(path);
+    job_spec_fini(&spec);
+    job_spec_fini(&back);
+}
