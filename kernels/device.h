@@ -53,6 +53,7 @@ struct device {
     char name[64]; /* "NVIDIA H100 80GB HBM3", "CPU (2 threads, AVX-512)" */
     size_t memory_total;
     size_t memory_limit; /* what device_alloc may hand out in all, 0 = memory_total */
+    bool fp8;            /* multiplies 8-bit operands at more than the speed of 16-bit ones */
     struct device_counters counters;
     const struct device_impl *impl;
     void *state; /* the implementation's own */

@@ -120,9 +120,15 @@ struct norm_args {
     void *workspace;
 };
 
-/* y = act(alpha x w^T + bias) + residual, w (O, I) as in PyTorch's nn.Linear */
+/* y = act(alpha x w^T + bias) + residual, w (O, I) as in PyTorch's nn.Linear
+ *
+ * With fp8 the operands of the product are first rounded to 8 bits, each tensor as a whole: x and w
+ * to e4m3, dy to e5m2, scaled by the power of two of kernels/fp8_scale.h, which is found anew in
+ * each call. A tensor that holds a NaN or an infinity counts as NaN throughout. Everything else is
+ * as without: bias, residual, activations, and dbias, which adds up what was not rounded. */
 struct linear_args {
     int64_t N, I, O;
+    bool fp8;
     float alpha;          /* times the product, forward and backward; 0 = 1 */
     int64_t ldx, ldy;     /* of x/dx and of y/dy/pre/residual */
     const void *x;        /* (N, I) */

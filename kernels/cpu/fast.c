@@ -3,6 +3,7 @@
 #include "kernels/cpu/blas.h"
 #include "kernels/cpu/cpu_common.h"
 #include "kernels/cpu/device_cpu.h"
+#include "kernels/cpu/fp8.h"
 
 void fast_init(void)
 {
@@ -11,6 +12,8 @@ void fast_init(void)
 
 static size_t workspace(enum op op, const void *args)
 {
+    if (op == OP_LINEAR_FWD || op == OP_LINEAR_BWD_DATA || op == OP_LINEAR_BWD_WEIGHT)
+        return cpu_fp8_workspace(op, DT_F32, args);
     return op == OP_ATTN_BWD ? fast_attn_bwd_workspace(args) : 0;
 }
 

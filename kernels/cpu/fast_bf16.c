@@ -3,6 +3,7 @@
 #include "kernels/cpu/device_cpu.h"
 #include "kernels/cpu/fast.h"
 #include "kernels/cpu/fast_math.h"
+#include "kernels/cpu/fp8.h"
 
 FAST_CLONES void bf16_load(float *restrict to, const bf16 *restrict from, int64_t n)
 {
@@ -51,6 +52,10 @@ static size_t workspace(enum op op, const void *args)
         return bf16_attn_fwd_workspace(args);
     case OP_ATTN_BWD:
         return bf16_attn_bwd_workspace(args);
+    case OP_LINEAR_FWD:
+    case OP_LINEAR_BWD_DATA:
+    case OP_LINEAR_BWD_WEIGHT:
+        return cpu_fp8_workspace(op, DT_BF16, args);
     default:
         return 0;
     }

@@ -7,6 +7,7 @@
 #include "kernels/cpu/device_cpu.h"
 #include "kernels/cpu/fast.h"
 #include "kernels/cpu/fast_math.h"
+#include "kernels/cpu/fp8.h"
 
 enum { ROWS = 128, COLS = 256, DEPTH = 256, SUM_ROWS = 256 };
 
@@ -103,6 +104,8 @@ int bf16_linear_fwd(struct stream *s, const struct linear_args *a)
 {
     int64_t tiles = tile_count(a->N, a->O);
 
+    if (a->fp8)
+        return cpu_fp8_linear(OP_LINEAR_FWD, DT_BF16, bf16_linear_fwd, s, a);
 #pragma omp parallel for num_threads(s->threads) schedule(dynamic, 1)
     for (int64_t i = 0; i < tiles; i++) {
         struct tile t = tile_at(i, a->N, a->O);
@@ -135,6 +138,8 @@ int bf16_linear_bwd_data(struct stream *s, const struct linear_args *a)
 {
     int64_t tiles = tile_count(a->N, a->I);
 
+    if (a->fp8)
+        return cpu_fp8_linear(OP_LINEAR_BWD_DATA, DT_BF16, bf16_linear_bwd_data, s, a);
     assert(a->act_x == ACT_NONE || a->dx_accum == ACCUM_ASSIGN);
 #pragma omp parallel for num_threads(s->threads) schedule(dynamic, 1)
     for (int64_t i = 0; i < tiles; i++) {
@@ -167,6 +172,8 @@ int bf16_linear_bwd_weight(struct stream *s, const struct linear_args *a)
     int64_t tiles = a->dw ? tile_count(a->O, a->I) : 0;
     int64_t strips = a->dbias ? (a->O + FAST_COLUMNS - 1) / FAST_COLUMNS : 0;
 
+    if (a->fp8)
+        return cpu_fp8_linear(OP_LINEAR_BWD_WEIGHT, DT_BF16, bf16_linear_bwd_weight, s, a);
 #pragma omp parallel for num_threads(s->threads) schedule(dynamic, 1)
     for (int64_t i = 0; i < tiles + strips; i++) {
         if (i < tiles) {

@@ -9,6 +9,7 @@
 #include "kernels/cpu/device_cpu.h"
 #include "kernels/cpu/fast.h"
 #include "kernels/cpu/fast_math.h"
+#include "kernels/cpu/fp8.h"
 
 static int64_t min64(int64_t a, int64_t b)
 {
@@ -156,6 +157,8 @@ int fast_linear_fwd(struct stream *s, const struct linear_args *a)
 {
     struct tiling t = tiling(a->N, a->O);
 
+    if (a->fp8)
+        return cpu_fp8_linear(OP_LINEAR_FWD, DT_F32, fast_linear_fwd, s, a);
 #pragma omp parallel for num_threads(s->threads) schedule(dynamic, 1)
     for (int64_t i = 0; i < t.down * t.across; i++) {
         struct tile tile = tile_at(&t, i, a->N, a->O);
@@ -186,6 +189,8 @@ int fast_linear_bwd_data(struct stream *s, const struct linear_args *a)
     int64_t ldx = ld_or(a->ldx, a->I), ldy = ld_or(a->ldy, a->O);
     struct tiling t = tiling(a->N, a->I);
 
+    if (a->fp8)
+        return cpu_fp8_linear(OP_LINEAR_BWD_DATA, DT_F32, fast_linear_bwd_data, s, a);
     assert(a->act_x == ACT_NONE || a->dx_accum == ACCUM_ASSIGN);
 #pragma omp parallel for num_threads(s->threads) schedule(dynamic, 1)
     for (int64_t i = 0; i < t.down * t.across; i++) {
@@ -232,6 +237,8 @@ int fast_linear_bwd_weight(struct stream *s, const struct linear_args *a)
     int64_t strips = a->dbias ? divide_up(a->O, FAST_COLUMNS) : 0;
     bool add = a->dw_accum == ACCUM_ADD;
 
+    if (a->fp8)
+        return cpu_fp8_linear(OP_LINEAR_BWD_WEIGHT, DT_F32, fast_linear_bwd_weight, s, a);
 #pragma omp parallel for num_threads(s->threads) schedule(dynamic, 1)
     for (int64_t i = 0; i < tiles + strips; i++) {
         if (i < tiles) {

@@ -10,6 +10,8 @@ static int linear_fwd(struct stream *s, const struct linear_args *a)
     const real *w = a->w, *bias = a->bias;
     int64_t ldx = ld_or(a->ldx, a->I), ldy = ld_or(a->ldy, a->O);
 
+    if (a->fp8)
+        return cpu_fp8_linear(OP_LINEAR_FWD, TABLE_DTYPE, linear_fwd, s, a);
     for (int64_t n = 0; n < a->N; n++)
         for (int64_t o = 0; o < a->O; o++) {
             const real *x = (const real *)a->x + n * ldx;
@@ -33,6 +35,8 @@ static int linear_bwd_data(struct stream *s, const struct linear_args *a)
     const real *w = a->w, *pre_x = a->pre_x;
     int64_t ldx = ld_or(a->ldx, a->I), ldy = ld_or(a->ldy, a->O);
 
+    if (a->fp8)
+        return cpu_fp8_linear(OP_LINEAR_BWD_DATA, TABLE_DTYPE, linear_bwd_data, s, a);
     for (int64_t n = 0; n < a->N; n++)
         for (int64_t i = 0; i < a->I; i++) {
             const real *dy = (const real *)a->dy + n * ldy;
@@ -55,6 +59,8 @@ static int linear_bwd_weight(struct stream *s, const struct linear_args *a)
     real *dw = a->dw, *dbias = a->dbias;
     bool accumulate = a->dw_accum == ACCUM_ADD;
 
+    if (a->fp8)
+        return cpu_fp8_linear(OP_LINEAR_BWD_WEIGHT, TABLE_DTYPE, linear_bwd_weight, s, a);
     for (int64_t o = 0; o < a->O; o++) {
         for (int64_t i = 0; i < a->I && dw; i++) {
             double sum = 0;

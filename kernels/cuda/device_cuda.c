@@ -357,6 +357,7 @@ int device_cuda_open(int index, const struct device_options *options, struct dev
     TRY_CUDA(cudaGetDeviceProperties(&prop, index));
     snprintf(d->name, sizeof d->name, "%.63s", prop.name);
     d->memory_total = prop.totalGlobalMem;
+    d->fp8 = prop.major * 10 + prop.minor >= 89;
     state = xcalloc(1, sizeof *state);
     state->index = index;
     state->stream_wait_value = find_stream_wait_value();

@@ -14,7 +14,7 @@ struct gemm_key {
     int64_t m, n, k, lda, ldb, ldc, ldd, ld_aux;
     int32_t trans_a, trans_b, type_in, type_out, epilogue;
     int32_t align_a, align_b, align_c, align_d;
-    int32_t pad;
+    int32_t type_b; /* 0: as type_in */
 };
 
 struct gemm_plan {
@@ -94,6 +94,7 @@ static struct gemm_key key_of(const struct gemm *g)
     key.type_in = (int32_t)g->type_in;
     key.type_out = (int32_t)g->type_out;
     key.epilogue = (int32_t)g->epilogue;
+    key.type_b = (int32_t)g->type_b;
     key.align_a = alignment(g->a);
     key.align_b = alignment(g->b);
     key.align_c = alignment(g->c ? g->c : g->d);
@@ -148,6 +149,7 @@ static bool plan_describe(struct gemm_plan *plan)
 {
     const struct gemm_key *k = &plan->key;
     cudaDataType_t in = (cudaDataType_t)k->type_in, out = (cudaDataType_t)k->type_out;
+    cudaDataType_t in_b = k->type_b ? (cudaDataType_t)k->type_b : in;
     cublasOperation_t op_a = k->trans_a ? CUBLAS_OP_T : CUBLAS_OP_N;
     cublasOperation_t op_b = k->trans_b ? CUBLAS_OP_T : CUBLAS_OP_N;
     cublasLtEpilogue_t epilogue = (cublasLtEpilogue_t)k->epilogue;
@@ -164,7 +166,7 @@ static bool plan_describe(struct gemm_plan *plan)
            (k->ld_aux == 0 ||
             set(plan->desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &k->ld_aux, sizeof k->ld_aux)) &&
            ok(cublasLtMatrixLayoutCreate(&plan->a, in, a_rows, a_cols, k->lda)) &&
-           ok(cublasLtMatrixLayoutCreate(&plan->b, in, b_rows, b_cols, k->ldb)) &&
+           ok(cublasLtMatrixLayoutCreate(&plan->b, in_b, b_rows, b_cols, k->ldb)) &&
            ok(cublasLtMatrixLayoutCreate(&plan->c, out, m, n, k->ldc)) &&
            ok(cublasLtMatrixLayoutCreate(&plan->d, out, m, n, k->ldd));
 }
@@ -307,13 +309,17 @@ static bool plan_choose(struct gemm_cache *cache, struct gemm_plan *plan, cudaSt
     return true;
 }
 
-/* The heuristic reads no pointer values, but wants to see that bias and aux are set. */
+/* The heuristic reads no pointer values, but wants to see which ones are set. */
 static bool plan_bind(struct gemm_plan *plan, const struct gemm *g)
 {
     return (!g->bias ||
             set(plan->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &g->bias, sizeof g->bias)) &&
            (!g->aux ||
-            set(plan->desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &g->aux, sizeof g->aux));
+            set(plan->desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &g->aux, sizeof g->aux)) &&
+           (!g->scale_a ||
+            set(plan->desc, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &g->scale_a, sizeof(void *))) &&
+           (!g->scale_b ||
+            set(plan->desc, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &g->scale_b, sizeof(void *)));
 }
 
 static void cache_put(struct gemm_cache *cache, struct gemm_plan *plan)

@@ -34,6 +34,10 @@ struct gemm {
     int64_t lda, ldb, ldc, ldd;
     void *d;
     float alpha, beta;
+    /* 8-bit products alone, whose type_in is that of A: B's type, and what the operands are
+     * multiplied by, a float each in device memory. trans_a and not trans_b. */
+    cudaDataType_t type_b;
+    const float *scale_a, *scale_b;
     cublasLtEpilogue_t epilogue;
     const void *bias; /* (m), with a BIAS epilogue */
     void *aux;        /* (m, n), with an AUX one   */

@@ -16,6 +16,7 @@
 
 #include <assert.h>
 
+#include "kernels/cuda/fp8.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/launch.h"
 
@@ -91,13 +92,21 @@ static bool fuse_activation(struct stream *s, enum dtype real, const struct line
     return true;
 }
 
+static int round_operands(struct stream *s, enum dtype real, const struct linear_args *a,
+                          enum fp8_format format_b, struct gemm *g)
+{
+    if (!a->fp8)
+        return 0;
+    return real == DT_BF16 ? fp8_round_operands(s, format_b, g) : ERR_UNSUPPORTED;
+}
+
 /* ---- wide and odd ---------------------------------------------------------------------------- */
 
 enum { WIDE = 1024, EVEN = 8 }; /* narrower ones are not worth a second launch */
 
 static bool is_wide_and_odd(enum dtype real, const struct linear_args *a)
 {
-    return real != DT_F32 && a->O > WIDE && a->O % EVEN != 0 && a->I % EVEN == 0 &&
+    return real != DT_F32 && !a->fp8 && a->O > WIDE && a->O % EVEN != 0 && a->I % EVEN == 0 &&
            a->ldy % EVEN == 0 && a->ldy != 0;
 }
 
@@ -139,8 +148,10 @@ static int forward(struct stream *s, enum dtype real, const struct linear_args *
 {
     struct gemm_cache *cache = s->state->gemms;
     struct gemm g = forward_product(real, a, a->pre ? a->pre : a->y);
-    int rc;
+    int rc = round_operands(s, real, a, FP8_E4M3, &g);
 
+    if (rc != 0)
+        return rc;
     if (a->act == ACT_NONE && !a->pre) {
         if (a->residual) {
             g.c = a->residual;
@@ -189,8 +200,10 @@ static int backward_data(struct stream *s, enum dtype real, const struct linear_
         .epilogue = CUBLASLT_EPILOGUE_DEFAULT,
         .workspace = a->workspace,
     };
-    int rc;
+    int rc = round_operands(s, real, a, FP8_E5M2, &g);
 
+    if (rc != 0)
+        return rc;
     assert(a->act_x == ACT_NONE || a->dx_accum == ACCUM_ASSIGN);
     if (a->act_x == ACT_GELU_TANH && real != DT_F32 && a->I % 8 == 0 && rows_aligned(a->dx, ldx) &&
         rows_aligned(a->pre_x, ldx)) {
@@ -242,7 +255,9 @@ static int backward_weight(struct stream *s, enum dtype real, const struct linea
             .epilogue = CUBLASLT_EPILOGUE_DEFAULT,
             .workspace = a->workspace,
         };
-        rc = gemm_run(s->state->gemms, s->handle, &g);
+        rc = round_operands(s, real, a, FP8_E5M2, &g);
+        if (rc == 0)
+            rc = gemm_run(s->state->gemms, s->handle, &g);
     }
     if (rc == 0 && a->dbias)
         rc = launch_colsum(s->handle, real, a->N, a->O, ldy, a->dy, a->dw_accum, a->dbias,
@@ -259,8 +274,17 @@ int linear_bwd_weight(struct stream *s, enum dtype real, const struct linear_arg
     return rc ? rc : backward_weight(s, real, &last);
 }
 
+/* The sides of an op's product in the order of struct gemm. */
+static size_t rounded_copies(enum op op, const struct linear_args *a)
+{
+    return op == OP_LINEAR_FWD        ? fp8_workspace(a->O, a->N, a->I)
+           : op == OP_LINEAR_BWD_DATA ? fp8_workspace(a->I, a->N, a->O)
+                                      : fp8_workspace(a->I, a->O, a->N);
+}
+
 size_t linear_workspace(enum op op, const struct linear_args *a)
 {
     size_t sums = op == OP_LINEAR_BWD_WEIGHT ? workspace_colsum(a->N, a->O) : 0;
-    return sums > GEMM_WORKSPACE ? sums : GEMM_WORKSPACE;
+    size_t product = GEMM_WORKSPACE + (a->fp8 ? rounded_copies(op, a) : 0);
+    return sums > product ? sums : product;
 }

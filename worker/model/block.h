@@ -31,6 +31,8 @@ struct block_shape {
     bool train;        /* saved tensors for backward are kept                  */
     bool keep_cheap;   /* and those that one pass over memory makes again: norm outputs and
                           activations of layers with the norm in front */
+    bool fp8; /* layers' own products round their operands to 8 bits; embedding, head, attention's
+                 products and adapters do not */
     double embed_dropout, hidden_dropout, attn_dropout; /* 0 unless training   */
     double lora_dropout;                                /* likewise: of the adapters' input */
 };

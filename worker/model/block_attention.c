@@ -199,6 +199,7 @@ int block_attention_forward(struct block_ctx *c, const void *in, const struct at
     TRY(block_adapter_inner(c, TENSOR_QKV_W, c->N, 0, in, k->qkv_inner));
     for (int i = 0; i < n; i++) {
         struct linear_args a = {
+            .fp8 = c->r->shape.fp8,
             .N = c->N,
             .I = c->cfg->hidden,
             .O = parts[i].rows,
@@ -251,6 +252,7 @@ static int qkv_backward(struct block_ctx *c, const void *in, const struct attent
 
     for (int i = 0; i < n; i++) {
         struct linear_args a = {
+            .fp8 = c->r->shape.fp8,
             .N = c->N,
             .I = C,
             .O = parts[i].rows,
@@ -285,6 +287,7 @@ int block_attention_backward(struct block_ctx *c, const void *in, const struct a
     int64_t rows = planes ? c->N : 1;
     struct attn_args attn = attn_args(c, k, &b->work);
     struct linear_args out_proj = {
+        .fp8 = c->r->shape.fp8,
         .N = c->N,
         .I = q_width(c),
         .O = cfg->hidden,

@@ -168,6 +168,7 @@ static int project_out(struct block_ctx *c, const struct layer_kept *k, const vo
                        void *y)
 {
     struct linear_args out_proj = {
+        .fp8 = c->r->shape.fp8,
         .N = c->N,
         .I = c->cfg->heads * c->cfg->head_dim,
         .O = c->cfg->hidden,
@@ -203,6 +204,7 @@ static int mlp_up(struct block_ctx *c, const void *in, const struct layer_kept *
     bool keep = keeps_output(c), adapted = block_adapted(c, TENSOR_UP_W);
     bool apart = c->cfg->gated || adapted;
     struct linear_args up = {
+        .fp8 = c->r->shape.fp8,
         .N = c->N,
         .I = c->cfg->hidden,
         .O = inner_width(c),
@@ -233,6 +235,7 @@ static int mlp_forward(struct block_ctx *c, const void *in, const struct layer_k
 {
     bool keep = keeps_output(c);
     struct linear_args down = {
+        .fp8 = c->r->shape.fp8,
         .N = c->N,
         .I = c->cfg->ffn,
         .O = c->cfg->hidden,
@@ -412,6 +415,7 @@ static int weight_grad(struct block_ctx *c, enum tensor_role weight, enum tensor
                        int64_t in, int64_t out_rows, const void *x, const void *dy)
 {
     struct linear_args a = {
+        .fp8 = c->r->shape.fp8,
         .N = c->N,
         .I = in,
         .O = out_rows,
@@ -435,6 +439,7 @@ static int mlp_down_backward(struct block_ctx *c, const struct layer_kept *k,
     const void *act = keeps_output(c) ? k->inner : keeps_cheap(c) ? k->act : b->act;
     bool adapted = block_adapted(c, TENSOR_DOWN_W), apart = cfg->gated || adapted;
     struct linear_args down = {
+        .fp8 = c->r->shape.fp8,
         .N = c->N,
         .I = cfg->ffn,
         .O = cfg->hidden,
@@ -476,6 +481,7 @@ static int mlp_backward(struct block_ctx *c, const struct layer_kept *k, const s
 {
     const void *dmlp = NULL;
     struct linear_args up = {
+        .fp8 = c->r->shape.fp8,
         .N = c->N,
         .I = c->cfg->hidden,
         .O = inner_width(c),

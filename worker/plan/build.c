@@ -24,6 +24,7 @@ static void set_shapes(struct plan *p)
                                                  .head_rows = in->head_rows,
                                                  .train = true,
                                                  .keep_cheap = p->chosen.cheap != 0,
+                                                 .fp8 = in->fp8,
                                                  .embed_dropout = in->embed_dropout,
                                                  .hidden_dropout = in->hidden_dropout,
                                                  .attn_dropout = in->attn_dropout,

@@ -83,6 +83,7 @@ struct plan_input {
                                        former needs ops that compute in it: it is the parameter */
     struct plan_choices force; /* members that are not PLAN_AUTO are obeyed: tests, experiments */
     int64_t micro_batch, micro_batches, seq_length, head_rows;
+    bool fp8; /* block_shape.fp8 of training */
     double embed_dropout, hidden_dropout, attn_dropout;
 };
 

@@ -12,6 +12,7 @@
 #include "worker/model/safetensors.h"
 #include "worker/model/weights.h"
 #include "worker/train/checkpoint.h"
+#include "worker/train/session.h"
 
 enum { SMALL_FILE_MAX = 64 << 20 };
 
@@ -208,9 +209,7 @@ out:
 static int write_model(struct source *s, const char *base_dir, const struct job_spec *spec,
                        const char *dir, struct err *err)
 {
-    enum dtype dtype = spec->precision.compute == COMPUTE_BF16   ? DT_BF16
-                       : spec->precision.compute == COMPUTE_FP16 ? DT_F16
-                                                                 : DT_F32;
+    enum dtype dtype = session_dtype(spec);
     int rc = 0;
 
     TRY(decoder_config_export(base_dir, dir, dtype, err));

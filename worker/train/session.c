@@ -187,6 +187,19 @@ static int choose_length(struct session *s, struct err *err)
     return 0;
 }
 
+enum dtype session_dtype(const struct job_spec *spec)
+{
+    switch (spec->precision.compute) {
+    case COMPUTE_BF16:
+    case COMPUTE_FP8:
+        return DT_BF16;
+    case COMPUTE_FP16:
+        return DT_F16;
+    default:
+        return DT_F32;
+    }
+}
+
 static void choose_head_rows(struct session *s)
 {
     bool gpu = session_device(&s->spec) == DEVICE_CUDA;
@@ -239,13 +252,13 @@ static void choose_rest(struct session *s)
 
 static int check_precision(const struct job_spec *spec, struct err *err)
 {
-    if (spec->precision.master != STATE_BF16 || spec->precision.compute == COMPUTE_BF16)
+    if (spec->precision.master != STATE_BF16 || session_dtype(spec) == DT_BF16)
         return 0;
-    int rc =
-        err_set(err, ERR_UNSUPPORTED,
-                "precision.master \"bf16\" is the parameter of a job that computes in bf16, and "
-                "this one computes in %s; leave it at \"fp32\"",
-                compute_dtype_name(spec->precision.compute));
+    int rc = err_set(
+        err, ERR_UNSUPPORTED,
+        "precision.master \"bf16\" is the parameter of a job that computes in bf16 or fp8, and "
+        "this one computes in %s; leave it at \"fp32\"",
+        compute_dtype_name(spec->precision.compute));
     err_set_reason(err, rc, "unsupported_precision");
     return err_set_param(err, rc, "precision.master");
 }
@@ -371,6 +384,7 @@ int session_plan(const struct session *s, const struct op_table *ops,
                             .micro_batches = s->micro_batches,
                             .seq_length = s->seq_length,
                             .head_rows = s->head_rows,
+                            .fp8 = s->spec.precision.compute == COMPUTE_FP8,
                             .embed_dropout = c->embed_dropout,
                             .hidden_dropout = c->hidden_dropout,
                             .attn_dropout = c->attn_dropout};

@@ -42,6 +42,8 @@ struct session {
 
 /* The device a spec asks for: the GPU when there is one that works, else the CPU. */
 enum device_kind session_device(const struct job_spec *spec);
+/* The type that the job's weights and activations are stored in: bf16 for "fp8". */
+enum dtype session_dtype(const struct job_spec *spec);
 
 int session_prepare(const struct job_spec *spec, const struct session_options *options,
                     struct session *out, struct err *err);

@@ -39,15 +39,15 @@ int trainer_open_device(const struct job_spec *spec, struct device **out, struct
 int trainer_pick_ops(struct device *d, const struct job_spec *spec, const struct op_table **out,
                      struct err *err)
 {
-    enum dtype compute = spec->precision.compute == COMPUTE_BF16   ? DT_BF16
-                         : spec->precision.compute == COMPUTE_FP16 ? DT_F16
-                                                                   : DT_F32;
+    enum dtype compute = session_dtype(spec);
+    bool eight_bits = spec->precision.compute == COMPUTE_FP8;
     const struct op_table *ops = device_ops(d, compute);
     /* The CPU's bfloat16 ops are proven one by one; whole steps in them are not yet. */
-    if (!ops || (d->kind == DEVICE_CPU && compute == DT_BF16)) {
+    if (!ops || (d->kind == DEVICE_CPU && compute == DT_BF16) || (eight_bits && !d->fp8)) {
         int rc = err_set(err, ERR_UNSUPPORTED,
-                         "%s does not compute in %s; set precision.compute to \"fp32\"", d->name,
-                         dtype_name(compute));
+                         "%s does not compute in %s; set precision.compute to \"%s\"", d->name,
+                         compute_dtype_name(spec->precision.compute),
+                         d->kind == DEVICE_CPU ? "fp32" : "auto");
         err_set_reason(err, rc, "unsupported_precision");
         return err_set_param(err, rc, "precision.compute");
     }

@@ -208,6 +208,7 @@ static struct block_shape micro_shape(const struct micro *u)
         .T = r->T,
         .head_rows = r->head_rows,
         .train = u->train,
+        .fp8 = r->fp8,
         .embed_dropout = r->embed_dropout,
         .hidden_dropout = r->hidden_dropout,
         .attn_dropout = r->attn_dropout,
