@@ -13,37 +13,68 @@ struct encoding {
     int64_t first; /* of this example in out */
 };
 
-static void mark(const struct encoding *g, int64_t from, bool trained)
+/* Ids [from, to) are not trained on. */
+static void mark(const struct encoding *g, int64_t from, int64_t to)
 {
-    if (trained || g->e->loss_on == LOSS_ON_ALL)
-        return;
-    for (int64_t i = from; i < g->out->n; i++)
+    for (int64_t i = from; g->e->loss_on != LOSS_ON_ALL && i < to; i++)
         g->out->ids[i] = ~g->out->ids[i];
 }
 
-static int add_part(struct encoding *g, const char *text, size_t n, bool trained, struct err *err)
+/* A text of which the spans are trained on; *last (may be NULL): where the last one's ids begin. */
+static int add_spans(struct encoding *g, const char *text, size_t n, const struct text_span *spans,
+                     size_t n_spans, int64_t *last, struct err *err)
 {
-    int64_t from = g->out->n;
-    int rc = tokenizer_encode(g->e->tokenizer, text, n, false, g->out, err);
+    size_t *cuts = xcalloc(2 * n_spans + 1, sizeof(*cuts));
+    int64_t *at = xcalloc(2 * n_spans + 1, sizeof(*at)), done = g->out->n;
+    int rc = 0;
 
-    if (rc == 0)
-        mark(g, from, trained);
+    for (size_t i = 0; i < n_spans; i++) {
+        cuts[2 * i] = spans[i].from;
+        cuts[2 * i + 1] = spans[i].to;
+    }
+    TRY(tokenizer_encode_cut(g->e->tokenizer, text, n, cuts, 2 * n_spans, at, g->out, err));
+    for (size_t i = 0; i < n_spans; i++) {
+        mark(g, done, at[2 * i]);
+        done = at[2 * i + 1];
+    }
+    mark(g, done, g->out->n);
+    if (last)
+        *last = n_spans > 0 ? at[2 * n_spans - 2] : g->out->n;
+out:
+    free(cuts);
+    free(at);
     return rc;
 }
 
-static void add_before(struct encoding *g, bool trained)
+/* What the tokenizer writes in front, but not a first token that the text itself begins with. */
+static int add_text(struct encoding *g, const char *text, size_t n, const struct text_span *spans,
+                    size_t n_spans, bool trained, int64_t *last, struct err *err)
 {
-    int64_t from = g->out->n;
+    struct token_list *out = g->out;
+    int32_t bos = tokenizer_bos(g->e->tokenizer);
+    int rc = 0;
 
-    tokenizer_add_before(g->e->tokenizer, g->out);
-    mark(g, from, trained);
+    tokenizer_add_before(g->e->tokenizer, out);
+    int64_t text_at = out->n;
+    if (!trained)
+        mark(g, g->first, text_at);
+    TRY(add_spans(g, text, n, spans, n_spans, last, err));
+    if (text_at > g->first && out->n > text_at && marked_id(out->ids[text_at - 1]) == bos &&
+        marked_id(out->ids[text_at]) == bos) {
+        out->n--;
+        memmove(out->ids + text_at, out->ids + text_at + 1,
+                (size_t)(out->n - text_at) * sizeof(*out->ids));
+        if (last && *last > text_at)
+            --*last;
+    }
+out:
+    return rc;
 }
 
-/* Special suffix and end-of-text behind a part that began at `from`. */
-static void add_end(struct encoding *g, int64_t from, bool trained)
+/* Special suffix and end-of-text behind a part that began at `from`; they are trained on. */
+static void add_end(struct encoding *g, int64_t from)
 {
     int32_t eos = tokenizer_eos(g->e->tokenizer);
-    int64_t end = g->out->n;
 
     /* A lone first token is the prefix, which for some models is the same token as eos. */
     if (from < g->first + 1)
@@ -51,60 +82,78 @@ static void add_end(struct encoding *g, int64_t from, bool trained)
     tokenizer_add_after(g->e->tokenizer, g->out);
     if (g->out->n <= from || marked_id(g->out->ids[g->out->n - 1]) != eos)
         token_list_add(g->out, eos);
-    mark(g, end, trained);
 }
 
 static int encode_text(struct encoding *g, const struct example *x, struct err *err)
 {
-    add_before(g, true);
-    int rc = add_part(g, x->text, x->n, true, err);
+    const struct text_span all = {0, x->n};
+    int rc = add_text(g, x->text, x->n, &all, 1, true, NULL, err);
+
     if (rc == 0)
-        add_end(g, g->first, true);
+        add_end(g, g->first);
     return rc;
 }
 
 static int encode_prompt(struct encoding *g, const struct example *x, struct err *err)
 {
+    const struct text_span completion = {x->prompt_n, x->prompt_n + x->n};
+    struct buf text = {0};
     int64_t from;
     int rc = 0;
 
-    add_before(g, false);
-    TRY(add_part(g, x->prompt, x->prompt_n, false, err));
-    from = g->out->n;
-    TRY(add_part(g, x->text, x->n, true, err));
-    add_end(g, from, true);
+    buf_add(&text, x->prompt, x->prompt_n);
+    buf_add(&text, x->text, x->n);
+    TRY(add_text(g, buf_str(&text), text.len, &completion, 1, false, &from, err));
+    add_end(g, from);
 out:
+    buf_fini(&text);
     return rc;
+}
+
+enum { MAX_TURNS = 1024 };
+
+static int too_many_turns(struct err *err)
+{
+    return err_set(err, ERR_INVALID,
+                   "the conversation has more than %d turns of the assistant; split it", MAX_TURNS);
 }
 
 /* Paragraphs; an earlier answer ends with the blank line, which is not trained on. */
 static int encode_paragraphs(struct encoding *g, const struct example *x, struct err *err)
 {
-    size_t n = json_array_size(x->messages);
-    int64_t from = g->first;
+    struct text_span *spans = xcalloc(MAX_TURNS, sizeof(*spans));
+    size_t n = json_array_size(x->messages), n_spans = 0;
+    struct buf text = {0};
+    int64_t from;
     int rc = 0;
 
-    add_before(g, false);
     for (size_t i = 0; i < n; i++) {
         const json_t *message = json_array_get(x->messages, i);
         const json_t *content = json_object_get(message, "content");
-        from = g->out->n;
-        TRY(add_part(g, json_string_value(content), json_string_length(content),
-                     message_is_trained(message), err));
+        size_t start = text.len;
+        buf_add(&text, json_string_value(content), json_string_length(content));
+        if (message_is_trained(message) && n_spans == MAX_TURNS) {
+            rc = too_many_turns(err);
+            goto out;
+        }
+        if (message_is_trained(message))
+            spans[n_spans++] = (struct text_span){start, text.len};
         if (i + 1 < n)
-            TRY(add_part(g, "\n\n", 2, false, err));
+            buf_add_str(&text, "\n\n");
     }
-    add_end(g, from, true);
+    TRY(add_text(g, buf_str(&text), text.len, spans, n_spans, false, &from, err));
+    add_end(g, from);
 out:
+    free(spans);
+    buf_fini(&text);
     return rc;
 }
 
 /* --- conversations ---------------------------------------------------------------------------- */
 
-enum { MAX_TURNS = 1024 };
-
 /* A conversation's rendering, and where in it the assistant speaks. */
 struct talk {
+    const struct tokenizer *tokenizer;
     const struct chat_template *chat;
     const struct example *x;
     struct chat_rendering whole;
@@ -113,10 +162,12 @@ struct talk {
     int64_t steps;
 };
 
-static int too_many_turns(struct err *err)
+/* The end of text[from, to) without white space. */
+static size_t trim_end(const char *text, size_t from, size_t to)
 {
-    return err_set(err, ERR_INVALID,
-                   "the conversation has more than %d turns of the assistant; split it", MAX_TURNS);
+    while (to > from && (text[to - 1] == ' ' || (text[to - 1] >= '\t' && text[to - 1] <= '\r')))
+        to--;
+    return to;
 }
 
 static size_t count_answers(const json_t *messages)
@@ -126,6 +177,25 @@ static size_t count_answers(const json_t *messages)
     for (size_t i = 0; i < json_array_size(messages); i++)
         n += message_is_from_assistant(json_array_get(messages, i));
     return n;
+}
+
+/* How much of a rendering of the first messages begins the whole one: all of it, but perhaps for
+ * the end-of-text token that some templates put behind any conversation. SIZE_MAX: less. */
+static size_t shared_length(const struct talk *t, const struct buf *part)
+{
+    const char *text = buf_str(part), *whole = buf_str(&t->whole.text);
+    int32_t eos = tokenizer_eos(t->tokenizer);
+    struct buf end = {0};
+    size_t n = part->len;
+
+    if (n <= t->whole.text.len && memcmp(text, whole, n) == 0)
+        return n;
+    tokenizer_decode(t->tokenizer, &eos, 1, false, &end, NULL);
+    n = trim_end(text, 0, n);
+    bool ends = end.len > 0 && n >= end.len && memcmp(text + n - end.len, end.data, end.len) == 0;
+    n -= ends ? end.len : 0;
+    buf_fini(&end);
+    return ends && n <= t->whole.text.len && memcmp(text, whole, n) == 0 ? n : SIZE_MAX;
 }
 
 /* Render the first n messages; *length gets the rendering's, which must begin the whole one. All
@@ -142,19 +212,27 @@ static int measure(struct talk *t, size_t n, bool prompt, size_t *length, struct
     limits.steps -= t->steps;
     TRY(chat_template_render(t->chat, t->x->messages, n, t->x->tools, prompt, &limits, &part,
                              &t->steps, err));
-    if (part.text.len > t->whole.text.len ||
-        memcmp(buf_str(&part.text), buf_str(&t->whole.text), part.text.len) != 0)
+    *length = shared_length(t, &part.text);
+    if (*length == SIZE_MAX)
         rc = err_set(err, ERR_INVALID,
                      "the model's chat template writes the first %zu messages otherwise when the "
                      "conversation goes on, so it cannot be told what the assistant says; split "
                      "the conversation, give its earlier answers the weight 0, or set "
                      "dataset.loss_on to \"all\"",
                      n);
-    else
-        *length = part.text.len;
 out:
     chat_rendering_fini(&part);
     return rc;
+}
+
+/* What of [from, to) is trained on: not the white space behind the token that ends the turn, which
+ * is never generated, as generation stops at that token. */
+static size_t turn_end(const struct talk *t, size_t from, size_t to)
+{
+    const char *text = buf_str(&t->whole.text);
+    size_t end = trim_end(text, from, to);
+
+    return tokenizer_ends_in_special(t->tokenizer, text + from, end - from) ? end : to;
 }
 
 static int find_by_prefixes(struct talk *t, struct err *err)
@@ -168,7 +246,10 @@ static int find_by_prefixes(struct talk *t, struct err *err)
             continue;
         TRY(measure(t, i, true, &span->from, err));
         TRY(measure(t, i + 1, false, &span->to, err));
-        t->n_spans += span->to > span->from;
+        if (span->to <= span->from)
+            continue;
+        span->to = turn_end(t, span->from, span->to);
+        t->n_spans++;
     }
 out:
     return rc;
@@ -208,27 +289,20 @@ static int encode_talk(struct encoding *g, struct talk *t, struct err *err)
 {
     const json_t *messages = t->x->messages;
     const json_t *last = json_array_get(messages, json_array_size(messages) - 1);
-    const char *text = buf_str(&t->whole.text);
-    size_t at = 0;
-    int64_t answer = g->first;
-    int32_t eos = tokenizer_eos(g->e->tokenizer);
+    int64_t answer;
     int rc = 0;
 
-    for (size_t i = 0; i < t->n_spans; i++) {
-        if (t->spans[i].from < at)
+    for (size_t i = 1; i < t->n_spans; i++)
+        if (t->spans[i].from < t->spans[i - 1].to)
             return err_set(err, ERR_INVALID, "the model's chat template marks an answer twice");
-        TRY(add_part(g, text + at, t->spans[i].from - at, false, err));
-        answer = g->out->n;
-        at = t->spans[i].to;
-        TRY(add_part(g, text + t->spans[i].from, at - t->spans[i].from, true, err));
-    }
-    TRY(add_part(g, text + at, t->whole.text.len - at, false, err));
+    TRY(add_spans(g, buf_str(&t->whole.text), t->whole.text.len, t->spans, t->n_spans, &answer,
+                  err));
     if (t->n_spans == 0 || !message_is_trained(last))
         return 0;
     for (int64_t i = answer; i < g->out->n; i++)
-        if (marked_id(g->out->ids[i]) == eos)
+        if (tokenizer_stops_at(t->tokenizer, marked_id(g->out->ids[i])))
             return 0;
-    token_list_add(g->out, eos);
+    token_list_add(g->out, tokenizer_eos(t->tokenizer));
 out:
     return rc;
 }
@@ -249,6 +323,7 @@ static int encode_messages(struct encoding *g, const struct example *x, struct e
     if (count_answers(x->messages) > MAX_TURNS)
         return too_many_turns(err);
     t = xcalloc(1, sizeof(*t));
+    t->tokenizer = g->e->tokenizer;
     t->chat = g->e->chat;
     t->x = x;
     TRY(chat_template_render(t->chat, x->messages, json_array_size(x->messages), x->tools, false,

@@ -2,26 +2,36 @@
  * One example to token ids, each marked as trained on or not.
  *
  *   text      special prefix, the text, special suffix, end-of-text; all of it is trained on
- *   prompt    special prefix, prompt, completion, special suffix, end-of-text. Prompt and
- * completion are encoded apart, as they are when the model is used: no token lies on both sides
+ *   prompt    special prefix, prompt, completion, special suffix, end-of-text
  *   messages  made of an instruction, for a model without a chat template: system prompt, questions
  *             and answers as paragraphs, special tokens and end-of-text as above
- *
  *   messages  rendered by the model's chat template, which writes its special tokens itself: none
  *             are added, except an end-of-text token behind a conversation that ends with the
- *             assistant's answer and would have none in it. Each turn of the assistant is encoded
- *             apart from what is before and behind
+ *             assistant's answer and has no token in it that generation stops at
+ *
+ * Ids are those of the whole text, unless a token would lie on both sides of where an answer begins
+ * or ends: then the text is cut there (tokenizer_encode_cut), since a model that is used gets the
+ * prompt by itself. No first token is doubled that a text begins with, no end-of-text token that
+ * text or suffix end with. What is trained on is told by place, never by id: an end-of-text token
+ * is, also where it is the padding token too.
  *
  * What the assistant says is what the template puts in {% generation %} blocks, where it has any.
  * Otherwise it is found by rendering the messages before a turn with add_generation_prompt, and
  * those up to and with it without: what the second has more than the first. Both must be the
  * beginning of the whole rendering, or the line is refused: the template writes a conversation's
  * beginning otherwise once it goes on, so one line cannot teach all its turns (make the earlier
- * ones' weight 0, or split it).
+ * ones' weight 0, or split it). The second may have an end-of-text token behind it that the whole
+ * rendering has at its own end only (Phi-3).
  *
- * The end-of-text token is not doubled where text or suffix end with it. LOSS_ON_AUTO and
- * LOSS_ON_ASSISTANT train on a text, a completion (with its end-of-text) or the assistant's turns
- * whose weight is not 0; LOSS_ON_ALL on every token.
+ * A turn found that way is trained on up to and with the special token that ends it, and not on
+ * white space that the template writes behind that (the line break of ChatML): generation stops at
+ * the token, so nothing behind it is ever asked of the model. TRL's marked templates and
+ * Axolotl do the same; LLaMA-Factory and Unsloth, which take all up to the next turn, train on the
+ * line break too. White space that ends a turn without such a token is trained on, being all that
+ * ends it.
+ *
+ * LOSS_ON_AUTO and LOSS_ON_ASSISTANT train on a text, a completion (with its end-of-text) or the
+ * assistant's turns whose weight is not 0; LOSS_ON_ALL on every token.
  *
  * A token that is not trained on is written as its complement, ~id, which is negative.
  */

@@ -195,7 +195,7 @@ static bool add_stripped(const struct normalize_step *step, const char *text, si
 
 /* Appends the step's result to s->next. `text` is not empty. */
 static int apply(const struct normalize_step *step, const char *text, size_t n,
-                 struct normalize_scratch *s, bool *is_head, struct err *err)
+                 struct normalize_scratch *s, enum text_place *place, struct err *err)
 {
     bool stays = true;
     int rc = 0;
@@ -229,7 +229,8 @@ static int apply(const struct normalize_step *step, const char *text, size_t n,
         rc = charsmap_add(&step->map, text, n, NORMALIZE_MAX_TEXT, &s->next, err);
         break;
     }
-    *is_head = *is_head && stays;
+    if (*place == TEXT_BEGINS && !stays)
+        *place = TEXT_FOLLOWS;
     if (rc == 0 && s->next.len > NORMALIZE_MAX_TEXT)
         rc = err_set(err, ERR_INVALID,
                      "the tokenizer's normalizer makes the text longer than %d bytes",
@@ -238,23 +239,25 @@ static int apply(const struct normalize_step *step, const char *text, size_t n,
 }
 
 /* Does the step leave such a text as it is? */
-static bool is_identity(const struct normalize_step *step, const char *text, size_t n)
+static bool is_identity(const struct normalize_step *step, const char *text, size_t n,
+                        enum text_place place)
 {
-    return n == 0 || (step->kind <= NORMALIZE_NFKD && is_ascii(text, n));
+    return n == 0 || (step->kind <= NORMALIZE_NFKD && is_ascii(text, n)) ||
+           (step->kind == NORMALIZE_PREPEND && place == TEXT_CONTINUES);
 }
 
 int normalizer_run(const struct normalizer *nz, const char *text, size_t n,
-                   struct normalize_scratch *s, bool *is_head, const char **out, size_t *out_n,
-                   struct err *err)
+                   struct normalize_scratch *s, enum text_place *place, const char **out,
+                   size_t *out_n, struct err *err)
 {
     int rc = 0;
 
     for (int i = 0; i < nz->n; i++) {
-        if (is_identity(&nz->steps[i], text, n))
+        if (is_identity(&nz->steps[i], text, n, *place))
             continue;
         buf_clear(&s->next);
         buf_reserve(&s->next, n + n / 4);
-        TRY(apply(&nz->steps[i], text, n, s, is_head, err));
+        TRY(apply(&nz->steps[i], text, n, s, place, err));
         struct buf swapped = s->text;
         s->text = s->next;
         s->next = swapped;

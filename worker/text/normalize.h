@@ -58,11 +58,16 @@ void normalize_scratch_fini(struct normalize_scratch *s);
 int normalizer_init(struct normalizer *nz, const json_t *json, struct err *err);
 void normalizer_fini(struct normalizer *nz);
 
+/* Where the text at hand stands in the whole one: at its beginning, behind an added token, or
+ * behind text that was encoded by itself. What tokenizers write in front of a text belongs in front
+ * of the first, or of the first and second; never of the third. */
+enum text_place { TEXT_BEGINS, TEXT_FOLLOWS, TEXT_CONTINUES };
+
 /* The normal form of valid UTF-8. *out, *out_n is `text` itself where nothing changes, else memory
- * of `s`, valid until its next use. *is_head, true for the beginning of a whole text, becomes
- * false when the result's first character is not made of the text's first. */
+ * of `s`, valid until its next use. *place turns from TEXT_BEGINS to TEXT_FOLLOWS when the result's
+ * first character is not made of the text's first. */
 int normalizer_run(const struct normalizer *nz, const char *text, size_t n,
-                   struct normalize_scratch *s, bool *is_head, const char **out, size_t *out_n,
-                   struct err *err);
+                   struct normalize_scratch *s, enum text_place *place, const char **out,
+                   size_t *out_n, struct err *err);
 
 #endif

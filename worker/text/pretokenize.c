@@ -26,7 +26,7 @@ struct run {
     struct err *err;
 };
 
-static int run_stage(struct run *run, int stage, const char *text, size_t n, bool is_head);
+static int run_stage(struct run *run, int stage, const char *text, size_t n, enum text_place place);
 
 /* What one stage does with the parts of a text, matches and the gaps between them, as they come. */
 struct splitter {
@@ -35,18 +35,20 @@ struct splitter {
     const char *text;
     size_t start, end; /* the part held back, because its neighbour may be merged with it */
     bool held, last_was_match;
-    bool is_head;
+    enum text_place place;
 };
 
 static int emit(struct splitter *s, size_t start, size_t end)
 {
+    enum text_place place = start == 0 ? s->place : TEXT_FOLLOWS;
+
     if (s->run->chain->stages[s->stage].write_alphabet) {
         struct buf *work = &s->run->scratch->alphabet;
         buf_clear(work);
         byte_alphabet_add(work, s->text + start, end - start);
-        return run_stage(s->run, s->stage + 1, work->data, work->len, s->is_head && start == 0);
+        return run_stage(s->run, s->stage + 1, work->data, work->len, place);
     }
-    return run_stage(s->run, s->stage + 1, s->text + start, end - start, s->is_head && start == 0);
+    return run_stage(s->run, s->stage + 1, s->text + start, end - start, place);
 }
 
 static int add_part(struct splitter *s, size_t start, size_t end, bool is_match)
@@ -173,7 +175,8 @@ static int split_metaspace(struct splitter *s, size_t n)
 
     buf_clear(work);
     buf_reserve(work, n + n / 2 + mark_n);
-    if (stage->prepend == PREPEND_ALWAYS || (stage->prepend == PREPEND_FIRST && s->is_head))
+    if ((stage->prepend == PREPEND_ALWAYS && s->place != TEXT_CONTINUES) ||
+        (stage->prepend == PREPEND_FIRST && s->place == TEXT_BEGINS))
         if (*at != ' ' && (n < mark_n || memcmp(at, mark, mark_n) != 0))
             buf_add(work, mark, mark_n);
     for (; (next = memchr(at, ' ', (size_t)(end - at))) != NULL; at = next + 1) {
@@ -205,7 +208,7 @@ static int split_byte_level(struct splitter *s, size_t n)
     const struct pretokenize_stage *stage = &s->run->chain->stages[s->stage];
     struct buf *work = &s->run->scratch->rewritten[s->stage];
 
-    if (stage->prefix_space && s->text[0] != ' ') {
+    if (stage->prefix_space && s->place != TEXT_CONTINUES && s->text[0] != ' ') {
         buf_clear(work);
         buf_add_char(work, ' ');
         buf_add(work, s->text, n);
@@ -226,9 +229,9 @@ static int hand_out(struct run *run, const char *text, size_t n)
     return run->fn(run->ud, bytes->data, bytes->len, run->err);
 }
 
-static int run_stage(struct run *run, int stage, const char *text, size_t n, bool is_head)
+static int run_stage(struct run *run, int stage, const char *text, size_t n, enum text_place place)
 {
-    struct splitter s = {.run = run, .stage = stage, .text = text, .is_head = is_head};
+    struct splitter s = {.run = run, .stage = stage, .text = text, .place = place};
     int rc = 0;
 
     if (n == 0)
@@ -255,10 +258,11 @@ out:
     return rc;
 }
 
-int pretokenizer_run(const struct pretokenizer *p, const char *text, size_t n, bool is_head,
-                     struct pretokenize_scratch *s, pretokenize_fn fn, void *ud, struct err *err)
+int pretokenizer_run(const struct pretokenizer *p, const char *text, size_t n,
+                     enum text_place place, struct pretokenize_scratch *s, pretokenize_fn fn,
+                     void *ud, struct err *err)
 {
     struct run run = {p, s, fn, ud, err};
 
-    return run_stage(&run, 0, text, n, is_head);
+    return run_stage(&run, 0, text, n, place);
 }

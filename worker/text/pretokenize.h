@@ -18,6 +18,7 @@
 
 #include "core/buf.h"
 #include "core/err.h"
+#include "worker/text/normalize.h"
 #include "worker/text/regex.h"
 
 enum { PRETOKENIZE_MAX_STAGES = 8 };
@@ -77,8 +78,8 @@ void pretokenizer_fini(struct pretokenizer *p);
 
 /* Called for each piece, never an empty one; non-zero stops and is returned. */
 typedef int (*pretokenize_fn)(void *ud, const char *piece, size_t n, struct err *err);
-/* is_head: `text` is the beginning of the whole text (PREPEND_FIRST). */
-int pretokenizer_run(const struct pretokenizer *p, const char *text, size_t n, bool is_head,
-                     struct pretokenize_scratch *s, pretokenize_fn fn, void *ud, struct err *err);
+int pretokenizer_run(const struct pretokenizer *p, const char *text, size_t n,
+                     enum text_place place, struct pretokenize_scratch *s, pretokenize_fn fn,
+                     void *ud, struct err *err);
 
 #endif

@@ -46,6 +46,16 @@ void tokenizer_destroy(struct tokenizer *t);
  * failure `out` is as before. */
 int tokenizer_encode(const struct tokenizer *t, const char *text, size_t bytes, bool add_special,
                      struct token_list *out, struct err *err);
+/* The same without special tokens, and told where the `cuts` are (byte positions, ascending): at[i]
+ * is the number of ids in `out` in front of cuts[i]. No token lies on both sides of a cut. Where
+ * none of the whole text's does, ids are those of the whole text; otherwise the text in front of
+ * the cut keeps the ids that it has by itself, as it has when a model is given it to go on from,
+ * and what is behind is encoded as its continuation: without the space that some tokenizers write
+ * in front of a text. A cut inside an added token, or the white space it swallows, lies behind it.
+ */
+int tokenizer_encode_cut(const struct tokenizer *t, const char *text, size_t bytes,
+                         const size_t *cuts, size_t n_cuts, int64_t *at, struct token_list *out,
+                         struct err *err);
 /* For a text that is encoded in parts: what the template writes in front and behind. */
 void tokenizer_add_before(const struct tokenizer *t, struct token_list *out);
 void tokenizer_add_after(const struct tokenizer *t, struct token_list *out);
@@ -59,5 +69,10 @@ int64_t tokenizer_vocab_size(const struct tokenizer *t); /* highest id + 1, adde
 int32_t tokenizer_bos(const struct tokenizer *t);
 int32_t tokenizer_eos(const struct tokenizer *t);
 int32_t tokenizer_pad(const struct tokenizer *t);
+/* Does generation end at this token? eos, and all of eos_token_id of generation_config.json (of
+ * config.json where that is missing). */
+bool tokenizer_stops_at(const struct tokenizer *t, int32_t id);
+/* Do the last bytes write a special token? */
+bool tokenizer_ends_in_special(const struct tokenizer *t, const char *text, size_t bytes);
 
 #endif

@@ -127,13 +127,13 @@ out:
 static int pattern_of(const struct tokenizer *t, const struct added_token *token,
                       struct normalize_scratch *work, const char **out, size_t *n, struct err *err)
 {
-    bool is_head = true;
+    enum text_place place = TEXT_BEGINS;
 
     *out = token->content;
     *n = token->n;
     if (!token->normalized)
         return 0;
-    return normalizer_run(&t->normalizer, token->content, token->n, work, &is_head, out, n, err);
+    return normalizer_run(&t->normalizer, token->content, token->n, work, &place, out, n, err);
 }
 
 static int build_added_sets(struct tokenizer *t, struct err *err)

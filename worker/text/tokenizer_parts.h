@@ -21,7 +21,7 @@
 #include "worker/text/unigram.h"
 #include "worker/text/vocab.h"
 
-enum { TOKENIZER_IDLE = 16 };
+enum { TOKENIZER_IDLE = 16, TOKENIZER_MAX_STOPS = 64 };
 
 /* The files beside the vocabulary; NULL where there is none. */
 struct config_files {
@@ -42,6 +42,8 @@ struct tokenizer {
     struct decoder decoder;
     int64_t n_ids;
     int32_t bos, eos, pad;
+    int32_t stops[TOKENIZER_MAX_STOPS]; /* beside eos */
+    int n_stops;
     /* Working memory that no call uses just now, and the words it knows. */
     struct encoding_scratch *_Atomic idle[TOKENIZER_IDLE];
 };

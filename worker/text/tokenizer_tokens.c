@@ -250,6 +250,20 @@ out:
     return rc;
 }
 
+/* Generation ends at any of these. */
+static void add_stops(struct tokenizer *t, const json_t *config)
+{
+    const json_t *value = json_object_get(config, "eos_token_id");
+    size_t n = json_is_array(value) ? json_array_size(value) : 1;
+
+    for (size_t i = 0; i < n && t->n_stops < TOKENIZER_MAX_STOPS; i++) {
+        const json_t *one = json_is_array(value) ? json_array_get(value, i) : value;
+        json_int_t id = json_integer_value(one);
+        if (json_is_integer(one) && id >= 0 && id < t->n_ids)
+            t->stops[t->n_stops++] = (int32_t)id;
+    }
+}
+
 int tokens_find_specials(struct tokenizer *t, const struct config_files *files,
                          const char *fallback, struct err *err)
 {
@@ -261,6 +275,7 @@ int tokens_find_specials(struct tokenizer *t, const struct config_files *files,
     TRY(find_special(t, files, "eos_token", "eos_token_id", fallback, &t->eos, err));
     TRY(find_special(t, files, "pad_token", "pad_token_id", NULL, &t->pad, err));
     TRY(find_special(t, files, "unk_token", NULL, fallback, NULL, err));
+    add_stops(t, files->generation ? files->generation : files->config);
     for (int i = 0; i < 4; i++) {
         const json_t *file = i < 2 ? files->tokenizer_config : files->special_map;
         const json_t *list = json_object_get(file, lists[i % 2]);

@@ -631,6 +631,39 @@ Test(dataset, eos_is_not_doubled)
     tokenizer_destroy(t);
 }
 
+/* Padding is told by place: where eos is the pad token too, the one that ends an example is learnt.
+ */
+Test(dataset, eos_is_a_target_where_it_is_the_pad_token_too)
+{
+    struct tokenizer *t = NULL;
+    struct dataset_options o = options();
+    struct dataset *set = NULL;
+    struct scratch_dir d;
+    struct err err = {0};
+    struct batch b;
+
+    cr_assert_eq(tokenizer_load("tests/golden/chat/smollm2", &t, &err), 0, "%s", err.msg);
+    int32_t eos = tokenizer_eos(t);
+    cr_assert_eq(eos, tokenizer_pad(t));
+    scratch_dir_init(&d);
+    cr_assert_eq(dataset_load((const char *[]){scratch_dir_text(&d, "f", "{\"text\": \"x\"}")}, 1,
+                              t, &o, &set, &err),
+                 0, "%s", err.msg);
+    batch_init(&b, 1, 16);
+    dataset_fill(set, 0, 0, &b);
+    cr_expect_eq(b.n_tokens, 2);
+    cr_expect_eq(b.n_targets, 1);
+    cr_expect_eq(b.targets[0], eos);
+    for (int i = 1; i < 16; i++) {
+        cr_expect_eq(b.tokens[i], eos);
+        cr_expect_eq(b.targets[i], TARGET_IGNORE);
+    }
+    batch_fini(&b);
+    dataset_destroy(set);
+    scratch_dir_fini(&d);
+    tokenizer_destroy(t);
+}
+
 /* --- what is trained on ----------------------------------------------------------------------- */
 
 /* "token:target ..." of the set's rows of 32, one row a line; padding left out, "_" is no target.
