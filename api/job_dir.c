@@ -13,6 +13,11 @@ char *job_dir_spec(const char *jobdir)
     return xasprintf("%s/spec.json", jobdir);
 }
 
+char *job_dir_hub_token(const char *jobdir)
+{
+    return xasprintf("%s/hub-token", jobdir);
+}
+
 char *job_dir_control(const char *jobdir)
 {
     return xasprintf("%s/control.jsonl", jobdir);

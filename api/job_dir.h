@@ -3,7 +3,8 @@
  *
  *   STATE/jobs/ftjob-.../
  *     spec.json                  castord writes, workers read (api/job_spec.h)
- *     control.jsonl              castord appends, rank 0 reads (api/control.h)
+ *     hub-token                  the job's own hub token, mode 0600; castord removes it when the
+ * job ends control.jsonl              castord appends, rank 0 reads (api/control.h)
  *     attempt-N/events.jsonl     rank 0 appends, the scheduler tails (api/event.h)
  *     attempt-N/exit.json        the supervisor writes, last (api/attempt_exit.h)
  *     attempt-N/supervisor.json  pid and start time of the supervisor: there once it may run
@@ -25,6 +26,7 @@
 #include "core/err.h"
 
 char *job_dir_spec(const char *jobdir);
+char *job_dir_hub_token(const char *jobdir);
 char *job_dir_control(const char *jobdir);
 char *job_dir_attempt(const char *jobdir, int64_t attempt);
 char *job_dir_events(const char *jobdir, int64_t attempt);

@@ -24,6 +24,14 @@ static void file_fini(struct spec_file *file)
     free(file->filename);
 }
 
+void job_spec_forget_token(struct job_spec *spec)
+{
+    if (spec->hub.token)
+        explicit_bzero(spec->hub.token, strlen(spec->hub.token));
+    free(spec->hub.token);
+    spec->hub.token = NULL;
+}
+
 void job_spec_fini(struct job_spec *spec)
 {
     record_fini(spec_fields, spec_n_fields, spec);
@@ -39,6 +47,8 @@ void job_spec_fini(struct job_spec *spec)
     for (int64_t i = 0; i < spec->lora.n_target_modules; i++)
         free(spec->lora.target_modules[i]);
     free(spec->lora.target_modules);
+    free(spec->hub.endpoint);
+    job_spec_forget_token(spec);
     for (int64_t i = 0; i < spec->n_sample_prompts; i++)
         free(spec->sample_prompts[i]);
     memset(spec, 0, sizeof(*spec));
@@ -66,6 +76,8 @@ void job_spec_copy(struct job_spec *to, const struct job_spec *from)
     DUP(validation_file.filename);
     DUP(suffix);
     DUP(placement.nvme_path);
+    DUP(hub.endpoint);
+    DUP(hub.token);
 #undef DUP
     copy.metadata = metadata;
     copy.dataset.column_mapping = mapping;

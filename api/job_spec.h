@@ -4,8 +4,8 @@
  *
  *   request  the body of POST /v1/fine_tuning/jobs: OpenAI's fields plus optional extension objects
  *            (dataset, optimization, precision, parallelism, placement, resources, scheduling,
- *            lora, sample_prompts, sample_tokens). Most members may be absent; some numbers may be
- *            "auto". Hyperparameters stand in method.supervised.hyperparameters or, the old way, in
+ *            lora, hub, sample_prompts, sample_tokens). Most members may be absent; some numbers
+ * may be "auto". Hyperparameters stand in method.supervised.hyperparameters or, the old way, in
  *            hyperparameters.
  *   stored   spec.json in the job directory: the same members, every one present, plus v, id,
  *            created_at, resolved, base_model {repo, revision, commit, path} and files
@@ -158,6 +158,13 @@ struct spec_scheduling {
     int64_t max_restarts;        /* after infrastructure failures; 0 */
 };
 
+/* Which hub, and as whom. */
+struct spec_hub {
+    char *endpoint; /* canonical (api/hub_endpoint.h); NULL: as HF_ENDPOINT of the worker says */
+    char *token;    /* the job's own, in a request only: no stored form has it */
+    bool has_token; /* there is one: it is in the job directory (api/job_dir.h) */
+};
+
 /* Low-rank adapters instead of full fine-tuning. */
 struct spec_lora {
     bool enabled;
@@ -187,6 +194,7 @@ struct job_spec {
     struct spec_resources resources;
     struct spec_scheduling scheduling;
     struct spec_lora lora;
+    struct spec_hub hub;
     char *sample_prompts[JOB_MAX_SAMPLE_PROMPTS];
     int64_t n_sample_prompts;
     int64_t sample_tokens; /* new tokens a prompt; 64 */
@@ -206,6 +214,9 @@ int job_spec_from_request(const json_t *body, struct job_spec *spec, bool *dry_r
 
 /* A deep copy; *to is overwritten without being freed. */
 void job_spec_copy(struct job_spec *to, const struct job_spec *from);
+
+/* Wipe hub.token, once it is where it belongs. */
+void job_spec_forget_token(struct job_spec *spec);
 
 /* The stored form and back. job_spec_from_json accepts what job_spec_to_json writes, strictly. */
 json_t *job_spec_to_json(const struct job_spec *spec);

@@ -8,10 +8,13 @@
 #include <string.h>
 
 #include "api/capability.h"
+#include "api/hub_endpoint.h"
 #include "api/job_spec.h"
 #include "api/job_spec_fields.h"
 #include "core/alloc.h"
 #include "core/hash.h"
+
+enum { TOKEN_MAX = 1024 };
 
 /* What one request carries besides the spec. */
 struct request {
@@ -32,6 +35,41 @@ static void read_model(struct spec_reader *r, const json_t *value, const char *p
     else if (!spec_parse_model(text, &r->spec->model, why, sizeof(why)))
         fault_add(r->faults, path, "invalid_value",
                   "%s: %s. Write \"organization/name\", optionally with \"@revision\"", path, why);
+}
+
+static void read_hub(struct spec_reader *r, const json_t *value, const char *path)
+{
+    spec_read_members(r, value, "hub", path);
+}
+
+static void read_endpoint(struct spec_reader *r, const json_t *value, const char *path)
+{
+    const char *text = spec_read_text(r, value, path);
+    struct err err = {0};
+
+    if (text && hub_endpoint_canonical(text, &r->spec->hub.endpoint, &err) != 0)
+        fault_add(r->faults, path, "invalid_value", "%s: %s", path, err.msg);
+}
+
+/* What it is never appears in a fault. */
+static void read_token(struct spec_reader *r, const json_t *value, const char *path)
+{
+    const char *text = spec_read_text(r, value, path);
+    size_t n = text ? json_string_length(value) : 0;
+    bool ok = n > 0 && n <= TOKEN_MAX && strlen(text) == n;
+
+    if (!text)
+        return;
+    for (const char *p = text; ok && *p; p++)
+        ok = (unsigned char)*p > ' ' && (unsigned char)*p < 0x7F;
+    if (!ok) {
+        fault_add(r->faults, path, "invalid_value",
+                  "%s must be a hub's access token: 1 to %d characters of ASCII without spaces",
+                  path, TOKEN_MAX);
+        return;
+    }
+    r->spec->hub.token = xstrdup(text);
+    r->spec->hub.has_token = true;
 }
 
 static bool is_file_id(const char *id)
@@ -153,6 +191,9 @@ static const struct spec_special specials[] = {
     {"integrations", read_nothing},
     {"webhook", read_nothing},
     {"parallelism", spec_read_parallelism},
+    {"hub", read_hub},
+    {"hub.endpoint", read_endpoint},
+    {"hub.token", read_token},
     {"lora", spec_read_lora},
     {"lora.target_modules", spec_read_target_modules},
     {"sample_prompts", spec_read_sample_prompts},

@@ -160,18 +160,20 @@ static int launch(struct scheduler *s, struct live *l, const char *jobdir, struc
 {
     char *spec = job_dir_spec(jobdir);
     char *devices = visible_devices(s, &l->job);
-    struct launch request = {.worker_path = s->worker_path,
-                             .jobdir = jobdir,
-                             .attempt = l->job.attempt,
-                             .visible_devices = devices};
+    char **envp = NULL;
+    struct launch request = {
+        .worker_path = s->worker_path, .jobdir = jobdir, .attempt = l->job.attempt};
     int rc = 0;
 
+    TRY(hub_access_environment(&s->hub, &l->job.spec, jobdir, devices, &envp, err));
+    request.envp = envp;
     TRY(job_spec_save(spec, &l->job.spec, err));
     TRY(s->launcher->start(&request, &l->process, err));
     l->has_process = true;
     log_info("scheduler", "job=%s attempt=%" PRId64 " started pid=%" PRId64, l->job.id,
              l->job.attempt, l->process.record.pid);
 out:
+    hub_access_free_environment(envp);
     free(devices);
     free(spec);
     return rc;
@@ -200,10 +202,11 @@ static bool ensure_process(struct scheduler *s, struct live *l)
         l->retry_at = clock_monotonic() + undecided_seconds;
         return false;
     }
-    if (++l->launch_failures < MAX_LAUNCH_FAILURES)
+    /* What has a reason stays as it is. */
+    if (!err.reason[0] && ++l->launch_failures < MAX_LAUNCH_FAILURES)
         retry_later(l, "starting the attempt", &err);
     else
-        end_attempt(s, l, "launch_failed", err.msg);
+        end_attempt(s, l, err.reason[0] ? err.reason : "launch_failed", err.msg);
     return false;
 }
 

@@ -200,6 +200,7 @@ static void take_plan(struct job *job, const struct plan_report *plan)
     KEEP(model.path);
     KEEP(training_file);
     KEEP(validation_file);
+    KEEP(hub);
     KEEP(suffix);
     KEEP(metadata);
 #undef KEEP

@@ -28,7 +28,7 @@ struct attempt_process {
 struct launch {
     const char *worker_path, *jobdir;
     int64_t attempt;
-    const char *visible_devices; /* CUDA_VISIBLE_DEVICES for it; NULL = as castord's own */
+    char *const *envp; /* NULL = castord's own */
 };
 
 struct launcher_ops {

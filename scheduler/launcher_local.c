@@ -16,30 +16,6 @@
 #include "scheduler/launcher.h"
 #include "scheduler/spawn.h"
 
-/* castord's environment (HF_* and all), with CUDA_VISIBLE_DEVICES replaced. */
-static char **make_environment(const char *visible_devices)
-{
-    static const char name[] = "CUDA_VISIBLE_DEVICES=";
-    size_t n = 0, kept = 0;
-
-    while (environ[n])
-        n++;
-    char **envp = xcalloc(n + 2, sizeof(char *));
-    if (visible_devices)
-        envp[kept++] = xasprintf("%s%s", name, visible_devices);
-    for (size_t i = 0; i < n; i++)
-        if (!visible_devices || strncmp(environ[i], name, sizeof(name) - 1) != 0)
-            envp[kept++] = xstrdup(environ[i]);
-    return envp;
-}
-
-static void free_environment(char **envp)
-{
-    for (char **e = envp; *e; e++)
-        free(*e);
-    free(envp);
-}
-
 /* Record the waiting child, then let it run; it makes the record final itself. */
 static int record_and_release(pid_t pid, const char *path, int gate_fd, struct attempt_process *out,
                               struct err *err)
@@ -65,10 +41,9 @@ static int local_start(const struct launch *launch, struct attempt_process *out,
     char *waiting = job_dir_supervisor_wait(launch->jobdir, launch->attempt);
     char *record = job_dir_supervisor(launch->jobdir, launch->attempt);
     char *number = xasprintf("%" PRId64, launch->attempt);
-    char **envp = make_environment(launch->visible_devices);
     const char *const argv[] = {launch->worker_path, launch->jobdir, "--attempt", number, NULL};
     struct spawn spawn = {.argv = argv,
-                          .envp = envp,
+                          .envp = launch->envp,
                           .stdout_fd = -1,
                           .stderr_fd = -1,
                           .claim_from = waiting,
@@ -102,7 +77,6 @@ out:
         waitpid(pid, NULL, 0);
         unlink(waiting);
     }
-    free_environment(envp);
     free(number);
     free(record);
     free(waiting);

@@ -1,4 +1,4 @@
-/* What a castord that was killed while it created a job left behind. */
+/* What a castord that was killed while it created or ended a job left behind. */
 #include <dirent.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,6 +32,8 @@ static void remove_if_unknown(struct scheduler *s, const char *dir, const char *
 
     int rc = store_get_job(s->store, name, &job, &err);
     if (rc == 0) {
+        if (job_status_is_final(job.status))
+            hub_access_drop_token(jobdir);
         job_fini(&job);
     } else if (rc == ERR_NOT_FOUND && is_untouched(jobdir)) {
         err_clear(&err);

@@ -43,8 +43,8 @@ static int open_pipes(int out[2], int log[2], struct err *err)
     return 0;
 }
 
-int plan_child_start(const char *worker_path, const char *jobdir, const struct plan_limits *limits,
-                     struct plan_child **out, struct err *err)
+int plan_child_start(const char *worker_path, const char *jobdir, char *const *envp,
+                     const struct plan_limits *limits, struct plan_child **out, struct err *err)
 {
     const char *const argv[] = {worker_path, "--plan", jobdir, NULL};
     int pipe_out[2], pipe_log[2];
@@ -55,6 +55,7 @@ int plan_child_start(const char *worker_path, const char *jobdir, const struct p
         return rc;
     struct spawn spawn = {
         .argv = argv,
+        .envp = envp,
         .stdout_fd = pipe_out[1],
         .stderr_fd = pipe_log[1],
         .gate_fd = -1,
@@ -216,11 +217,11 @@ void plan_child_destroy(struct plan_child *c)
     free(c);
 }
 
-int plan_child_run(const char *worker_path, const char *jobdir, const struct plan_limits *limits,
-                   struct plan_report *out, struct err *err)
+int plan_child_run(const char *worker_path, const char *jobdir, char *const *envp,
+                   const struct plan_limits *limits, struct plan_report *out, struct err *err)
 {
     struct plan_child *c = NULL;
-    int rc = plan_child_start(worker_path, jobdir, limits, &c, err);
+    int rc = plan_child_start(worker_path, jobdir, envp, limits, &c, err);
 
     if (rc != 0)
         return rc;

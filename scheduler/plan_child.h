@@ -28,8 +28,9 @@ struct plan_limits {
 
 struct plan_child;
 
-int plan_child_start(const char *worker_path, const char *jobdir, const struct plan_limits *limits,
-                     struct plan_child **out, struct err *err);
+/* envp NULL = castord's own. */
+int plan_child_start(const char *worker_path, const char *jobdir, char *const *envp,
+                     const struct plan_limits *limits, struct plan_child **out, struct err *err);
 int plan_child_fd(const struct plan_child *c); /* to poll for reading; -1 when closed */
 bool plan_child_poll(struct plan_child *c);    /* true: it ended, or was ended */
 /* The report (fits or not), or why there is none: ERR_TIMEOUT with reason "timeout", ERR_PEER with
@@ -38,7 +39,7 @@ int plan_child_result(const struct plan_child *c, struct plan_report *out, struc
 void plan_child_destroy(struct plan_child *c); /* NULL is fine */
 
 /* Start, wait, result: blocking. */
-int plan_child_run(const char *worker_path, const char *jobdir, const struct plan_limits *limits,
-                   struct plan_report *out, struct err *err);
+int plan_child_run(const char *worker_path, const char *jobdir, char *const *envp,
+                   const struct plan_limits *limits, struct plan_report *out, struct err *err);
 
 #endif

@@ -107,6 +107,7 @@ static int run_create(struct scheduler *s, void *args, struct err *err)
     jobdir = change_jobdir(&s->context, job.id);
     path = job_dir_spec(jobdir);
     TRY(fs_mkdir_p(jobdir, false, err));
+    TRY(hub_access_keep_token(&job.spec, jobdir, err));
     TRY(job_spec_save(path, &job.spec, err));
     TRY(store_new_job(s, &job, create->dedupe, err));
     job_copy(create->out, &job);
@@ -292,6 +293,7 @@ int sched_dry_run(struct scheduler *s, const struct job_spec *spec, struct plan_
 {
     struct job_spec copy = {0};
     char *dir = NULL, *path = NULL;
+    char **envp = NULL;
     int rc = enter_dry_run(s, err);
 
     if (rc != 0)
@@ -303,9 +305,12 @@ int sched_dry_run(struct scheduler *s, const struct job_spec *spec, struct plan_
     path = job_dir_spec(dir);
     TRY(scheduler_post(s, resolve_files, &copy, err));
     TRY(fs_mkdir_p(dir, true, err));
+    TRY(hub_access_keep_token(&copy, dir, err));
     TRY(job_spec_save(path, &copy, err));
-    TRY(plan_child_run(s->worker_path, dir, &s->plan_limits, out, err));
+    TRY(hub_access_environment(&s->hub, &copy, dir, NULL, &envp, err));
+    TRY(plan_child_run(s->worker_path, dir, envp, &s->plan_limits, out, err));
 out:
+    hub_access_free_environment(envp);
     fs_remove_tree(dir, NULL);
     free(path);
     free(dir);

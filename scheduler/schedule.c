@@ -127,11 +127,14 @@ static int start_check(struct scheduler *s, struct live *l, struct err *err)
 {
     char *jobdir = change_jobdir(&s->context, l->job.id);
     char *spec = job_dir_spec(jobdir);
+    char **envp = NULL;
     int rc = 0;
 
     TRY(job_spec_save(spec, &l->job.spec, err));
-    TRY(plan_child_start(s->worker_path, jobdir, &s->plan_limits, &l->child, err));
+    TRY(hub_access_environment(&s->hub, &l->job.spec, jobdir, NULL, &envp, err));
+    TRY(plan_child_start(s->worker_path, jobdir, envp, &s->plan_limits, &l->child, err));
 out:
+    hub_access_free_environment(envp);
     free(spec);
     free(jobdir);
     return rc;
@@ -147,6 +150,10 @@ static void validate(struct scheduler *s, struct live *l)
     for (int64_t i = 0; i < s->n_live; i++)
         running += s->live[i]->child != NULL;
     if (!l->child && running < MAX_PLAN_CHILDREN && start_check(s, l, &err) != 0) {
+        if (err.reason[0]) { /* it would be the same the next time */
+            refuse(s, l, &err);
+            return;
+        }
         log_warn("scheduler", "job=%s cannot be checked now: %s", l->job.id, err.msg);
         l->retry_at = clock_monotonic() + 1;
     }
@@ -239,6 +246,16 @@ static void sweep_files(struct scheduler *s)
     free(rows);
 }
 
+/* Should castord die before it comes to this, orphans.c sees to the token. */
+static void bury(const struct scheduler *s, struct live *l)
+{
+    char *jobdir = change_jobdir(&s->context, l->job.id);
+
+    hub_access_drop_token(jobdir);
+    free(jobdir);
+    live_destroy(l);
+}
+
 /* Forget jobs that need nothing more. */
 static void drop_finished(struct scheduler *s)
 {
@@ -247,7 +264,7 @@ static void drop_finished(struct scheduler *s)
     for (int64_t i = 0; i < s->n_live; i++) {
         const struct job *job = &s->live[i]->job;
         if (job_status_is_final(job->status) && !job->attempt_live)
-            live_destroy(s->live[i]);
+            bury(s, s->live[i]);
         else
             s->live[kept++] = s->live[i];
     }

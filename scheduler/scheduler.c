@@ -203,6 +203,8 @@ static struct scheduler *allocate(const struct scheduler_config *config)
     s->plan_limits.seconds = config->plan_seconds > 0 ? config->plan_seconds : 600;
     s->plan_limits.memory = config->plan_memory > 0 ? config->plan_memory : default_plan_memory;
     s->launcher = &launcher_local;
+    hub_access_init(&s->hub, config->hub_endpoints, config->n_hub_endpoints,
+                    s->state_dir ? s->state_dir : config->state_dir);
     s->lock_fd = s->wake[0] = s->wake[1] = -1;
     s->last = &s->first;
     s->ticked_at = clock_monotonic();
@@ -290,6 +292,7 @@ void scheduler_destroy(struct scheduler *s)
         close(s->lock_fd);
     pthread_mutex_destroy(&s->mutex);
     pthread_cond_destroy(&s->changed);
+    hub_access_fini(&s->hub);
     free(s->state_dir);
     free(s->worker_path);
     free(s->organization);

@@ -20,6 +20,7 @@
 #include "api/job_spec.h"
 #include "api/plan_report.h"
 #include "core/err.h"
+#include "scheduler/hub_access.h"
 #include "scheduler/job.h"
 #include "scheduler/store.h"
 
@@ -32,6 +33,8 @@ struct scheduler_config {
     int64_t gpu_slots;    /* -1 = as many as GPUs are found; none with a warning if looking fails */
     int64_t plan_seconds; /* deadline of the --plan child; 600 (it may download configs) */
     size_t plan_memory;   /* memory limit of that child, bytes; 0 = 8 GiB */
+    const struct hub_endpoint *hub_endpoints; /* besides the environment's own; copied */
+    int64_t n_hub_endpoints;
     const char *organization; /* shown as organization_id and in model names; "org-castor" */
     int64_t device_seconds;   /* that looking for GPUs may take; 0 = 20 */
     int64_t silence_seconds;  /* a live attempt that gives no sign of life for so long is ended;

@@ -47,6 +47,7 @@ struct scheduler {
     int64_t cpu_slots, gpu_slots;
     double grace_seconds, silence_seconds;
     struct plan_limits plan_limits;
+    struct hub_access hub;
     const struct launcher_ops *launcher;
     int lock_fd;
 

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "api/hub_endpoint.h"
 #include "core/alloc.h"
 #include "core/fs.h"
 #include "core/json.h"
@@ -61,6 +62,11 @@ void config_fini(struct server_config *c)
     free(c->keys);
     for (int64_t i = 0; i < c->n_local_model_dirs; i++)
         free(c->local_model_dirs[i]);
+    for (int64_t i = 0; i < c->n_hubs; i++) {
+        free(c->hubs[i].url);
+        free(c->hubs[i].token_file);
+        free(c->hubs[i].cache_dir);
+    }
     *c = (struct server_config){0};
 }
 
@@ -184,6 +190,101 @@ static int dirs_parse(struct server_config *c, const json_t *list, struct err *e
     return 0;
 }
 
+/* The file must be there at the start; its content is read by the worker, whenever one starts. */
+static int token_file_check(const char *file, const char *path, struct err *err)
+{
+    enum { MAX_TOKEN_BYTES = 4096 };
+    struct buf text = {0};
+    int rc = 0;
+
+    if (file[0] != '/') {
+        rc = err_set(err, ERR_INVALID, "%s.token_file must be the absolute path of a file", path);
+    } else if (fs_read_file(file, MAX_TOKEN_BYTES, &text, err) != 0) {
+        rc = err_wrap(err, ERR_INVALID, "%s.token_file", path);
+    } else if (text.len == 0 || strspn(text.data, " \r\n") == text.len) {
+        rc = err_set(err, ERR_INVALID, "%s.token_file: %s is empty", path, file);
+    }
+    if (text.data)
+        explicit_bzero(text.data, text.len);
+    buf_fini(&text);
+    return rc;
+}
+
+static int hub_parse(struct server_config *c, const json_t *item, const char *path, struct err *err)
+{
+    static const char *const known[] = {"url", "token_file", "cache_dir", NULL};
+    const char *url = "", *token_file = NULL, *cache_dir = NULL;
+    struct hub_endpoint hub = {0};
+    int rc = 0;
+
+    TRY(json_refuse_unknown(item, path, known, err));
+    TRY(json_get_string(item, path, "url", true, &url, err));
+    TRY(json_get_string(item, path, "token_file", false, &token_file, err));
+    TRY(json_get_string(item, path, "cache_dir", false, &cache_dir, err));
+    if (hub_endpoint_canonical(url, &hub.url, err) != 0) {
+        rc = err_wrap(err, ERR_INVALID, "%s.url", path);
+        goto out;
+    }
+    for (int64_t i = 0; i < c->n_hubs; i++) {
+        if (strcmp(c->hubs[i].url, hub.url) == 0) {
+            rc = err_set(err, ERR_INVALID, "%s.url: %s is listed twice", path, hub.url);
+            goto out;
+        }
+    }
+    if (token_file)
+        TRY(token_file_check(token_file, path, err));
+    if (cache_dir && cache_dir[0] != '/') {
+        rc = err_set(err, ERR_INVALID, "%s.cache_dir must be an absolute path", path);
+        goto out;
+    }
+    hub.token_file = token_file ? xstrdup(token_file) : NULL;
+    hub.cache_dir = cache_dir ? xstrdup(cache_dir) : NULL;
+    c->hubs[c->n_hubs++] = hub;
+    hub.url = NULL;
+out:
+    free(hub.url);
+    return rc;
+}
+
+static int hubs_parse(struct server_config *c, const json_t *list, struct err *err)
+{
+    json_t *item;
+    size_t i;
+    int rc = 0;
+
+    if (!list)
+        return 0;
+    if (!json_is_array(list) || json_array_size(list) > CONFIG_MAX_HUBS)
+        return err_set(err, ERR_INVALID, "hub_endpoints must be an array of at most %d hubs",
+                       CONFIG_MAX_HUBS);
+    json_array_foreach((json_t *)list, i, item)
+    {
+        char path[40];
+        snprintf(path, sizeof(path), "hub_endpoints[%zu]", i);
+        TRY(hub_parse(c, item, path, err));
+    }
+out:
+    return rc;
+}
+
+bool config_hub_allowed(const struct server_config *c, const char *url, struct buf *allowed)
+{
+    char *own = NULL;
+    bool found;
+
+    (void)hub_endpoint_default(&own, NULL); /* else there is none */
+    found = own && strcmp(own, url) == 0;
+    if (own)
+        buf_add_str(allowed, own);
+    for (int64_t i = 0; i < c->n_hubs; i++) {
+        found |= strcmp(c->hubs[i].url, url) == 0;
+        if (!own || strcmp(own, c->hubs[i].url) != 0)
+            buf_printf(allowed, "%s%s", allowed->len > 0 ? ", " : "", c->hubs[i].url);
+    }
+    free(own);
+    return found;
+}
+
 char *config_local_model(const struct server_config *c, const char *path)
 {
     char *real = realpath(path, NULL);
@@ -208,9 +309,9 @@ static void replace(char **slot, const char *text)
 
 static int config_apply(struct server_config *c, const json_t *root, struct err *err)
 {
-    static const char *const known[] = {"api_keys", "organization",         "worker",
-                                        "threads",  "strict_openai_status", "slots",
-                                        "limits",   "local_model_dirs",     NULL};
+    static const char *const known[] = {
+        "api_keys", "organization", "worker",           "threads",       "strict_openai_status",
+        "slots",    "limits",       "local_model_dirs", "hub_endpoints", NULL};
     static const char *const known_slots[] = {"cpu", "gpu", NULL};
     const char *worker = NULL, *organization = NULL;
     const json_t *slots = json_object_get(root, "slots");
@@ -231,6 +332,7 @@ static int config_apply(struct server_config *c, const json_t *root, struct err 
     TRY(limits_parse(&c->limits, json_object_get(root, "limits"), err));
     TRY(keys_parse(c, json_object_get(root, "api_keys"), err));
     TRY(dirs_parse(c, json_object_get(root, "local_model_dirs"), err));
+    TRY(hubs_parse(c, json_object_get(root, "hub_endpoints"), err));
     replace(&c->worker_path, worker);
     replace(&c->organization, organization);
 out:
@@ -251,6 +353,8 @@ int config_load(struct server_config *c, const char *path, struct err *err)
     next.n_keys = 0;
     memset(next.local_model_dirs, 0, sizeof(next.local_model_dirs));
     next.n_local_model_dirs = 0;
+    memset(next.hubs, 0, sizeof(next.hubs));
+    next.n_hubs = 0;
     TRY(json_parse_file(path, CONFIG_MAX_BYTES, JSON_MAX_DEPTH_FILE, &root, err));
     rc = config_apply(&next, root, err);
     if (rc != 0) {

@@ -6,6 +6,8 @@
  *    "organization":"org-castor", "worker":"/usr/lib/castor/castor-worker",
  *    "threads":16, "strict_openai_status":false,
  *    "local_model_dirs":["/srv/models"],
+ *    "hub_endpoints":[{"url":"https://hub.example.org","token_file":"/etc/castor/hub-token",
+ *                      "cache_dir":"/srv/hub-cache"}],
  *    "slots":{"cpu":1,"gpu":-1},
  *    "limits":{"file_bytes":536870912,"body_bytes":1048576,"free_bytes":67108864,
  *              "connections":512,"connections_per_address":256,"idle_seconds":60,
@@ -14,7 +16,9 @@
  *
  * Keys are kept as SHA-256 only (`printf %s "$KEY" | sha256sum`), so the file holds no secret; a
  * key in plain text is refused. A model may be a local path only below one of local_model_dirs
- * (none by default): a path would let a client read what castord can read. Without keys castord
+ * (none by default): a path would let a client read what castord can read. A job may name a hub of
+ * hub_endpoints besides that of castord's environment (scheduler/hub_access.h); token_file (what is
+ * in it, and nothing else, is sent there) and cache_dir may be absent. Without keys castord
  * serves loopback addresses only.
  */
 #ifndef CASTOR_SERVER_CONFIG_H
@@ -25,7 +29,9 @@
 #include <stdint.h>
 #include <sys/socket.h>
 
+#include "core/buf.h"
 #include "core/err.h"
+#include "scheduler/hub_access.h"
 
 /* What a key may do; each includes the ones before it. */
 enum role {
@@ -41,7 +47,7 @@ struct api_key {
     enum role role;
 };
 
-enum { CONFIG_MAX_KEYS = 256, CONFIG_MAX_DIRS = 16 };
+enum { CONFIG_MAX_KEYS = 256, CONFIG_MAX_DIRS = 16, CONFIG_MAX_HUBS = 64 };
 
 struct server_limits {
     int64_t file_bytes; /* of an uploaded file                                  */
@@ -66,6 +72,8 @@ struct server_config {
     int64_t n_keys;
     char *local_model_dirs[CONFIG_MAX_DIRS]; /* absolute, without links */
     int64_t n_local_model_dirs;
+    struct hub_endpoint hubs[CONFIG_MAX_HUBS];
+    int64_t n_hubs;
 };
 
 /* Defaults; state_dir NULL, worker_path "castor-worker" beside the running program. */
@@ -75,6 +83,8 @@ void config_fini(struct server_config *c);
 int config_load(struct server_config *c, const char *path, struct err *err);
 /* The path without links when it lies in or below a local_model_dirs entry; fresh, or NULL. */
 char *config_local_model(const struct server_config *c, const char *path);
+/* Whether a job may name that canonical address; if not, *allowed is those it may. */
+bool config_hub_allowed(const struct server_config *c, const char *url, struct buf *allowed);
 /* $XDG_STATE_HOME/castor, else $HOME/.local/state/castor; NULL when neither is set. */
 char *config_default_state_dir(void);
 

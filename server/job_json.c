@@ -77,8 +77,8 @@ static json_t *queue_to_json(const struct job *job)
 static void echo_extensions(json_t *o, const struct job_spec *spec)
 {
     static const char *const names[] = {
-        "dataset",   "optimization", "precision", "parallelism",    "placement",
-        "resources", "scheduling",   "lora",      "sample_prompts", "sample_tokens"};
+        "dataset",    "optimization", "precision", "parallelism",    "placement",    "resources",
+        "scheduling", "lora",         "hub",       "sample_prompts", "sample_tokens"};
     json_t *stored = job_spec_to_json(spec);
 
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {

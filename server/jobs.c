@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "api/hub_endpoint.h"
 #include "core/alloc.h"
 #include "core/clock.h"
 #include "core/json.h"
@@ -86,6 +87,23 @@ static void check_local_model(const struct ctx *ctx, struct job_spec *spec,
     }
     free(spec->model.path);
     spec->model.path = real;
+}
+
+/* A job goes to the hub of castord's environment, or to one that the administrator listed. Which
+ * one is settled now: a job must not follow a server that is restarted with another. */
+static void settle_hub(const struct ctx *ctx, struct job_spec *spec, struct fault_list *faults)
+{
+    struct buf allowed = {0};
+
+    if (!spec->hub.endpoint)
+        (void)hub_endpoint_default(&spec->hub.endpoint,
+                                   NULL); /* else the worker says what is wrong */
+    else if (!config_hub_allowed(ctx->config, spec->hub.endpoint, &allowed))
+        fault_add(faults, "hub.endpoint", "hub_not_allowed",
+                  "hub.endpoint: this server does not use the hub %s. It uses: %s. Another one is "
+                  "for the administrator to add to hub_endpoints in castord's configuration",
+                  spec->hub.endpoint, buf_str(&allowed));
+    buf_fini(&allowed);
 }
 
 /* ?dry_run=true, beside the body's member of that name. */
@@ -180,6 +198,7 @@ static int take_spec(struct ctx *ctx, const struct request *req, bool dry_run, s
     TRY(find_data_file(ctx, body, "training_file", &spec.training_file, &faults, err));
     TRY(find_data_file(ctx, body, "validation_file", &spec.validation_file, &faults, err));
     check_local_model(ctx, &spec, &faults);
+    settle_hub(ctx, &spec, &faults);
     if (faults.n > 0)
         reply_faults(rep, &faults);
     else if (dry_run || asked)

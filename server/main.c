@@ -70,7 +70,7 @@ static void usage(FILE *to)
     fprintf(to, "usage: castord [--listen HOST:PORT] [--state DIR] [--config FILE]\n"
                 "  --listen   default 127.0.0.1:8080; port 0 = a free one\n"
                 "  --state    jobs, files and the database; default $XDG_STATE_HOME/castor\n"
-                "  --config   JSON: api_keys, limits, slots, worker, organization\n"
+                "  --config   JSON: api_keys, hub_endpoints, limits, slots, worker, organization\n"
                 "  --version, --help\n");
 }
 
@@ -166,6 +166,8 @@ static int serve(struct server_config *config, const struct listen_address *list
                                   .silence_seconds = config->limits.silence_seconds,
                                   .plan_seconds = config->limits.plan_seconds,
                                   .plan_memory = (size_t)config->limits.plan_bytes,
+                                  .hub_endpoints = config->hubs,
+                                  .n_hub_endpoints = config->n_hubs,
                                   .organization = config->organization};
     TRY(scheduler_create(&sc, &scheduler, err));
     TRY(http_create(config, listen, scheduler, &http, err));

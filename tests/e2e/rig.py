@@ -40,6 +40,7 @@ SPEC = {
                   "nvme_path": None, "prefetch_depth": 0},
     "resources": {"device": "cpu", "gpus": "auto", "nodes": 1, "backend": "local"},
     "scheduling": {"priority": 0, "max_runtime_seconds": 0, "max_restarts": 0},
+    "hub": {"endpoint": None, "has_token": False},
     "lora": None, "sample_tokens": 8, "sample_prompts": [],
 }
 

@@ -27,28 +27,12 @@ static const double auto_learning_rate = 5e-5, auto_lora_learning_rate = 2e-4;
 /* ---- files
  * --------------------------------------------------------------------------------------- */
 
-static int fetch_model(struct session *s, const struct session_options *o, struct err *err)
+static int fetch_sources(struct session *s, const struct session_options *o, struct err *err)
 {
-    struct spec_model *m = &s->spec.model;
-    struct hub_config config = {.progress = o->progress, .progress_ud = o->ud};
-    struct hub_snapshot snap = {0};
-    struct hub *hub = NULL;
-    int rc = 0;
+    struct sources_options wanted = {
+        .want_weights = o->want_weights, .progress = o->progress, .ud = o->ud};
 
-    if (m->path) {
-        s->model_dir = xstrdup(m->path);
-        return 0;
-    }
-    TRY(hub_create(&config, &hub, err));
-    TRY(hub_fetch_model(hub, m->repo, m->commit ? m->commit : m->revision,
-                        o->want_weights ? HUB_WANT_WEIGHTS : HUB_WANT_METADATA, &snap, err));
-    s->model_dir = xstrdup(snap.directory);
-    free(m->commit);
-    m->commit = xstrdup(snap.commit);
-out:
-    hub_snapshot_fini(&snap);
-    hub_destroy(hub);
-    return rc ? err_set_param(err, rc, "model") : 0;
+    return sources_fetch(&s->spec, &wanted, &s->sources, err);
 }
 
 /* "auto" and "all-linear" become the names of the modules. */
@@ -94,9 +78,9 @@ static int load_model(struct session *s, struct err *err)
     struct decoder_config config = {0};
     int rc = 0;
 
-    TRY(decoder_config_load(s->model_dir, &config, err));
+    TRY(decoder_config_load(s->sources.model_dir, &config, err));
     model_init(&s->model, &config);
-    TRY(tokenizer_load(s->model_dir, &s->tokenizer, err));
+    TRY(tokenizer_load(s->sources.model_dir, &s->tokenizer, err));
     if (tokenizer_vocab_size(s->tokenizer) > s->model.config.vocab) {
         rc = err_set(err, ERR_INVALID,
                      "the tokenizer has %lld tokens and the model's embedding %lld rows; the files "
@@ -125,7 +109,7 @@ static int load_data(struct session *s, struct err *err)
     struct chat_template *chat = NULL;
     int rc = 0;
 
-    TRY(chat_template_load(s->model_dir, (time_t)spec->created_at, &chat, err));
+    TRY(chat_template_load(s->sources.model_dir, (time_t)spec->created_at, &chat, err));
     o.chat = chat;
     TRY(dataset_load((const char *const *)&spec->training_file.path, 1, s->tokenizer, &o, &s->train,
                      err));
@@ -307,7 +291,7 @@ int session_prepare(const struct job_spec *spec, const struct session_options *o
     TRY(copy_spec(spec, &s.spec, err));
     TRY(check_capabilities(spec, err));
     begin(options, PHASE_RESOLVING);
-    TRY(fetch_model(&s, options, err));
+    TRY(fetch_sources(&s, options, err));
     begin(options, PHASE_LOADING);
     TRY(load_model(&s, err));
     TRY(add_adapters(&s, err));
@@ -329,7 +313,7 @@ void session_fini(struct session *s)
     dataset_destroy(s->train);
     tokenizer_destroy(s->tokenizer);
     model_fini(&s->model);
-    free(s->model_dir);
+    sources_fini(&s->sources);
     job_spec_fini(&s->spec);
     *s = (struct session){0};
 }

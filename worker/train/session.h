@@ -19,6 +19,7 @@
 #include "worker/plan/plan.h"
 #include "worker/text/dataset.h"
 #include "worker/text/tokenizer.h"
+#include "worker/train/sources.h"
 
 /* Called when a phase begins. */
 typedef void (*session_phase_fn)(void *ud, enum event_phase phase);
@@ -32,7 +33,7 @@ struct session_options {
 
 struct session {
     struct job_spec spec; /* resolved */
-    char *model_dir;
+    struct sources sources;
     struct model model;
     struct tokenizer *tokenizer;
     struct dataset *train, *validation; /* validation NULL when there is none */

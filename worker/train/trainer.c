@@ -171,7 +171,7 @@ static int load_weights(struct run *r, struct err *err)
 
     TRY(run_phase(r, PHASE_LOADING, err));
     if (step < 0 || r->session.model.adapters.rank > 0) {
-        rc = weights_open(r->session.model_dir, &r->session.model, &weights, err);
+        rc = weights_open(r->session.sources.model_dir, &r->session.model, &weights, err);
         if (rc) {
             err_set_param(err, rc, "model");
             goto out;
@@ -246,7 +246,7 @@ static int finish_trained(struct run *r, struct err *err)
         free(best);
     }
     TRY(run_phase(r, PHASE_EXPORTING, err));
-    TRY(export_model(r->options->jobdir, exported, r->session.model_dir, &r->session.model,
+    TRY(export_model(r->options->jobdir, exported, r->session.sources.model_dir, &r->session.model,
                      &r->session.spec, err));
     struct event e = {.type = EVENT_FINISHED,
                       .finished = {.steps = st->step,

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "core/alloc.h"
 #include "core/fs.h"
 #include "server/config.h"
 
@@ -69,6 +70,16 @@ Test(config, faulty_files_change_nothing)
         "{\"limits\":{\"files\":1}}",
         "{\"limits\":{\"silence_seconds\":0}}",
         "{\"local_model_dirs\":[\"relative\"]}",
+        "{\"hub_endpoints\":{}}",
+        "{\"hub_endpoints\":[{}]}",
+        "{\"hub_endpoints\":[{\"url\":\"hub\"}]}",
+        "{\"hub_endpoints\":[{\"url\":\"https://me:sk-secret@hub\"}]}",
+        "{\"hub_endpoints\":[{\"url\":\"https://hub\",\"token\":\"sk-secret\"}]}",
+        "{\"hub_endpoints\":[{\"url\":\"https://hub\"},{\"url\":\"https://HUB/\"}]}",
+        "{\"hub_endpoints\":[{\"url\":\"https://hub\",\"token_file\":\"token\"}]}",
+        "{\"hub_endpoints\":[{\"url\":\"https://hub\",\"token_file\":\"/nowhere/token\"}]}",
+        "{\"hub_endpoints\":[{\"url\":\"https://hub\",\"token_file\":\"/dev/null\"}]}",
+        "{\"hub_endpoints\":[{\"url\":\"https://hub\",\"cache_dir\":\"cache\"}]}",
         "{\"local_model_dirs\":[\"/\",\"/nowhere/at/all\"]}",
         "{\"organization\":\"new\",\"api_keys\":{}}",
         "{\"organization\":\"new\",\"api_keys\":[{\"name\":\"a\"}]}",
@@ -91,6 +102,39 @@ Test(config, faulty_files_change_nothing)
     struct err err = {0};
     cr_expect_eq(config_load(&c, "/nowhere/castor.json", &err), ERR_NOT_FOUND);
     config_fini(&c);
+}
+
+Test(config, hubs_that_jobs_may_name)
+{
+    char token[] = "/tmp/castor-token-XXXXXX";
+    int fd = mkstemp(token);
+    struct server_config c;
+    struct buf allowed = {0};
+    struct err err = {0};
+
+    cr_assert(write(fd, "hf_x\n", 5) == 5);
+    close(fd);
+    char *text = xasprintf("{\"hub_endpoints\":[{\"url\":\"https://Hub.example/\","
+                           "\"token_file\":\"%s\",\"cache_dir\":\"/srv/c\"},"
+                           "{\"url\":\"http://plain:8080\"}]}",
+                           token);
+    setenv("HF_ENDPOINT", "https://own/", 1);
+    config_init(&c);
+    cr_assert(load(&c, text, &err) == 0, "%s", err.msg);
+    cr_expect_eq(c.n_hubs, 2);
+    cr_expect_str_eq(c.hubs[0].url, "https://hub.example");
+    cr_expect_str_eq(c.hubs[0].token_file, token);
+    cr_expect_str_eq(c.hubs[0].cache_dir, "/srv/c");
+    cr_expect(!c.hubs[1].token_file && !c.hubs[1].cache_dir);
+    cr_expect(config_hub_allowed(&c, "https://own", &allowed));
+    cr_expect_str_eq(buf_str(&allowed), "https://own, https://hub.example, http://plain:8080");
+    buf_fini(&allowed);
+    cr_expect(config_hub_allowed(&c, "http://plain:8080", &allowed));
+    cr_expect(!config_hub_allowed(&c, "http://plain", &allowed));
+    buf_fini(&allowed);
+    config_fini(&c);
+    free(text);
+    unlink(token);
 }
 
 Test(config, listen_addresses)

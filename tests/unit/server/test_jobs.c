@@ -506,3 +506,29 @@ Test(jobs, metadata_filters_reach_the_store)
     cr_expect_null(fake.seen_metadata);
     answer_fini(&a);
 }
+
+Test(jobs, a_hub_must_be_one_of_the_servers)
+{
+    struct answer a;
+
+    setenv("HF_ENDPOINT", "https://Own.example/", 1);
+    a = ask(&h, "POST", jobs_uri, NULL, good_body);
+    cr_expect_str_eq(text_at(json_object_get(a.json, "hub"), "endpoint"), "https://own.example");
+    answer_fini(&a);
+    a = ask(&h, "POST", jobs_uri, NULL,
+            "{\"model\":\"org/name\",\"training_file\":\"file-1\","
+            "\"hub\":{\"endpoint\":\"https://evil.example\",\"token\":\"hf_secret\"}}");
+    assert_error(a, 400, "hub_not_allowed", "hub.endpoint");
+    cr_expect_not_null(strstr(error_member(&a, "message"), "It uses: https://own.example."));
+    cr_expect_null(strstr(buf_str(&a.rep.body), "hf_secret"));
+    answer_fini(&a);
+    h.config.hubs[h.config.n_hubs++].url = xstrdup("https://evil.example");
+    a = ask(&h, "POST", jobs_uri, NULL,
+            "{\"model\":\"org/name\",\"training_file\":\"file-1\","
+            "\"hub\":{\"endpoint\":\"https://evil.example/\",\"token\":\"hf_secret\"}}");
+    cr_assert_eq(a.status, 200, "%s", buf_str(&a.rep.body));
+    cr_expect_str_eq(text_at(json_object_get(a.json, "hub"), "endpoint"), "https://evil.example");
+    cr_expect(json_is_true(json_object_get(json_object_get(a.json, "hub"), "has_token")));
+    cr_expect_null(strstr(buf_str(&a.rep.body), "hf_secret"));
+    answer_fini(&a);
+}
