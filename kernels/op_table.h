@@ -287,7 +287,8 @@ struct adamw_args {
     const void *grad;                    /* (n) of grad_type                      */
     void *master;                        /* (n) of master_type, in place          */
     void *m, *v;                         /* (n) of moment_type, in place          */
-    void *param; /* (n) of param_type = master rounded to nearest, or NULL when master is it */
+    void *param; /* (n) of param_type = master rounded to nearest, or NULL when master is it; may
+                    be where grad is, when their types are equal */
     uint64_t seed;
     uint32_t site; /* of the random bits: which tensor this is part of, below 2^28 */
     int64_t first; /* likewise: the place of element 0 in it; a multiple of 4      */

@@ -6,6 +6,7 @@
 
 #include "core/alloc.h"
 #include "kernels/cuda/gemm.h"
+#include "kernels/cuda/pinned.h"
 #include "kernels/cuda/state.h"
 #include "kernels/seq_word.h"
 
@@ -71,11 +72,33 @@ static void cuda_free(struct device *d, void *p)
     cudaFree(p);
 }
 
+/* The large block that holds an address, or starts there; an empty slot for NULL. */
+static struct pinned_block **find_pinned(struct device *d, const void *at)
+{
+    struct cuda_state *state = d->state;
+    for (int k = 0; k < CUDA_MAX_PINNED; k++)
+        if (at ? state->pinned[k] && pinned_holds(state->pinned[k], at) : !state->pinned[k])
+            return &state->pinned[k];
+    return NULL;
+}
+
+static int alloc_large(struct device *d, struct pinned_block **slot, size_t bytes, void **out_p,
+                       struct err *err)
+{
+    int rc = pinned_create(d->index, bytes, slot, err);
+    if (rc == 0)
+        *out_p = pinned_base(*slot);
+    return rc;
+}
+
 static int cuda_host_alloc(struct device *d, size_t bytes, void **out_p, struct err *err)
 {
+    struct pinned_block **slot = bytes >= PINNED_LEAST ? find_pinned(d, NULL) : NULL;
     void *p = NULL;
     int rc = 0;
 
+    if (slot)
+        return alloc_large(d, slot, bytes, out_p, err);
     TRY_CUDA(cudaSetDevice(d->index));
     cudaError_t code = cudaHostAlloc(&p, bytes ? bytes : DEVICE_ALIGN, cudaHostAllocPortable);
     if (code != cudaSuccess) {
@@ -93,8 +116,14 @@ out:
 
 static void cuda_host_free(struct device *d, void *p)
 {
+    struct pinned_block **block = find_pinned(d, p);
     cudaSetDevice(d->index);
-    cudaFreeHost(p);
+    if (!block) {
+        cudaFreeHost(p);
+        return;
+    }
+    pinned_destroy(*block);
+    *block = NULL;
 }
 
 static int cuda_memory_free(struct device *d, size_t *bytes, struct err *err)
@@ -157,12 +186,20 @@ static int cuda_copy(struct device *d, struct stream *s, enum copy_kind kind, vo
         [COPY_D2D] = cudaMemcpyDeviceToDevice,
         [COPY_H2H] = cudaMemcpyHostToHost,
     };
+    bool up = kind == COPY_H2D, link = up || kind == COPY_D2H;
+    struct pinned_block **block = link ? find_pinned(d, up ? src : dst) : NULL;
     int rc = 0;
 
-    if (bytes == 0)
-        return 0;
     TRY_CUDA(cudaSetDevice(d->index));
-    TRY_CUDA(cudaMemcpyAsync(dst, src, bytes, KINDS[kind], s->handle));
+    while (bytes > 0) {
+        size_t n = bytes;
+        if (block)
+            TRY(pinned_reach(*block, up ? src : dst, bytes, &n, err));
+        TRY_CUDA(cudaMemcpyAsync(dst, src, n, KINDS[kind], s->handle));
+        dst = (char *)dst + n;
+        src = (const char *)src + n;
+        bytes -= n;
+    }
 out:
     return rc;
 }

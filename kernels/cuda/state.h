@@ -13,6 +13,9 @@
 #include "kernels/device.h"
 
 struct gemm_cache;
+struct pinned_block;
+
+enum { CUDA_MAX_PINNED = 4 }; /* large blocks at a time */
 
 typedef CUresult (*stream_wait_value_fn)(CUstream, CUdeviceptr, cuuint32_t, unsigned int);
 
@@ -20,8 +23,9 @@ struct cuda_state {
     int index;
     int capability; /* 90 = compute capability 9.0 */
     cublasLtHandle_t blas;
-    struct gemm_cache *gemms;               /* owned; see gemm.h */
-    stream_wait_value_fn stream_wait_value; /* or NULL           */
+    struct gemm_cache *gemms;                     /* owned; see gemm.h */
+    stream_wait_value_fn stream_wait_value;       /* or NULL           */
+    struct pinned_block *pinned[CUDA_MAX_PINNED]; /* owned; or NULL; see pinned.h */
 };
 
 struct stream {

@@ -4,7 +4,8 @@
  * and final weights and moments are compared with memcmp; planned peaks and link bytes with what
  * the device counted.
  *
- *   check_placement [--budgets N] [--nvme DIR] MODEL_DIR...
+ *   check_placement [--budgets N] [--nvme DIR] [--device cpu|cuda] [--compute f32|bf16]
+ * MODEL_DIR...
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,6 +18,9 @@ struct tally {
     int64_t passed, failed;
     int64_t budgets;
     const char *nvme;
+    enum device_kind device;
+    enum dtype compute;
+    struct device *planner; /* plans are made for it, nothing runs on it */
 };
 
 /* What is being checked now, for messages. */
@@ -77,16 +81,13 @@ static void compare(struct tally *t, const struct subject *s, const struct trial
 static size_t claimed(struct tally *t, struct subject *s, const struct trial_model *m,
                       const struct trial_job *job, struct trial_placement place, size_t limit)
 {
-    struct device *d = NULL;
     struct plan *p = NULL;
     struct err err = {0};
     size_t claim = 0;
 
     place.limit[TIER_GPU] = limit;
     s->limit = limit;
-    if (device_open(DEVICE_CPU, 0, NULL, &d, NULL) != 0)
-        return 0;
-    if (trial_plan(m, job, &place, d, &p, &err) == 0) {
+    if (trial_plan(m, job, &place, t->planner, &p, &err) == 0) {
         claim = p->claim[TIER_GPU];
         if (limit > 0)
             check(t, s, claim <= limit, "a plan claims more than its limit");
@@ -96,7 +97,6 @@ static size_t claimed(struct tally *t, struct subject *s, const struct trial_mod
               err.msg);
     }
     plan_destroy(p);
-    device_close(d);
     return claim;
 }
 
@@ -182,7 +182,7 @@ struct variant {
     const char *name;
     int64_t micro_batch, micro_batches;
     double dropout, max_grad_norm;
-    bool bf16_moments, lora;
+    bool bf16_moments, lora, overflow;
 };
 static const struct variant variants[] = {
     {"clip active", 1, 4, 0.1, 1e-2},
@@ -190,19 +190,22 @@ static const struct variant variants[] = {
     {"no clip", 1, 3, 0, 0},
     {"bf16 moments", 1, 4, 0, 1e9, true, false},
     {"lora", 1, 4, 0.1, 1e-2, false, true},
+    {"overflow", 1, 2, 0, 1e9, .overflow = true},
 };
 
 static void check_variant(struct tally *t, struct subject *s, const struct trial_model *m,
                           const struct variant *v)
 {
     struct trial_job job = {.model_dir = m->dir,
-                            .compute = DT_F32,
+                            .device = t->device,
+                            .compute = t->compute,
                             .micro_batch = v->micro_batch,
                             .micro_batches = v->micro_batches,
                             .seq_length = 12,
                             .dropout = v->dropout,
                             .max_grad_norm = v->max_grad_norm,
                             .bf16_moments = v->bf16_moments,
+                            .overflow = v->overflow,
                             .steps = 4};
     struct trial_placement resident = {.policy = PLACE_CUDA, .force = PLAN_CHOICES_AUTO};
     struct trial_result want = {0};
@@ -215,6 +218,8 @@ static void check_variant(struct tally *t, struct subject *s, const struct trial
         return;
     check(t, s, want.step[3].clipped == (v->max_grad_norm > 0 && v->max_grad_norm < 1),
           "the variant does not clip as it is meant to");
+    check(t, s, want.step[1].finite == !v->overflow,
+          "the variant does not overflow as it is meant to");
     check_policy(t, s, m, &job, PLACE_CUDA, &want);
     check_policy(t, s, m, &job, PLACE_CPU, &want);
     check_policy(t, s, m, &job, PLACE_AUTO, &want);
@@ -238,17 +243,37 @@ static void check_model(struct tally *t, const char *dir)
         trial_model_close(&m[--opened]);
 }
 
+/* Options stand before the models; returns where those begin. */
+static int read_options(int argc, char **argv, struct tally *t)
+{
+    int a = 1;
+    for (; a + 1 < argc && strncmp(argv[a], "--", 2) == 0; a += 2) {
+        const char *value = argv[a + 1];
+        if (strcmp(argv[a], "--budgets") == 0)
+            t->budgets = strtol(value, NULL, 10);
+        else if (strcmp(argv[a], "--nvme") == 0)
+            t->nvme = value;
+        else if (strcmp(argv[a], "--device") == 0)
+            t->device = strcmp(value, "cuda") == 0 ? DEVICE_CUDA : DEVICE_CPU;
+        else if (strcmp(argv[a], "--compute") == 0)
+            t->compute = strcmp(value, "bf16") == 0 ? DT_BF16 : DT_F32;
+    }
+    return a;
+}
+
 int main(int argc, char **argv)
 {
-    struct tally t = {.budgets = 12};
-    for (int a = 1; a < argc; a++) {
-        if (strcmp(argv[a], "--budgets") == 0 && a + 1 < argc)
-            t.budgets = strtol(argv[++a], NULL, 10);
-        else if (strcmp(argv[a], "--nvme") == 0 && a + 1 < argc)
-            t.nvme = argv[++a];
-        else
-            check_model(&t, argv[a]);
+    struct tally t = {.budgets = 12, .device = DEVICE_CPU, .compute = DT_F32};
+    struct err err = {0};
+    int first = read_options(argc, argv, &t);
+
+    if (device_open(t.device, 0, NULL, &t.planner, &err) != 0) {
+        fprintf(stderr, "check_placement: %s\n", err.msg);
+        return 1;
     }
+    for (int a = first; a < argc; a++)
+        check_model(&t, argv[a]);
+    device_close(t.planner);
     printf("%lld passed, %lld failed\n", (long long)t.passed, (long long)t.failed);
     return t.failed == 0 && t.passed > 0 ? 0 : 1;
 }

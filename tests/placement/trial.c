@@ -1,6 +1,7 @@
 #include "tests/placement/trial.h"
 
 #include <assert.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -200,7 +201,8 @@ static int train(struct executor *e, const struct plan *p, const struct trial_jo
         int64_t targets = fill_step(e, p, slot, step);
         struct step_input in = {.step = step + 1,
                                 .learning_rate = 1e-3 * (double)(step + 1),
-                                .grad_scale = 1.0 / (double)targets};
+                                .grad_scale =
+                                    job->overflow && step == 1 ? INFINITY : 1.0 / (double)targets};
         TRY(executor_step(e, slot, &in, err));
     }
     for (int64_t step = job->steps - STEP_SLOTS; step < job->steps; step++)
@@ -251,6 +253,7 @@ static int run(const struct trial_model *m, const struct trial_job *job,
                                      .device = d,
                                      .data_comm = comm,
                                      .nvme_directory = place->nvme_directory,
+                                     .update_threads = TRIAL_UPDATE_THREADS,
                                      .seed = 11,
                                      .beta1 = 0.9,
                                      .beta2 = 0.95,
@@ -282,7 +285,7 @@ int trial_run(const struct trial_model *m, const struct trial_job *job,
     int rc = 0;
 
     assert(job->steps <= TRIAL_MAX_STEPS);
-    TRY(device_open(DEVICE_CPU, 0, &options, &d, err));
+    TRY(device_open(job->device, 0, &options, &d, err));
     TRY(trial_plan(m, job, place, d, &p, err));
     memcpy(r.claim, p->claim, sizeof r.claim);
     r.chosen = p->chosen;

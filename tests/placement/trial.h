@@ -14,16 +14,21 @@
 #include "worker/plan/plan.h"
 #include "worker/train/executor.h"
 
-enum { TRIAL_MAX_STEPS = 8 };
+enum {
+    TRIAL_MAX_STEPS = 8,
+    TRIAL_UPDATE_THREADS = 2, /* on a GPU's behalf, and the CPU's */
+};
 
 /* What defines the numbers: the same for every placement. */
 struct trial_job {
     const char *model_dir;
+    enum device_kind device;
     enum dtype compute;
     int64_t micro_batch, micro_batches, seq_length;
     double dropout;
     double max_grad_norm; /* 0 = no clipping */
     bool bf16_moments;
+    bool overflow; /* the gradients of the second step are infinite: it must change nothing */
     int64_t steps;
 };
 

@@ -304,6 +304,16 @@ static void update(struct emit *e, int64_t chunk)
     }
 }
 
+/* Host memory for a rounded gradient on its way to the update. Beside a master the parameters
+ * themselves are not read between their last fetch of a step and the update that writes them anew,
+ * so the gradient waits in their place. */
+static int32_t spill_place(struct emit *e, int64_t chunk)
+{
+    if (chunk_has_master(e->p->types))
+        return e->p->chunk[chunk].param;
+    return add_gradient(e, chunk, TIER_HOST, e->p->types.compute);
+}
+
 /* A chunk's gradient is complete: sum of its uses, norm partials, and off to where it is used. */
 static void reduce(struct emit *e, int64_t chunk)
 {
@@ -320,7 +330,7 @@ static void reduce(struct emit *e, int64_t chunk)
         i.dst = add_gradient(e, chunk, TIER_GPU, p->types.compute);
     instr_list_add(e->list, i);
     if (!gpu) {
-        e->spilled[chunk] = add_gradient(e, chunk, TIER_HOST, p->types.compute);
+        e->spilled[chunk] = spill_place(e, chunk);
         add_gradient_move(e, INSTR_SPILL, QUEUE_D2H, chunk, i.dst != NO_PLACE ? i.dst : i.src,
                           e->spilled[chunk]);
     }

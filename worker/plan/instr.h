@@ -82,7 +82,8 @@ struct instr {
     int32_t slice;             /* of the chunk's optimizer state; -1 = none or the whole payload */
     enum payload payload;      /* of moves  */
     int32_t src, dst;          /* places of moves; UPDATE: src = gradient, dst = parameter, both of
-                                  the whole chunk */
+                                  the whole chunk, and the same one where the gradient waits in
+                                  the parameter's place */
     int32_t state;             /* UPDATE: place of the slice's optimizer state                  */
     int32_t operands;          /* FORWARD, BACKWARD: index into the plan's operands             */
     bool first_grad;           /* BACKWARD: first to touch its chunks' gradients in this step   */

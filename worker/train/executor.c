@@ -63,9 +63,19 @@ static int create_streams(struct executor *e, struct err *err)
     int rc = 0;
     for (int k = 0; k < 3; k++)
         TRY(device_stream_create(e->device, 0, &e->stream[streams[k]], err));
-    TRY(device_stream_create(e->device, 0, &e->update_stream, err));
 out:
     return rc;
+}
+
+/* On a GPU's behalf the CPU updates masters beside parameters of the GPU's type. */
+static int create_updates(struct executor *e, struct err *err)
+{
+    const struct op_table *ops = e->device->kind == DEVICE_CPU ? e->ops : NULL;
+    int threads = e->config.update_threads;
+    if (!e->host[QUEUE_CPU])
+        return 0;
+    return update_pool_create(threads > 0 ? threads : update_pool_all_threads(), ops, &e->updates,
+                              err);
 }
 
 int executor_create(const struct executor_config *config, struct executor **out, struct err *err)
@@ -84,6 +94,7 @@ int executor_create(const struct executor_config *config, struct executor **out,
         TRY(nvme_file_create(config->nvme_directory, p->claim[TIER_NVME], &e->nvme, err));
     TRY(create_streams(e, err));
     TRY(executor_edges_init(e, err));
+    TRY(create_updates(e, err));
     for (int s = 0; s < STEP_SLOTS; s++)
         TRY(device_mark_create(e->device, &e->done[s], err));
     /* Gaps between tensors must hold zeros; everything else is written before it is read. */
@@ -105,7 +116,7 @@ void executor_destroy(struct executor *e)
     executor_edges_fini(e);
     for (int q = 0; q < QUEUE_COUNT; q++)
         device_stream_destroy(e->device, e->stream[q]);
-    device_stream_destroy(e->device, e->update_stream);
+    update_pool_destroy(e->updates);
     nvme_file_destroy(e->nvme);
     for (int s = 0; s < STEP_SLOTS; s++)
         if (e->done[s])

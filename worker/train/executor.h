@@ -32,6 +32,7 @@ struct executor_config {
     struct comm *data_comm;     /* the data axis; borrowed */
     struct crumb *crumb;        /* or NULL; borrowed */
     const char *nvme_directory; /* where the disk tier lies; NULL when the plan has none */
+    int update_threads;         /* for states in host memory; 0 = update_pool_all_threads() */
     uint64_t seed;
     double beta1, beta2, epsilon, weight_decay, max_grad_norm;
 };

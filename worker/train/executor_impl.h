@@ -10,6 +10,7 @@
 #include "worker/memory/nvme.h"
 #include "worker/train/executor.h"
 #include "worker/train/host_queue.h"
+#include "worker/train/update_pool.h"
 
 /* Of one list: what its instructions leave behind for those that wait for them. Two of each, since
  * two passes may be in flight. */
@@ -27,8 +28,8 @@ struct executor {
     struct nvme_file *nvme;               /* or NULL: no place lies there                */
     struct arena arena[TIER_COUNT];       /* gpu: device memory; host: pinned           */
     struct stream *stream[QUEUE_COUNT];   /* of compute, h2d, d2h, comm; else NULL       */
-    struct stream *update_stream;         /* for the ops of the cpu queue's thread      */
     struct host_queue *host[QUEUE_COUNT]; /* of cpu and disk, when a list uses them     */
+    struct update_pool *updates;          /* of the cpu queue, likewise                 */
     struct list_edges edges[LIST_COUNT];
     struct event_mark *done[STEP_SLOTS];
     bool in_flight[STEP_SLOTS];

@@ -86,6 +86,15 @@ int executor_run_update(struct executor *e, const struct instr *i, struct stream
     return executor_launched(e->ops->adamw(s, &a), e, i, err);
 }
 
+/* An update that is skipped leaves the parameters as they were: where the gradient has taken their
+ * place they are made of the master again. */
+static int restore_parameters(struct executor *e, const struct adamw_args *a)
+{
+    struct cast_args cast = {
+        .n = a->n, .from = a->master_type, .to = a->param_type, .src = a->master, .dst = a->param};
+    return update_pool_cast(e->updates, &cast);
+}
+
 /* On the cpu queue's thread: the gradient has travelled rounded; the coefficient lies where the
  * plan sent the step's scalars. */
 int executor_host_update(void *ud, const struct host_job *job, struct err *err)
@@ -97,5 +106,7 @@ int executor_host_update(void *ud, const struct host_job *job, struct err *err)
     a.clip = &unclipped;
     if (e->plan->in.clip)
         a.clip = &((const struct step_scalars *)executor_at(e, e->plan->io.clip))->clip;
-    return executor_launched(e->ops->adamw(e->update_stream, &a), e, job->instr, err);
+    int rc = a.grad == a.param && !a.clip->finite ? restore_parameters(e, &a)
+                                                  : update_pool_adamw(e->updates, &a);
+    return executor_launched(rc, e, job->instr, err);
 }

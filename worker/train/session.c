@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "api/capability.h"
 #include "core/alloc.h"
@@ -321,7 +322,13 @@ void session_fini(struct session *s)
 /* Host memory that is left to the rest of the machine, as a share. */
 static const double host_reserve = 0.07;
 
-static int set_placement(const struct session *s, struct plan_input *in, struct err *err)
+static int64_t host_memory(const struct device_profile *profile)
+{
+    return profile ? profile->host_memory
+                   : (int64_t)sysconf(_SC_PHYS_PAGES) * (int64_t)sysconf(_SC_PAGESIZE);
+}
+
+static void set_placement(const struct session *s, struct plan_input *in)
 {
     const struct spec_placement *place = &s->spec.placement;
     size_t gpu = (size_t)place->gpu_memory_limit;
@@ -330,22 +337,13 @@ static int set_placement(const struct session *s, struct plan_input *in, struct 
         in->limit[TIER_GPU] = gpu;
     if (place->host_memory_limit > 0)
         in->limit[TIER_HOST] = (size_t)place->host_memory_limit;
-    else if (in->profile)
-        in->limit[TIER_HOST] = (size_t)((double)in->profile->host_memory * (1 - host_reserve));
+    else
+        in->limit[TIER_HOST] = (size_t)((double)host_memory(in->profile) * (1 - host_reserve));
     if (place->prefetch_depth > 0)
         in->force.prefetch = place->prefetch_depth;
-    /* The optimizer of a GPU's table does not run in host memory yet. */
-    bool cuda = session_device(&s->spec) == DEVICE_CUDA;
-    if (cuda && in->policy == PLACE_CPU) {
-        int rc = err_set(err, ERR_UNSUPPORTED,
-                         "on a GPU all model data lies in device memory so far; set "
-                         "placement.policy to \"auto\" or \"cuda\"");
-        return err_set_param(err, rc, "placement.policy");
-    }
     /* Without a limit a CPU device's memory is the host's: there is nothing to move. */
-    if (in->policy == PLACE_AUTO && (cuda || gpu == 0))
+    if (in->policy == PLACE_AUTO && session_device(&s->spec) == DEVICE_CPU && gpu == 0)
         in->policy = PLACE_CUDA;
-    return 0;
 }
 
 int session_plan(const struct session *s, const struct op_table *ops,
@@ -382,7 +380,7 @@ int session_plan(const struct session *s, const struct op_table *ops,
         in.embed_dropout = dropout->value;
     if (!dropout->is_auto && c->attn_dropout > 0)
         in.attn_dropout = dropout->value;
-    TRY(set_placement(s, &in, err));
+    set_placement(s, &in);
     TRY(mesh_init(&in.mesh, axes, err));
     TRY(plan_build(&in, out, err));
 out:

@@ -18,7 +18,7 @@
 #include "worker/train/export.h"
 #include "worker/train/run.h"
 
-enum { LOCK_WAIT_SECONDS = 10 };
+enum { LOCK_WAIT_SECONDS = 10, GPU_RESERVE = 320 << 20 };
 
 /* ---- device
  * -------------------------------------------------------------------------------------- */
@@ -109,11 +109,30 @@ static int on_progress(void *ud, const char *file, int64_t done, int64_t total, 
 /* ---- preparing
  * ----------------------------------------------------------------------------------- */
 
+/* Device memory that a plan may use. What a GPU's driver and other processes hold is gone; and
+ * kernels that are loaded when they are first used, and their stacks, need some more. */
+static int plan_limit(struct device *d, size_t *limit, struct err *err)
+{
+    size_t wanted = d->memory_limit ? d->memory_limit : d->memory_total, left = 0;
+    int rc = 0;
+
+    if (d->kind == DEVICE_CUDA) {
+        TRY(device_memory_free(d, &left, err));
+        left = left > GPU_RESERVE ? left - GPU_RESERVE : 0;
+        if (wanted > left)
+            wanted = left;
+    }
+    *limit = wanted;
+out:
+    return rc;
+}
+
 static int prepare_plan(struct run *r, struct err *err)
 {
     struct plan_report report = {0};
     struct device_profile profile;
     struct plan_simulation sim;
+    size_t limit = 0;
     int rc = 0;
 
     TRY(run_phase(r, PHASE_COMPILING, err));
@@ -124,7 +143,7 @@ static int prepare_plan(struct run *r, struct err *err)
     bool known = device_profile_load(path, &profile, NULL) == 0 &&
                  strcmp(profile.device, r->device->name) == 0;
     free(path);
-    size_t limit = r->device->memory_limit ? r->device->memory_limit : r->device->memory_total;
+    TRY(plan_limit(r->device, &limit, err));
     TRY(session_plan(&r->session, r->ops, known ? &profile : NULL, limit, &r->plan, err));
     TRY(plan_simulate(r->plan, LIST_TRAIN, &sim, err));
     r->planned_seconds = sim.seconds;

@@ -1,0 +1,164 @@
+/* The update threads: an update cut among them has the bits of the op called once. */
+#include <criterion/criterion.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/alloc.h"
+#include "kernels/device.h"
+#include "worker/train/update_pool.h"
+
+/* One update's arrays; parameters and gradients in bf16. */
+struct arrays {
+    uint16_t *grad, *param;
+    char *master, *m, *v;
+    size_t state; /* bytes of an element of master and moments */
+    int64_t n;
+};
+
+static void fill(void *p, size_t bytes, enum dtype type, uint64_t seed)
+{
+    int64_t n = (int64_t)(bytes / dtype_size(type));
+    float *x = xcalloc((size_t)n, sizeof *x);
+    for (int64_t i = 0; i < n; i++) {
+        seed = seed * 6364136223846793005u + 1442695040888963407u;
+        x[i] = (float)(int32_t)(seed >> 32) * 1e-11f;
+    }
+    dtype_convert(type, p, DT_F32, x, n);
+    free(x);
+}
+
+static struct arrays arrays_make(int64_t n, enum dtype state)
+{
+    struct arrays a = {.n = n, .state = dtype_size(state)};
+    size_t half = (size_t)n * 2, whole = (size_t)n * a.state;
+    a.grad = xcalloc(1, half);
+    a.param = xcalloc(1, half);
+    a.master = xcalloc(1, whole);
+    a.m = xcalloc(1, whole);
+    a.v = xcalloc(1, whole);
+    fill(a.grad, half, DT_BF16, 1);
+    fill(a.master, whole, state, 2);
+    fill(a.m, whole, state, 3);
+    for (int64_t i = 0; i < n; i++) /* second moments are squares */
+        memcpy(a.v + (size_t)i * a.state, "\0\0\x80\x3b" + 4 - a.state, a.state);
+    return a;
+}
+
+static void arrays_free(struct arrays *a)
+{
+    free(a->grad);
+    free(a->param);
+    free(a->master);
+    free(a->m);
+    free(a->v);
+}
+
+static struct adamw_args args_of(struct arrays *a, enum dtype state)
+{
+    static const struct adamw_step step = {.lr = 1e-2f, .bias1 = 0.1f, .bias2 = 0.05f, .step = 3};
+    static const struct clip_result clip = {.coef = 0.5f, .finite = 1};
+    return (struct adamw_args){.n = a->n,
+                               .n_decay = a->n / 3,
+                               .beta1 = 0.9f,
+                               .beta2 = 0.95f,
+                               .eps = 1e-8f,
+                               .weight_decay = 0.1f,
+                               .step = &step,
+                               .clip = &clip,
+                               .grad_type = DT_BF16,
+                               .master_type = state,
+                               .moment_type = state,
+                               .param_type = DT_BF16,
+                               .grad = a->grad,
+                               .master = a->master,
+                               .m = a->m,
+                               .v = a->v,
+                               .param = a->param,
+                               .seed = 9,
+                               .site = 4,
+                               .first = 512};
+}
+
+static void expect_same(const struct arrays *a, const struct arrays *b)
+{
+    size_t half = (size_t)a->n * 2, whole = (size_t)a->n * a->state;
+    cr_expect_arr_eq(a->param, b->param, half);
+    cr_expect_arr_eq(a->master, b->master, whole);
+    cr_expect_arr_eq(a->m, b->m, whole);
+    cr_expect_arr_eq(a->v, b->v, whole);
+}
+
+static void check_bits(int threads, int64_t n, enum dtype state)
+{
+    struct arrays whole = arrays_make(n, state), cut = arrays_make(n, state);
+    struct adamw_args a = args_of(&whole, state), b = args_of(&cut, state);
+    struct update_pool *pool = NULL;
+    struct device *cpu = NULL;
+    struct stream *s = NULL;
+    struct err err = {0};
+
+    cr_assert_eq(device_open(DEVICE_CPU, 0, NULL, &cpu, &err), 0, "%s", err.msg);
+    cr_assert_eq(device_stream_create(cpu, 0, &s, &err), 0, "%s", err.msg);
+    cr_assert_eq(update_pool_create(threads, NULL, &pool, &err), 0, "%s", err.msg);
+    for (int k = 0; k < 3; k++) { /* one behind the other, as a plan pushes them */
+        cr_assert_eq(device_ops(cpu, DT_F32)->adamw(s, &a), 0);
+        cr_assert_eq(update_pool_adamw(pool, &b), 0);
+    }
+    expect_same(&whole, &cut);
+    update_pool_destroy(pool);
+    device_stream_destroy(cpu, s);
+    device_close(cpu);
+    arrays_free(&whole);
+    arrays_free(&cut);
+}
+
+Test(update_pool, cutting_an_update_changes_no_bit)
+{
+    int64_t sizes[] = {1, 4, 1 << 16, (1 << 16) + 1, 300007};
+    for (int threads = 1; threads <= 4; threads++) {
+        for (size_t k = 0; k < sizeof sizes / sizeof sizes[0]; k++) {
+            check_bits(threads, sizes[k], DT_F32);
+            check_bits(threads, sizes[k], DT_BF16);
+        }
+    }
+}
+
+/* Threads that sleep between updates must not miss one, nor do a piece twice: a sum of equal
+ * gradients counts the updates that reached each element. */
+Test(update_pool, every_piece_of_every_update_is_done_once)
+{
+    enum { N = 3 << 16, UPDATES = 400 };
+    struct arrays x = arrays_make(N, DT_F32);
+    struct adamw_args a = args_of(&x, DT_F32);
+    struct update_pool *pool = NULL;
+    float *m = (float *)x.m;
+
+    cr_assert_eq(update_pool_create(4, NULL, &pool, NULL), 0);
+    for (int64_t i = 0; i < N; i++)
+        memcpy(&x.grad[i], "\x80\x40", 2); /* 4.0, halved by the clip coefficient */
+    memset(m, 0, N * sizeof *m);
+    a.beta1 = 0.5f;
+    for (int k = 0; k < UPDATES; k++) {
+        for (int64_t i = 0; i < N; i += 4099)
+            m[i] = 0;
+        cr_assert_eq(update_pool_adamw(pool, &a), 0);
+        float after = 1.0f; /* of a moment that was 0 */
+        for (int64_t i = 0; i < N; i += 4099)
+            cr_assert_float_eq(m[i], after, 0, "update %d, element %lld", k, (long long)i);
+    }
+    update_pool_destroy(pool);
+    arrays_free(&x);
+}
+
+Test(update_pool, tells_what_the_op_refused)
+{
+    struct arrays x = arrays_make(1000, DT_F32);
+    struct adamw_args a = args_of(&x, DT_F32);
+    struct update_pool *pool = NULL;
+
+    a.moment_type = DT_F16; /* no moments in half precision */
+    cr_assert_eq(update_pool_create(2, NULL, &pool, NULL), 0);
+    cr_expect_eq(update_pool_adamw(pool, &a), ERR_UNSUPPORTED);
+    update_pool_destroy(pool);
+    arrays_free(&x);
+}

@@ -1,0 +1,216 @@
+#include "worker/train/update_pool.h"
+
+#include <assert.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdlib.h>
+
+#include "core/alloc.h"
+#include "kernels/device.h"
+
+enum {
+    PIECE = 1 << 16,    /* elements: far more than a piece's overhead, few enough to end together */
+    SPINS = 1 << 12,    /* looks at the ticket before sleeping: some 50 microseconds */
+    SPINS_DONE = 1 << 8 /* before yielding, for the last pieces of others */
+};
+
+/* The ticket: in its upper half the number of the update, in the lower one how many pieces nobody
+ * has taken yet. Whoever takes one by lowering it owns that piece; until all taken ones are done
+ * the update stays as it is. */
+struct update_pool {
+    struct device *device;
+    struct stream *stream; /* of one thread */
+    const struct op_table *ops;
+    struct seq_word *word; /* the update's number, for sleepers */
+    pthread_t *threads;
+    int n_threads; /* beside the caller */
+
+    struct adamw_args args;
+    int64_t pieces;
+    uint64_t ticket; /* atomic */
+    int64_t done;    /* atomic: pieces */
+    int failed;      /* atomic: return code of a piece that failed */
+    bool closing;    /* atomic */
+};
+
+static void *advanced(const void *p, int64_t elements, enum dtype type)
+{
+    return p ? (char *)(uintptr_t)p + (size_t)elements * dtype_size(type) : NULL;
+}
+
+static struct adamw_args piece_of(const struct adamw_args *a, int64_t piece)
+{
+    int64_t first = piece * PIECE, left = a->n - first, decay = a->n_decay - first;
+    struct adamw_args p = *a;
+    p.n = left < PIECE ? left : PIECE;
+    p.n_decay = decay < 0 ? 0 : decay < p.n ? decay : p.n;
+    p.grad = advanced(a->grad, first, a->grad_type);
+    p.master = advanced(a->master, first, a->master_type);
+    p.m = advanced(a->m, first, a->moment_type);
+    p.v = advanced(a->v, first, a->moment_type);
+    p.param = advanced(a->param, first, a->param_type);
+    p.first = a->first + first;
+    return p;
+}
+
+/* Take pieces until none is left; returns the ticket without any. */
+static uint64_t work(struct update_pool *p)
+{
+    uint64_t t = __atomic_load_n(&p->ticket, __ATOMIC_ACQUIRE);
+    while ((uint32_t)t > 0) {
+        if (!__atomic_compare_exchange_n(&p->ticket, &t, t - 1, false, __ATOMIC_ACQ_REL,
+                                         __ATOMIC_ACQUIRE))
+            continue;
+        struct adamw_args a = piece_of(&p->args, p->pieces - (int64_t)(uint32_t)t);
+        int rc = p->ops->adamw(p->stream, &a);
+        if (rc != 0)
+            __atomic_store_n(&p->failed, rc, __ATOMIC_RELAXED);
+        __atomic_fetch_add(&p->done, 1, __ATOMIC_ACQ_REL);
+        t = __atomic_load_n(&p->ticket, __ATOMIC_ACQUIRE);
+    }
+    return t;
+}
+
+static void relax(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
+
+static void *run_thread(void *ud)
+{
+    struct update_pool *p = ud;
+    while (!__atomic_load_n(&p->closing, __ATOMIC_ACQUIRE)) {
+        uint64_t empty = work(p);
+        int spins = 0;
+        while (spins < SPINS && __atomic_load_n(&p->ticket, __ATOMIC_ACQUIRE) == empty) {
+            relax();
+            spins++;
+        }
+        if (spins == SPINS)
+            device_word_sync(p->word, (uint32_t)(empty >> 32) + 1);
+    }
+    return NULL;
+}
+
+/* ---- life ---------------------------------------------------------------------------------------
+ */
+
+static bool usable_processors(cpu_set_t *set)
+{
+    CPU_ZERO(set);
+    return sched_getaffinity(0, sizeof *set, set) == 0 && CPU_COUNT(set) > 0;
+}
+
+int update_pool_all_threads(void)
+{
+    cpu_set_t set;
+    int n = usable_processors(&set) ? CPU_COUNT(&set) : 1;
+    return n > 2 ? n - 1 : n;
+}
+
+/* The k-th usable processor behind the first. Where there are fewer, the thread stays free. */
+static void bind_thread(pthread_t thread, int k)
+{
+    cpu_set_t all, one;
+    if (!usable_processors(&all))
+        return;
+    for (int cpu = 0, seen = 0; cpu < CPU_SETSIZE; cpu++) {
+        if (!CPU_ISSET(cpu, &all) || seen++ != k + 1)
+            continue;
+        CPU_ZERO(&one);
+        CPU_SET(cpu, &one);
+        pthread_setaffinity_np(thread, sizeof one, &one);
+    }
+}
+
+/* Signals are the main thread's business. */
+static int start_threads(struct update_pool *p, int n, struct err *err)
+{
+    sigset_t all, before;
+    int code = 0;
+
+    p->threads = xcalloc((size_t)n + 1, sizeof *p->threads);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    for (int k = 0; k < n && code == 0; k++) {
+        code = pthread_create(&p->threads[k], NULL, run_thread, p);
+        if (code != 0)
+            break;
+        pthread_setname_np(p->threads[k], "castor-adamw");
+        bind_thread(p->threads[k], k);
+        p->n_threads++;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return code ? err_set_errno(err, code, "cannot start %d threads for updates", n) : 0;
+}
+
+int update_pool_create(int threads, const struct op_table *ops, struct update_pool **out,
+                       struct err *err)
+{
+    static const struct device_options one = {.threads = 1};
+    struct update_pool *p = xcalloc(1, sizeof *p);
+    int rc = 0;
+
+    assert(threads >= 1);
+    TRY(device_open(DEVICE_CPU, 0, &one, &p->device, err));
+    TRY(device_stream_create(p->device, 0, &p->stream, err));
+    TRY(device_word_create(p->device, &p->word, err));
+    p->ops = ops ? ops : device_ops(p->device, DT_F32);
+    TRY(start_threads(p, threads - 1, err));
+    *out = p;
+    p = NULL;
+out:
+    update_pool_destroy(p);
+    return rc;
+}
+
+void update_pool_destroy(struct update_pool *p)
+{
+    if (!p)
+        return;
+    if (p->word) {
+        __atomic_store_n(&p->closing, true, __ATOMIC_RELEASE);
+        device_word_advance(p->word, (uint32_t)(p->ticket >> 32) + 1);
+    }
+    for (int k = 0; k < p->n_threads; k++)
+        pthread_join(p->threads[k], NULL);
+    free(p->threads);
+    device_word_destroy(p->device, p->word);
+    device_stream_destroy(p->device, p->stream);
+    device_close(p->device);
+    free(p);
+}
+
+/* ---- updating -----------------------------------------------------------------------------------
+ */
+
+int update_pool_adamw(struct update_pool *p, const struct adamw_args *a)
+{
+    uint32_t number = (uint32_t)(__atomic_load_n(&p->ticket, __ATOMIC_RELAXED) >> 32) + 1;
+
+    p->args = *a;
+    p->pieces = (a->n + PIECE - 1) / PIECE;
+    assert(p->pieces <= UINT32_MAX);
+    __atomic_store_n(&p->done, 0, __ATOMIC_RELAXED);
+    __atomic_store_n(&p->failed, 0, __ATOMIC_RELAXED);
+    __atomic_store_n(&p->ticket, (uint64_t)number << 32 | (uint32_t)p->pieces, __ATOMIC_RELEASE);
+    if (p->n_threads > 0)
+        device_word_advance(p->word, number);
+    work(p);
+    for (int spins = 0; __atomic_load_n(&p->done, __ATOMIC_ACQUIRE) < p->pieces; spins++) {
+        if (spins < SPINS_DONE)
+            relax();
+        else
+            sched_yield();
+    }
+    return __atomic_load_n(&p->failed, __ATOMIC_RELAXED);
+}
+
+int update_pool_cast(struct update_pool *p, const struct cast_args *a)
+{
+    return p->ops->cast(p->stream, a);
+}
