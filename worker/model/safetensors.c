@@ -32,14 +32,16 @@ static int parse_dtype(const char *path, const char *name, const json_t *entry, 
     const char *text = json_string_value(json_object_get(entry, "dtype"));
 
     if (text == NULL)
-        return err_set(err, ERR_CORRUPT, "%s: tensor %.100s has no dtype", path, name);
+        return weight_file_corrupt(err, path, "tensor %.100s has no dtype", name);
     for (size_t i = 0; i < sizeof(dtypes) / sizeof(dtypes[0]); i++) {
         if (strcmp(dtypes[i].name, text) == 0) {
             *out = dtypes[i].dtype;
             return 0;
         }
     }
-    return err_set(err, ERR_UNSUPPORTED, "%s: tensor %.100s has the type %.32s, which is not read",
+    return err_set(err, ERR_UNSUPPORTED,
+                   "%s: tensor %.100s has the type %.32s, which is not read; take a model with "
+                   "F32, F16 or BF16 weights",
                    path, name, text);
 }
 
@@ -61,16 +63,16 @@ static int parse_shape(const char *path, const char *name, const json_t *entry,
     size_t bytes = dtype_size(t->dtype);
 
     if (!json_is_array(shape) || rank > SAFETENSORS_MAX_RANK)
-        return err_set(err, ERR_CORRUPT, "%s: tensor %.100s has no shape of at most %d dimensions",
-                       path, name, SAFETENSORS_MAX_RANK);
+        return weight_file_corrupt(err, path, "tensor %.100s has no shape of at most %d dimensions",
+                                   name, SAFETENSORS_MAX_RANK);
     t->rank = (int64_t)rank;
     for (size_t i = 0; i < rank; i++) {
         if (!parse_count(json_array_get(shape, i), &t->shape[i]))
-            return err_set(err, ERR_CORRUPT,
-                           "%s: tensor %.100s has a dimension that is not a count", path, name);
+            return weight_file_corrupt(err, path,
+                                       "tensor %.100s has a dimension that is not a count", name);
         if (__builtin_mul_overflow(bytes, (size_t)t->shape[i], &bytes))
-            return err_set(err, ERR_CORRUPT, "%s: the shape of tensor %.100s overflows any memory",
-                           path, name);
+            return weight_file_corrupt(err, path, "the shape of tensor %.100s overflows any memory",
+                                       name);
     }
     t->bytes = bytes;
     return 0;
@@ -85,17 +87,16 @@ static int parse_entry(const char *path, const char *name, const json_t *entry,
     int rc = 0;
 
     if (!json_is_object(entry))
-        TRY(err_set(err, ERR_CORRUPT, "%s: tensor %.100s is not described by an object", path,
-                    name));
+        TRY(weight_file_corrupt(err, path, "tensor %.100s is not described by an object", name));
     TRY(parse_dtype(path, name, entry, &t->dtype, err));
     TRY(parse_shape(path, name, entry, t, err));
     if (json_array_size(offsets) != 2 || !parse_count(json_array_get(offsets, 0), &begin) ||
         !parse_count(json_array_get(offsets, 1), &end) || end < begin)
-        TRY(err_set(err, ERR_CORRUPT, "%s: tensor %.100s has no valid data_offsets", path, name));
+        TRY(weight_file_corrupt(err, path, "tensor %.100s has no valid data_offsets", name));
     if ((size_t)(end - begin) != t->bytes)
-        TRY(err_set(err, ERR_CORRUPT,
-                    "%s: tensor %.100s takes %" PRId64 " bytes, but its shape needs %zu", path,
-                    name, end - begin, t->bytes));
+        TRY(weight_file_corrupt(err, path,
+                                "tensor %.100s takes %" PRId64 " bytes, but its shape needs %zu",
+                                name, end - begin, t->bytes));
     t->begin = (size_t)begin;
 out:
     return rc;
@@ -107,11 +108,11 @@ static int check_metadata(const char *path, const json_t *metadata, struct err *
     json_t *value;
 
     if (!json_is_object(metadata))
-        return err_set(err, ERR_CORRUPT, "%s: __metadata__ is not an object", path);
+        return weight_file_corrupt(err, path, "__metadata__ is not an object");
     json_object_foreach((json_t *)metadata, key, value)
     {
         if (!json_is_string(value))
-            return err_set(err, ERR_CORRUPT, "%s: __metadata__ holds something not a string", path);
+            return weight_file_corrupt(err, path, "__metadata__ holds something not a string");
     }
     return 0;
 }
@@ -143,15 +144,15 @@ static int check_tiling(struct safetensors_file *f, size_t data_bytes, struct er
         const struct safetensor *t = &f->tensors[i];
 
         if (t->begin != expected)
-            return err_set(err, ERR_CORRUPT,
-                           "%s: tensor %.100s starts at byte %zu of the data where %zu follows",
-                           f->path, t->name, t->begin, expected);
+            return weight_file_corrupt(
+                err, f->path, "tensor %.100s starts at byte %zu of the data where %zu follows",
+                t->name, t->begin, expected);
         expected += t->bytes; /* at most an end offset, which is an int64_t */
     }
     if (expected != data_bytes)
-        return err_set(err, ERR_CORRUPT,
-                       "%s: holds %zu bytes of data, but its tensors take %zu; download it again",
-                       f->path, data_bytes, expected);
+        return weight_file_corrupt(err, f->path,
+                                   "holds %zu bytes of data, but its tensors take %zu", data_bytes,
+                                   expected);
     return 0;
 }
 
@@ -197,19 +198,19 @@ static int read_header(const struct safetensors_file *f, size_t file_bytes, char
     int rc = 0;
 
     if (file_bytes < sizeof(prefix))
-        TRY(err_set(err, ERR_CORRUPT, "%s: too short for a safetensors file", f->path));
+        TRY(weight_file_corrupt(err, f->path, "too short for a safetensors file"));
     TRY(fs_pread_all(f->fd, prefix, sizeof(prefix), 0, f->path, err));
     for (int i = 7; i >= 0; i--)
         n = n << 8 | prefix[i];
     if (n > HEADER_MAX_BYTES || n > file_bytes - sizeof(prefix))
-        TRY(err_set(err, ERR_CORRUPT,
-                    "%s: claims a header of %" PRIu64 " bytes; it is cut off, or not a "
-                    "safetensors file",
-                    f->path, n));
+        TRY(weight_file_corrupt(err, f->path,
+                                "claims a header of %" PRIu64 " bytes; it is cut off, or not a "
+                                "safetensors file",
+                                n));
     TRY(alloc_try(&buffer, (size_t)n + 1, 1, "a safetensors header", err));
     TRY(fs_pread_all(f->fd, buffer, (size_t)n, sizeof(prefix), f->path, err));
     if (*(char *)buffer != '{')
-        TRY(err_set(err, ERR_CORRUPT, "%s: the header does not begin with '{'", f->path));
+        TRY(weight_file_corrupt(err, f->path, "the header does not begin with '{'"));
     *text = buffer;
     *text_bytes = (size_t)n;
     buffer = NULL;
@@ -231,7 +232,7 @@ int safetensors_open(const char *path, struct safetensors_file *out, struct err 
     TRY(read_header(&f, file_bytes, &text, &text_bytes, err));
     if (json_parse_limited(text, text_bytes, HEADER_MAX_BYTES, HEADER_MAX_DEPTH, &header,
                            &json_err) != 0)
-        TRY(err_set(err, ERR_CORRUPT, "%s: the header is no valid JSON: %s", path, json_err.msg));
+        TRY(weight_file_corrupt(err, path, "the header is no valid JSON: %s", json_err.msg));
     data_start = sizeof(uint64_t) + text_bytes;
     TRY(parse_header(&f, header, data_start, file_bytes - data_start, err));
     *out = f;

@@ -8,6 +8,7 @@
 
 #include "core/alloc.h"
 #include "core/fs.h"
+#include "worker/model/weight_file.h"
 
 enum { PICKLE_MAX_BYTES = 16 << 20 };
 
@@ -34,7 +35,7 @@ static int find_pickle(const struct torch_zip *z, const struct torch_zip_member 
         if (slash == NULL || strcmp(slash, "/data.pkl") != 0)
             continue;
         if (*out != NULL)
-            return err_set(err, ERR_CORRUPT, "%s: holds two pickles", z->path);
+            return weight_file_corrupt(err, z->path, "holds two pickles");
         *out = &z->members[i];
         *root_bytes = (size_t)(slash - z->members[i].name);
     }
@@ -84,9 +85,9 @@ static int check_view(const char *path, const struct torch_pickled *p, int64_t *
         overflow |= __builtin_add_overflow(last, step, &last);
     }
     if (overflow || n < 0 || n > p->storage_elements || (n > 0 && last >= p->storage_elements))
-        return err_set(err, ERR_CORRUPT,
-                       "%s: tensor %.100s does not lie in its storage of %" PRId64 " elements",
-                       path, p->name, p->storage_elements);
+        return weight_file_corrupt(
+            err, path, "tensor %.100s does not lie in its storage of %" PRId64 " elements", p->name,
+            p->storage_elements);
     *elements = n;
     return 0;
 }
@@ -101,15 +102,17 @@ static int place_tensor(const struct torch_zip *z, const struct torch_zip_member
     int rc = 0;
 
     if (m == NULL)
-        TRY(err_set(err, ERR_CORRUPT, "%s: tensor %.100s lies in storage %.100s, which is missing",
-                    z->path, p->name, p->storage));
+        TRY(weight_file_corrupt(err, z->path,
+                                "tensor %.100s lies in storage %.100s, which is missing", p->name,
+                                p->storage));
     if (p->storage_elements < 0 ||
         __builtin_mul_overflow((size_t)p->storage_elements, dtype_size(p->dtype), &bytes) ||
         bytes != m->bytes)
-        TRY(err_set(err, ERR_CORRUPT,
-                    "%s: tensor %.100s claims a storage of %" PRId64 " elements of %s; it has %zu "
-                    "bytes",
-                    z->path, p->name, p->storage_elements, dtype_name(p->dtype), m->bytes));
+        TRY(weight_file_corrupt(err, z->path,
+                                "tensor %.100s claims a storage of %" PRId64
+                                " elements of %s; it has %zu "
+                                "bytes",
+                                p->name, p->storage_elements, dtype_name(p->dtype), m->bytes));
     TRY(check_view(z->path, p, &t->elements, err));
     t->dtype = p->dtype;
     t->rank = p->rank;
@@ -155,8 +158,8 @@ static int read_tensors(struct torch_bin *f, struct err *err)
     qsort(f->tensors, (size_t)n, sizeof(*f->tensors), by_name);
     for (int64_t i = 1; i < n; i++) {
         if (strcmp(f->tensors[i].name, f->tensors[i - 1].name) == 0)
-            TRY(err_set(err, ERR_CORRUPT, "%s: holds tensor %.100s twice", f->zip.path,
-                        f->tensors[i].name));
+            TRY(weight_file_corrupt(err, f->zip.path, "holds tensor %.100s twice",
+                                    f->tensors[i].name));
     }
 out:
     torch_pickled_free(pickled, n);

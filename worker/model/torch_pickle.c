@@ -96,7 +96,7 @@ struct machine {
 
 static int broken(struct machine *m, const char *what)
 {
-    return err_set(m->err, ERR_CORRUPT, "its pickle %s", what);
+    return err_set(m->err, ERR_CORRUPT, "its pickle %s; download it again", what);
 }
 
 static int foreign(struct machine *m, const char *what)

@@ -37,7 +37,7 @@ static uint64_t little(const unsigned char *p, int bytes)
 
 static int corrupt(const struct torch_zip *z, const char *what, struct err *err)
 {
-    return err_set(err, ERR_CORRUPT, "%s: %s; download it again", z->path, what);
+    return weight_file_corrupt(err, z->path, "%s", what);
 }
 
 struct directory {
@@ -229,7 +229,7 @@ static int check_members(struct torch_zip *z, size_t end, struct err *err)
     qsort(z->members, n, sizeof(*z->members), by_name);
     for (size_t i = 1; i < n; i++) {
         if (strcmp(z->members[i].name, z->members[i - 1].name) == 0)
-            TRY(err_set(err, ERR_CORRUPT, "%s: holds %.100s twice", z->path, z->members[i].name));
+            TRY(weight_file_corrupt(err, z->path, "holds %.100s twice", z->members[i].name));
     }
 out:
     return rc;

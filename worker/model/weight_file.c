@@ -3,7 +3,9 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdarg.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -34,6 +36,18 @@ int weight_file_open_regular(const char *path, int *fd, size_t *bytes, struct er
     *fd = opened;
     *bytes = (size_t)st.st_size;
     return 0;
+}
+
+int weight_file_corrupt(struct err *err, const char *path, const char *fmt, ...)
+{
+    char text[sizeof(err->msg)];
+    va_list args;
+
+    va_start(args, fmt);
+    vsnprintf(text, sizeof(text), fmt, args);
+    va_end(args);
+    return err_set(err, ERR_CORRUPT,
+                   "%s: %s; download it again, or take a model whose files are whole", path, text);
 }
 
 static bool is_bin(const char *path)

@@ -37,6 +37,9 @@ const struct weight_tensor *weight_file_find(const struct weight_file *f, const 
 int weight_file_read(const struct weight_file *f, const struct weight_tensor *t, int64_t first,
                      int64_t n, void *out, struct err *err);
 
+/* ERR_CORRUPT: the file, what is wrong with it ("has no ..."), and what to do. */
+int weight_file_corrupt(struct err *err, const char *path, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
 /* Open a file that must be one: a FIFO or a device is refused. */
 int weight_file_open_regular(const char *path, int *fd, size_t *bytes, struct err *err);
 

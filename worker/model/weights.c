@@ -72,13 +72,13 @@ static int open_shards(struct weights_reader *r, const char *model_dir, const ch
     TRY(json_parse_file(index_path, INDEX_MAX_BYTES, JSON_MAX_DEPTH_FILE, &index, err));
     map = json_object_get(index, "weight_map");
     if (!json_is_object(map) || json_object_size(map) == 0)
-        TRY(err_set(err, ERR_CORRUPT, "%s: has no weight_map", index_path));
+        TRY(weight_file_corrupt(err, index_path, "has no weight_map"));
     json_object_foreach(map, name, value)
     {
         if (!json_is_string(value) || !is_plain_name(json_string_value(value), suffix))
-            TRY(err_set(err, ERR_CORRUPT,
-                        "%s: tensor %.100s is not mapped to a %s file beside the index", index_path,
-                        name, suffix));
+            TRY(weight_file_corrupt(err, index_path,
+                                    "tensor %.100s is not mapped to a %s file beside the index",
+                                    name, suffix));
         json_object_set_new(shards, json_string_value(value), json_true());
     }
     if (json_object_size(shards) > MAX_SHARDS)
@@ -93,8 +93,8 @@ static int open_shards(struct weights_reader *r, const char *model_dir, const ch
         for (int64_t i = 0; i < r->n_files && !found; i++)
             found = weight_file_find(&r->files[i], name) != NULL;
         if (!found)
-            TRY(err_set(err, ERR_CORRUPT, "%s: names tensor %.100s, which no shard holds",
-                        index_path, name));
+            TRY(weight_file_corrupt(err, index_path, "names tensor %.100s, which no shard holds",
+                                    name));
     }
 out:
     json_decref(shards);
