@@ -19,7 +19,7 @@ static int make_report(const char *jobdir, struct plan_report *report, struct bu
                        struct err *err)
 {
     char *path = job_dir_spec(jobdir);
-    struct session_options options = {0};
+    struct session_options options = {.scratch_dir = jobdir};
     struct job_spec spec = {0};
     struct session session = {0};
     struct device *device = NULL;

@@ -20,9 +20,10 @@
  * Order: epoch e visits rows in a permutation that is a pure function of (seed, e); so the data
  * cursor of a checkpoint is (epoch, row index) and nothing else.
  *
- * Memory: the token ids of the whole set are held in memory (4 bytes a token). A loaded dataset is
- * immutable (dataset_split changes it: before anyone else has it); batches are filled into caller's
- * buffers, from any thread.
+ * Memory does not grow with the set: a file is read as a stream and tokenized once, into files
+ * without names in scratch_dir (4 bytes a token, 32 an example; worker/text/token_store.h), from
+ * which batches are read. A loaded dataset is immutable (dataset_split changes it: before anyone
+ * else has it); batches are filled into caller's buffers, from any thread.
  */
 #ifndef CASTOR_WORKER_TEXT_DATASET_H
 #define CASTOR_WORKER_TEXT_DATASET_H
@@ -50,6 +51,7 @@ struct dataset_options {
     bool packing;
     int64_t max_examples, min_examples; /* of the file, before cutting; 0 = no bound */
     uint64_t seed;                      /* of packing and order */
+    const char *scratch_dir;            /* for the tokenized set: on a disk, with room for it */
     const char *param;                  /* "training_file" | "validation_file", for errors */
     const char *name;                   /* the client's name for the set, for messages */
 };
@@ -67,7 +69,8 @@ typedef int (*dataset_fault_fn)(void *ud, int64_t line, const char *message);
 
 /* Load and tokenize the files. On the first bad line: ERR_INVALID with reason invalid_training_file
  * or invalid_validation_file, its number and what is wrong; too few examples: reason
- * invalid_n_examples. A tokenizer without an end-of-text token is ERR_UNSUPPORTED. */
+ * invalid_n_examples. A tokenizer without an end-of-text token is ERR_UNSUPPORTED; no room in
+ * scratch_dir is ERR_NOSPACE, reason disk_full. */
 int dataset_load(const char *const *paths, int64_t n_paths, const struct tokenizer *tokenizer,
                  const struct dataset_options *options, struct dataset **out, struct err *err);
 void dataset_destroy(struct dataset *d);
@@ -105,11 +108,8 @@ struct batch {
 };
 
 /* Fill rows [first_row, first_row + B) of epoch's order; rows past the end are padding
- * (TARGET_IGNORE throughout). */
-void dataset_fill(const struct dataset *d, int64_t epoch, int64_t first_row, struct batch *batch);
-
-/* Target tokens of those rows, without filling. */
-int64_t dataset_count_targets(const struct dataset *d, int64_t epoch, int64_t first_row,
-                              int64_t rows);
+ * (TARGET_IGNORE throughout). ERR_IO: the disk fails; the batch is of no use then. */
+int dataset_fill(const struct dataset *d, int64_t epoch, int64_t first_row, struct batch *batch,
+                 struct err *err);
 
 #endif

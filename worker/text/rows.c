@@ -1,10 +1,8 @@
 #include "worker/text/rows.h"
 
 #include <assert.h>
-#include <stdlib.h>
 #include <string.h>
 
-#include "core/alloc.h"
 #include "core/rng.h"
 
 enum {
@@ -96,43 +94,44 @@ static int64_t place(struct open_rows *open, int64_t length, int64_t row_length,
     return row;
 }
 
-int rows_init(struct rows *rows, const int64_t *starts, int64_t examples, int64_t row_length,
-              bool packing, uint64_t seed, struct err *err)
+int rows_init(struct rows *rows, const char *dir, const int64_t *starts, int64_t examples,
+              int64_t row_length, bool packing, uint64_t seed, struct err *err)
 {
     struct open_rows open = {0};
-    void *first = NULL, *members = NULL, *row_of = NULL;
-    int64_t n_rows = 0;
+    struct rows r = {0};
+    struct spool row_of = {0};
     int rc = 0;
 
-    TRY(alloc_try(&first, (size_t)examples + 2, sizeof(int64_t), "the data set's rows", err));
-    TRY(alloc_try(&members, (size_t)examples, sizeof(int64_t), "the data set's rows", err));
-    TRY(alloc_try(&row_of, (size_t)examples, sizeof(int64_t), "the data set's rows", err));
-    int64_t *f = first, *m = members, *of = row_of;
+    TRY(spool_zeros(&r.first_file, dir, sizeof(int64_t), examples + 2, err));
+    TRY(spool_zeros(&r.members_file, dir, sizeof(int64_t), examples + 1, err));
+    TRY(spool_zeros(&row_of, dir, sizeof(int64_t), examples + 1, err));
+    int64_t *f = r.first_file.map, *m = r.members_file.map, *of = row_of.map;
     /* of[i]: the row of the i-th example in packing order; f[row + 2] counts, so that after the
      * running sum f[row + 1] is where the row begins, and after filling where it ends. */
     for (int64_t i = 0; i < examples; i++) {
         int64_t example = packing ? packing_order(i, examples, seed) : i;
         int64_t length = starts[example + 1] - starts[example];
         assert(length >= 1 && length <= row_length);
-        of[i] = packing ? place(&open, length, row_length, &n_rows) : n_rows++;
+        of[i] = packing ? place(&open, length, row_length, &r.n) : r.n++;
         f[of[i] + 2]++;
     }
     for (int64_t row = 0; row <= examples; row++)
         f[row + 1] += f[row];
     for (int64_t i = 0; i < examples; i++)
         m[f[of[i] + 1]++] = packing ? packing_order(i, examples, seed) : i;
-    *rows = (struct rows){.first = f, .members = m, .n = n_rows};
-    first = members = NULL;
+    r.first = f;
+    r.members = m;
+    *rows = r;
+    r = (struct rows){0};
 out:
-    free(first);
-    free(members);
-    free(row_of);
+    rows_fini(&r);
+    spool_fini(&row_of);
     return rc;
 }
 
 void rows_fini(struct rows *rows)
 {
-    free(rows->first);
-    free(rows->members);
+    spool_fini(&rows->first_file);
+    spool_fini(&rows->members_file);
     memset(rows, 0, sizeof(*rows));
 }

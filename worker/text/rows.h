@@ -17,19 +17,23 @@
 #include <stdint.h>
 
 #include "core/err.h"
+#include "worker/text/spool.h"
 
 enum { ROWS_WINDOW = 64 };
 
-/* Row r holds the examples members[first[r]] .. members[first[r + 1] - 1]. */
+/* Row r holds the examples members[first[r]] .. members[first[r + 1] - 1]. On disk: 16 bytes an
+ * example, and 8 more while the rows are made. */
 struct rows {
-    int64_t *first;   /* [n + 1] */
-    int64_t *members; /* [examples] */
+    const int64_t *first;   /* [n + 1] */
+    const int64_t *members; /* [examples] */
     int64_t n;
+    struct spool first_file, members_file;
 };
 
-/* lengths of example i: starts[i + 1] - starts[i], each from 1 to row_length. */
-int rows_init(struct rows *rows, const int64_t *starts, int64_t examples, int64_t row_length,
-              bool packing, uint64_t seed, struct err *err);
+/* lengths of example i: starts[i + 1] - starts[i], each from 1 to row_length. `dir`: of the files.
+ */
+int rows_init(struct rows *rows, const char *dir, const int64_t *starts, int64_t examples,
+              int64_t row_length, bool packing, uint64_t seed, struct err *err);
 void rows_fini(struct rows *rows);
 
 /* The index-th of 0..n-1 in the order of `epoch`. */

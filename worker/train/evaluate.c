@@ -20,7 +20,7 @@ int run_evaluate(struct run *r, struct err *err)
         struct batch b;
         struct step_result one;
         executor_batch(r->executor, 0, 0, &b);
-        dataset_fill(s->validation, 0, row, &b);
+        TRY(dataset_fill(s->validation, 0, row, &b, err));
         targets += b.n_targets;
         TRY(executor_eval(r->executor, &one, err));
         sum.loss_sum += one.loss_sum;

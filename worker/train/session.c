@@ -94,7 +94,7 @@ out:
     return rc ? err_set_param(err, rc, "model") : 0;
 }
 
-static int load_data(struct session *s, struct err *err)
+static int load_data(struct session *s, const char *scratch_dir, struct err *err)
 {
     const struct job_spec *spec = &s->spec;
     struct dataset_options o = {.format = spec->dataset.format,
@@ -105,6 +105,7 @@ static int load_data(struct session *s, struct err *err)
                                 .max_examples = spec->dataset.max_examples,
                                 .min_examples = spec->dataset.min_examples,
                                 .seed = (uint64_t)spec->seed,
+                                .scratch_dir = scratch_dir,
                                 .param = "training_file",
                                 .name = spec->training_file.filename};
     struct chat_template *chat = NULL;
@@ -297,7 +298,7 @@ int session_prepare(const struct job_spec *spec, const struct session_options *o
     TRY(load_model(&s, err));
     TRY(add_adapters(&s, err));
     TRY(choose_length(&s, err));
-    TRY(load_data(&s, err));
+    TRY(load_data(&s, options->scratch_dir, err));
     choose_steps(&s);
     choose_rest(&s);
     TRY(check_precision(&s.spec, err));

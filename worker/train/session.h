@@ -25,6 +25,7 @@
 typedef void (*session_phase_fn)(void *ud, enum event_phase phase);
 
 struct session_options {
+    const char *scratch_dir;   /* the job's directory: room for the tokenized data */
     bool want_weights;         /* false: config, tokenizer and data are enough, for a plan */
     hub_progress_fn progress;  /* or NULL */
     session_phase_fn on_phase; /* or NULL */

@@ -31,14 +31,15 @@ struct loop {
 
 /* Rows [first, end) as far as they fit; what is left over in the last micro-batch of a batch that
  * the micro-batch does not divide is padding. */
-static void fill_micro(const struct session *s, int64_t epoch, int64_t first, int64_t end,
-                       struct batch *b)
+static int fill_micro(const struct session *s, int64_t epoch, int64_t first, int64_t end,
+                      struct batch *b, struct err *err)
 {
     int64_t rows = b->B;
+    int rc = 0;
 
     if (rows > end - first)
         b->B = end - first;
-    dataset_fill(s->train, epoch, first, b);
+    TRY(dataset_fill(s->train, epoch, first, b, err));
     for (int64_t i = b->B * b->T; i < rows * b->T; i++) {
         b->tokens[i] = 0;
         b->targets[i] = TARGET_IGNORE;
@@ -46,6 +47,8 @@ static void fill_micro(const struct session *s, int64_t epoch, int64_t first, in
         b->first_key[i] = (int32_t)(i % b->T);
     }
     b->B = rows;
+out:
+    return rc;
 }
 
 static int queue_step(struct loop *l, int64_t step, struct err *err)
@@ -57,11 +60,12 @@ static int queue_step(struct loop *l, int64_t step, struct err *err)
     int64_t batch = s->spec.hyper.batch_size.value;
     int64_t row = (step - 1) % s->steps_per_epoch * batch;
     struct pending p = {.active = true, .step = step};
+    int rc = 0;
 
     for (int64_t m = 0; m < s->micro_batches; m++) {
         struct batch b;
         executor_batch(r->executor, slot, m, &b);
-        fill_micro(s, epoch, row + m * s->micro_batch, row + batch, &b);
+        TRY(fill_micro(s, epoch, row + m * s->micro_batch, row + batch, &b, err));
         p.tokens += b.n_tokens;
         p.targets += b.n_targets;
     }
@@ -69,9 +73,9 @@ static int queue_step(struct loop *l, int64_t step, struct err *err)
     struct step_input in = {.step = step,
                             .learning_rate = p.learning_rate,
                             .grad_scale = p.targets > 0 ? 1.0 / (double)p.targets : 0};
-    int rc = executor_step(r->executor, slot, &in, err);
-    if (rc == 0)
-        l->slots[slot] = p;
+    TRY(executor_step(r->executor, slot, &in, err));
+    l->slots[slot] = p;
+out:
     return rc;
 }
 

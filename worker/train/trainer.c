@@ -283,8 +283,11 @@ out:
 
 static int train(struct run *r, const struct job_spec *spec, struct err *err)
 {
-    struct session_options options = {
-        .want_weights = true, .progress = on_progress, .on_phase = on_phase, .ud = r};
+    struct session_options options = {.scratch_dir = r->options->jobdir,
+                                      .want_weights = true,
+                                      .progress = on_progress,
+                                      .on_phase = on_phase,
+                                      .ud = r};
     int rc = 0;
 
     TRY(session_prepare(spec, &options, &r->session, err));
