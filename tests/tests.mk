@@ -54,12 +54,16 @@ $(foreach p,$(OPS_BINS),$(eval $(call program_suite,ops/$(patsubst test_%,%,$(no
 $(foreach s,$(FUZZ_SRCS),$(eval $(call program_suite,fuzz/$(call fuzz_name,$(s)),$(call fuzz_bin,$(s)),$(sort \
 	$(wildcard tests/fuzz/corpus/$(call fuzz_name,$(s))/* $(strip $(file <tests/fuzz/corpus/$(call fuzz_name,$(s)).seeds)))))))
 
-# Placement never changes the numbers: every model of tests/golden under every policy and budget.
+# Placement never changes the numbers: every model of tests/golden under every policy and budget, and random ones.
 PLACEMENT_BIN := $(B)/tests/placement/check_placement
+PLACEMENT_MODELS := $(sort $(wildcard tests/golden/*/*/model))
 $(eval $(call program_rules,$(PLACEMENT_BIN),$(wildcard tests/placement/*.c),worker/train))
-$(eval $(call program_suite,placement,$(PLACEMENT_BIN),--budgets 1 $(sort $(wildcard $(patsubst %,tests/golden/%/*/model,opt gemma2 gpt_neox)))))
-check-placement: $(PLACEMENT_BIN)  ## losses and weights bit-equal under every placement policy and a dozen budgets
-	@$< --budgets 12 $(sort $(wildcard tests/golden/*/*/model))
+$(eval $(call program_suite,placement,$(PLACEMENT_BIN),--budgets 1 --nvme $(B)/tests $(wildcard $(patsubst \
+	%,tests/golden/%/*/model,opt gemma2 gpt_neox))))
+$(eval $(call program_suite,placement-random,$(PLACEMENT_BIN),--budgets 0 --nvme $(B)/tests --random 40 $(PLACEMENT_MODELS)))
+PLACEMENT_TRIALS ?= 500
+check-placement: $(PLACEMENT_BIN)  ## losses and weights bit-equal under every placement policy and a dozen budgets (PLACEMENT_TRIALS=500 random models)
+	@$< --budgets 12 --nvme $(B)/tests --random $(PLACEMENT_TRIALS) $(PLACEMENT_MODELS)
 
 TEST_SUITES += check-deps check-format check-install
 SUITE_check-deps := tests/check-deps $(foreach f,$(FOLDERS) worker,--uses '$(f)=$(USES_$(f))') $(PROGRAMS)
@@ -151,6 +155,12 @@ bench-ops-gpu: $(B)/tests/bench/gpu_ops  ## time of every CUDA op at real models
 bench-gpu: $(B)/castor-worker  ## training steps of real models on this machine's GPU, PyTorch's beside them (PEER=python with torch; CASES=...)
 	@$(or $(PEER),python3) tests/bench/bench_gpu.py --build $(B) --python $(or $(PEER),python3) $(CASES)
 endif
+
+# The planner at models of up to 80 layers, one line a case.
+$(eval $(call program_rules,$(B)/tests/bench/plan_speed,tests/bench/plan_speed.c,worker/plan))
+bench-plan: $(B)/tests/bench/plan_speed  ## seconds that plans of large models take to make
+	@$<
+.PHONY: bench-plan
 
 # The CPU beside its peers.
 $(eval $(call program_rules,$(B)/tests/bench/tokenizer_speed,tests/bench/tokenizer_speed.c,worker/text))

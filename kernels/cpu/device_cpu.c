@@ -25,16 +25,28 @@ static void cpu_close(struct device *d)
     free(d->state);
 }
 
+enum { HOST_PAGE = 4096 };
+
 /* aligned_alloc wants a multiple of the alignment; an empty allocation still gets an address. */
-static int cpu_alloc(struct device *d, size_t bytes, void **out, struct err *err)
+static int alloc_aligned(size_t align, size_t bytes, void **out, struct err *err)
 {
-    size_t rounded =
-        bytes == 0 ? DEVICE_ALIGN : (bytes + DEVICE_ALIGN - 1) & ~(size_t)(DEVICE_ALIGN - 1);
-    void *p = rounded < bytes ? NULL : aligned_alloc(DEVICE_ALIGN, rounded);
+    size_t rounded = bytes == 0 ? align : (bytes + align - 1) & ~(align - 1);
+    void *p = rounded < bytes ? NULL : aligned_alloc(align, rounded);
     if (!p)
         return err_set(err, ERR_NOMEM, "the system has no %zu bytes left", bytes);
     *out = p;
     return 0;
+}
+
+static int cpu_alloc(struct device *d, size_t bytes, void **out, struct err *err)
+{
+    return alloc_aligned(DEVICE_ALIGN, bytes, out, err);
+}
+
+/* Pinned memory begins at a page, as a driver's does: disks read and write it directly. */
+static int cpu_host_alloc(struct device *d, size_t bytes, void **out, struct err *err)
+{
+    return alloc_aligned(HOST_PAGE, bytes, out, err);
 }
 
 static void cpu_free(struct device *d, void *p)
@@ -150,7 +162,7 @@ static const struct device_impl IMPL = {
     .close = cpu_close,
     .alloc = cpu_alloc,
     .free = cpu_free,
-    .host_alloc = cpu_alloc,
+    .host_alloc = cpu_host_alloc,
     .host_free = cpu_free,
     .memory_free = cpu_memory_free,
     .stream_create = cpu_stream_create,

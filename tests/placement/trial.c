@@ -12,17 +12,16 @@
 #include "worker/parallel/comm.h"
 #include "worker/train/checkpoint.h"
 
-int trial_model_open(const char *dir, bool lora, struct trial_model *out, struct err *err)
+int trial_model_init(struct decoder_config *config, const char *dir, bool lora,
+                     struct trial_model *out, struct err *err)
 {
     static const char *const everywhere[] = {"all-linear"};
     static const struct adapter_config adapters = {
         .rank = 2, .alpha = 6, .dropout = 0.1, .targets = everywhere, .n_targets = 1};
-    struct decoder_config config = {0};
     struct trial_model m = {.dir = dir};
     int rc = 0;
 
-    TRY(decoder_config_load(dir, &config, err));
-    model_init(&m.model, &config);
+    model_init(&m.model, config);
     if (lora)
         TRY(model_adapt(&m.model, &adapters, err));
     *out = m;
@@ -32,14 +31,20 @@ out:
     return rc;
 }
 
+int trial_model_open(const char *dir, bool lora, struct trial_model *out, struct err *err)
+{
+    struct decoder_config config = {0};
+    int rc = decoder_config_load(dir, &config, err);
+    return rc ? rc : trial_model_init(&config, dir, lora, out, err);
+}
+
 void trial_model_close(struct trial_model *m)
 {
     model_fini(&m->model);
 }
 
-int trial_plan(const struct trial_model *m, const struct trial_job *job,
-               const struct trial_placement *place, struct device *device, struct plan **out,
-               struct err *err)
+struct plan_input trial_input(const struct trial_model *m, const struct trial_job *job,
+                              const struct trial_placement *place, struct device *device)
 {
     const struct decoder_config *c = &m->model.config;
     struct plan_input in = {.model = &m->model,
@@ -51,13 +56,21 @@ int trial_plan(const struct trial_model *m, const struct trial_job *job,
                             .micro_batch = job->micro_batch,
                             .micro_batches = job->micro_batches,
                             .seq_length = job->seq_length,
-                            .head_rows = 16,
+                            .head_rows = job->head_rows,
                             .hidden_dropout = job->dropout,
                             .embed_dropout = c->embed_dropout > 0 ? job->dropout : 0,
                             .attn_dropout = c->attn_dropout > 0 ? job->dropout : 0};
     memcpy(in.limit, place->limit, sizeof in.limit);
     for (int a = 0; a < AXIS_COUNT; a++)
         in.mesh.size[a] = 1;
+    return in;
+}
+
+int trial_plan(const struct trial_model *m, const struct trial_job *job,
+               const struct trial_placement *place, struct device *device, struct plan **out,
+               struct err *err)
+{
+    struct plan_input in = trial_input(m, job, place, device);
     return plan_build(&in, out, err);
 }
 
@@ -228,6 +241,7 @@ static int measured_steps(struct executor *e, struct device *d, const struct pla
                           struct err *err)
 {
     struct device_counters before = d->counters;
+    struct nvme_counters disk = executor_disk_counters(e);
     struct plan_simulation sim;
     int rc = 0;
 
@@ -235,6 +249,9 @@ static int measured_steps(struct executor *e, struct device *d, const struct pla
     TRY(train(e, p, job, first, out, err));
     out->link_bytes[LINK_H2D] = (int64_t)(d->counters.h2d_bytes - before.h2d_bytes);
     out->link_bytes[LINK_D2H] = (int64_t)(d->counters.d2h_bytes - before.d2h_bytes);
+    TRY(evaluate(e, p, out, err)); /* all queues are idle behind it, and it uses no disk */
+    out->link_bytes[LINK_DISK_READ] = (int64_t)(executor_disk_counters(e).read - disk.read);
+    out->link_bytes[LINK_DISK_WRITE] = (int64_t)(executor_disk_counters(e).written - disk.written);
     memcpy(out->planned_link_bytes, sim.link_bytes, sizeof sim.link_bytes);
 out:
     return rc;
@@ -263,10 +280,10 @@ static int run(const struct trial_model *m, const struct trial_job *job,
     TRY(executor_create(&config, &e, err));
     TRY(load(e, p, m, from, err));
     TRY(measured_steps(e, d, p, job, first, out, err));
-    TRY(evaluate(e, p, out, err));
     TRY(save(e, p, out, err));
-    out->device_peak = d->counters.device_peak;
-    out->host_peak = d->counters.host_peak;
+    out->peak[TIER_GPU] = d->counters.device_peak;
+    out->peak[TIER_HOST] = d->counters.host_peak;
+    out->peak[TIER_NVME] = executor_disk_counters(e).reserved;
 out:
     executor_destroy(e);
     comm_destroy(comm);

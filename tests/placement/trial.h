@@ -21,10 +21,9 @@ enum {
 
 /* What defines the numbers: the same for every placement. */
 struct trial_job {
-    const char *model_dir;
     enum device_kind device;
     enum dtype compute;
-    int64_t micro_batch, micro_batches, seq_length;
+    int64_t micro_batch, micro_batches, seq_length, head_rows;
     double dropout;
     double max_grad_norm; /* 0 = no clipping */
     bool bf16_moments;
@@ -48,7 +47,7 @@ struct trial_result {
     size_t weights_bytes;
     size_t claim[TIER_COUNT];
     struct plan_choices chosen;
-    size_t device_peak, host_peak;          /* counted */
+    size_t peak[TIER_COUNT];                /* counted */
     int64_t link_bytes[LINK_COUNT];         /* counted, of the training steps */
     int64_t planned_link_bytes[LINK_COUNT]; /* a step  */
 };
@@ -60,8 +59,14 @@ struct trial_model {
 };
 /* lora: adapters beside all linear layers, the weights frozen. */
 int trial_model_open(const char *dir, bool lora, struct trial_model *out, struct err *err);
+/* Likewise of another config, which is taken over, with the weights of `dir`. */
+int trial_model_init(struct decoder_config *config, const char *dir, bool lora,
+                     struct trial_model *out, struct err *err);
 void trial_model_close(struct trial_model *m);
 
+/* What the planner is asked. */
+struct plan_input trial_input(const struct trial_model *m, const struct trial_job *job,
+                              const struct trial_placement *place, struct device *device);
 /* Only the plan; free with plan_destroy. */
 int trial_plan(const struct trial_model *m, const struct trial_job *job,
                const struct trial_placement *place, struct device *device, struct plan **out,

@@ -16,6 +16,7 @@ struct nvme_file {
     char *directory;
     int fd;
     size_t bytes;
+    uint64_t read, written;
     bool direct, ring_open;
     struct io_uring ring;
 };
@@ -94,6 +95,11 @@ void nvme_file_destroy(struct nvme_file *f)
 bool nvme_file_is_direct(const struct nvme_file *f)
 {
     return f->direct;
+}
+
+struct nvme_counters nvme_file_counters(const struct nvme_file *f)
+{
+    return (struct nvme_counters){.read = f->read, .written = f->written, .reserved = f->bytes};
 }
 
 /* ---- moving ----------------------------------------------------------------------------------
@@ -211,6 +217,7 @@ static int move(struct nvme_file *f, bool write, char *at, size_t bytes, size_t 
            offset + bytes <= f->bytes);
     for (int k = 0; k < NVME_DEPTH; k++)
         t.free_pieces[k] = k;
+    *(write ? &f->written : &f->read) += bytes;
     return f->ring_open ? move_by_ring(&t, err) : move_plainly(&t, err);
 }
 

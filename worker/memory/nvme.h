@@ -16,6 +16,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "core/err.h"
 
@@ -28,6 +29,13 @@ struct nvme_file;
 int nvme_file_create(const char *directory, size_t bytes, struct nvme_file **out, struct err *err);
 void nvme_file_destroy(struct nvme_file *f);
 bool nvme_file_is_direct(const struct nvme_file *f);
+
+/* Bytes moved since it was created, and bytes reserved. Read while nothing is under way. */
+struct nvme_counters {
+    uint64_t read, written;
+    size_t reserved;
+};
+struct nvme_counters nvme_file_counters(const struct nvme_file *f);
 
 /* Blocking. A short or failed transfer is ERR_IO with the offset. */
 int nvme_file_read(struct nvme_file *f, void *to, size_t bytes, size_t offset, struct err *err);

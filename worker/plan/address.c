@@ -7,6 +7,7 @@
  */
 #include <assert.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "core/alloc.h"
 #include "kernels/device.h"
@@ -73,7 +74,7 @@ int32_t plan_add_operands(struct plan *p, struct block_operands o)
 struct span {
     int32_t place;
     int64_t first, last; /* instructions */
-    size_t bytes;
+    size_t bytes, offset;
 };
 
 static int larger(const void *a, const void *b)
@@ -115,8 +116,35 @@ static void find_spans(const struct plan *p, enum plan_list list, struct span *s
     }
 }
 
-/* `done`: spans laid out already, by ascending address. The lowest gap that holds s; returns where
- * in `done` it goes. */
+/* What is in use at the same time. */
+void plan_claim_floor(struct plan *p, enum plan_list list)
+{
+    struct span *spans = xcalloc((size_t)p->n_places, sizeof *spans);
+    int64_t n = p->lists[list].n + 2;
+    int64_t *change[TIER_COUNT], now[TIER_COUNT] = {0};
+
+    find_spans(p, list, spans);
+    for (int t = 0; t < TIER_COUNT; t++)
+        change[t] = xcalloc((size_t)n, sizeof *change[t]);
+    for (int64_t k = 0; k < p->n_places; k++) {
+        if (spans[k].bytes > 0) {
+            change[p->places[k].tier][spans[k].first] += (int64_t)spans[k].bytes;
+            change[p->places[k].tier][spans[k].last + 1] -= (int64_t)spans[k].bytes;
+        }
+    }
+    for (int t = 0; t < TIER_COUNT; t++) {
+        for (int64_t at = 0; at < n; at++) {
+            now[t] += change[t][at];
+            if (p->claim[t] < p->for_good[t] + (size_t)now[t])
+                p->claim[t] = p->for_good[t] + (size_t)now[t];
+        }
+        free(change[t]);
+    }
+    free(spans);
+}
+
+/* `done`: spans of one tier laid out already, by ascending address. The lowest gap that holds s;
+ * returns where in `done` it goes. */
 static int64_t find_gap(const struct plan *p, const struct span *done, int64_t n,
                         const struct span *s, size_t *offset)
 {
@@ -124,50 +152,64 @@ static int64_t find_gap(const struct plan *p, const struct span *done, int64_t n
     size_t at = round_up(p->for_good[place->tier], alignment(place));
     int64_t where = 0;
     for (int64_t k = 0; k < n; k++) {
-        const struct place *other = &p->places[done[k].place];
-        if (other->tier != place->tier || done[k].last < s->first || s->last < done[k].first)
+        if (done[k].last < s->first || s->last < done[k].first)
             continue;
-        if (at + s->bytes <= other->offset)
+        if (at + s->bytes <= done[k].offset)
             break;
-        if (at < other->offset + other->bytes)
-            at = round_up(other->offset + other->bytes, alignment(place));
+        if (at < done[k].offset + done[k].bytes)
+            at = round_up(done[k].offset + done[k].bytes, alignment(place));
     }
-    while (where < n && p->places[done[where].place].offset <= at)
+    while (where < n && done[where].offset <= at)
         where++;
     *offset = at;
     return where;
 }
 
-/* The staging place serves several lists, so it has one address: the lowest. */
 static void put(struct plan *p, struct span *done, int64_t *n, const struct span *s)
 {
     struct place *place = &p->places[s->place];
     int64_t where = find_gap(p, done, *n, s, &place->offset);
-    for (int64_t k = *n; k > where; k--)
-        done[k] = done[k - 1];
+    memmove(&done[where + 1], &done[where], (size_t)(*n - where) * sizeof *done);
     done[where] = *s;
+    done[where].offset = place->offset;
     (*n)++;
     if (p->claim[place->tier] < place->offset + place->bytes)
         p->claim[place->tier] = place->offset + place->bytes;
 }
 
-void plan_lay_out(struct plan *p, enum plan_list list)
+/* A tier that does not hold the list is not laid out to the end: its claim is too large already. */
+static void lay_out_tier(struct plan *p, enum plan_tier tier, const struct span *spans)
 {
-    struct span *spans = xcalloc((size_t)p->n_places, sizeof *spans);
+    struct span *todo = xcalloc((size_t)p->n_places, sizeof *todo);
     struct span *done = xcalloc((size_t)p->n_places, sizeof *done);
     int64_t n = 0, n_done = 0;
 
-    find_spans(p, list, spans);
-    if (spans[p->io.staging].bytes > 0) {
-        put(p, done, &n_done, &spans[p->io.staging]);
-        spans[p->io.staging].bytes = 0;
-    }
     for (int64_t k = 0; k < p->n_places; k++)
-        if (spans[k].bytes > 0)
-            spans[n++] = spans[k];
-    qsort(spans, (size_t)n, sizeof *spans, larger);
-    for (int64_t k = 0; k < n; k++)
-        put(p, done, &n_done, &spans[k]);
-    free(spans);
+        if (spans[k].bytes > 0 && p->places[k].tier == tier && k != p->io.staging)
+            todo[n++] = spans[k];
+    qsort(todo, (size_t)n, sizeof *todo, larger);
+    /* The staging place serves several lists, so it has one address: the lowest. */
+    if (spans[p->io.staging].bytes > 0 && tier == p->places[p->io.staging].tier)
+        put(p, done, &n_done, &spans[p->io.staging]);
+    for (int64_t k = 0; k < n && plan_over(p, tier) == 0; k++)
+        put(p, done, &n_done, &todo[k]);
+    free(todo);
     free(done);
+}
+
+size_t plan_over(const struct plan *p, enum plan_tier tier)
+{
+    size_t limit = p->in.limit[tier];
+    bool unlimited = limit == 0 && tier != TIER_NVME;
+    return unlimited || p->claim[tier] <= limit ? 0 : p->claim[tier] - limit;
+}
+
+void plan_lay_out(struct plan *p, enum plan_list list)
+{
+    struct span *spans = xcalloc((size_t)p->n_places, sizeof *spans);
+
+    find_spans(p, list, spans);
+    for (int t = 0; t < TIER_COUNT; t++)
+        lay_out_tier(p, t, spans);
+    free(spans);
 }

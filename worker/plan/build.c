@@ -35,7 +35,40 @@ static void set_shapes(struct plan *p)
         (struct block_shape){.B = 1, .T = in->seq_length, .head_rows = in->head_rows};
 }
 
-struct plan *plan_make(const struct plan_input *in, const struct plan_choices *choices)
+/* Layers of equal tensors and windows have equal sizes, but for the lowest that trains, whose
+ * backward ends there. */
+static bool alike(const struct model *m, int64_t a, int64_t b, int64_t lowest)
+{
+    const struct block_desc *x = &m->blocks[a], *y = &m->blocks[b];
+    const int64_t *window = m->config.window;
+
+    if (x->kind != BLOCK_LAYER || y->kind != BLOCK_LAYER || x->n_tensors != y->n_tensors ||
+        (window && window[x->layer] != window[y->layer]) || (a == lowest) != (b == lowest))
+        return false;
+    for (int64_t k = 0; k < x->n_tensors; k++) {
+        const struct tensor_desc *t = &m->tensors[x->tensors[k]], *u = &m->tensors[y->tensors[k]];
+        if (t->role != u->role || t->rows != u->rows || t->cols != u->cols ||
+            t->trainable != u->trainable)
+            return false;
+    }
+    return true;
+}
+
+static void measure_blocks(struct plan *p, enum plan_list list)
+{
+    const struct model *m = p->in.model;
+    struct block_bytes *sizes = xcalloc((size_t)m->n_blocks, sizeof *sizes);
+    int64_t lowest = model_first_trained(m);
+    p->sizes[list] = sizes;
+    for (int64_t b = 0; b < m->n_blocks; b++) {
+        int64_t like = b - 1;
+        while (like >= 0 && !alike(m, like, b, lowest))
+            like--;
+        sizes[b] = like >= 0 ? sizes[like] : block_sizes(m, b, &p->shapes[list], p->in.ops);
+    }
+}
+
+struct plan *plan_draft(const struct plan_input *in, const struct plan_choices *choices)
 {
     struct plan *p = xcalloc(1, sizeof *p);
     p->in = *in;
@@ -45,6 +78,8 @@ struct plan *plan_make(const struct plan_input *in, const struct plan_choices *c
                                     .master = in->bf16_master ? DT_BF16 : in->ops->master,
                                     .moment = in->bf16_moments ? DT_BF16 : in->ops->master};
     set_shapes(p);
+    for (int list = LIST_TRAIN; list <= LIST_SAMPLE; list++)
+        measure_blocks(p, list);
     plan_pack_chunks(p);
     plan_place_homes(p);
     plan_place_io(p);
@@ -53,6 +88,14 @@ struct plan *plan_make(const struct plan_input *in, const struct plan_choices *c
     plan_emit_forward(p, LIST_SAMPLE);
     plan_emit_moves(p, LIST_LOAD);
     plan_emit_moves(p, LIST_SAVE);
+    for (int list = 0; list < LIST_COUNT; list++)
+        plan_claim_floor(p, list);
+    return p;
+}
+
+struct plan *plan_make(const struct plan_input *in, const struct plan_choices *choices)
+{
+    struct plan *p = plan_draft(in, choices);
     for (int list = 0; list < LIST_COUNT; list++)
         plan_lay_out(p, list);
     return p;

@@ -77,21 +77,30 @@ void plan_emit_fetches(struct plan *p, enum plan_list list, const struct itinera
                        int32_t *param_at);
 void plan_emit_drops(struct plan *p, enum plan_list list, const struct itinerary *it, int64_t v,
                      int32_t *param_at);
-int32_t plan_scratch(struct plan *p, enum plan_list list, int64_t block, bool backward);
 size_t plan_boundary_bytes(const struct plan *p, enum plan_list list);
 
-/* address.c: behind what is there for good. Raises the claim. */
+/* address.c. The floor: no layout of the list claims less. */
+void plan_claim_floor(struct plan *p, enum plan_list list);
+/* Addresses, behind what is there for good. Raises the claim; a tier whose limit does not hold it
+ * claims more than the limit, and its places have no addresses then. */
 void plan_lay_out(struct plan *p, enum plan_list list);
+/* Bytes that the claim is over the tier's limit. */
+size_t plan_over(const struct plan *p, enum plan_tier tier);
 /* waits.c */
 void plan_insert_waits(struct plan *p, enum plan_list list);
 
-/* The plan with these choices, none of them PLAN_AUTO: places with addresses, lists without waits,
- * not verified. */
+/* The plan with these choices, none of them PLAN_AUTO: places without addresses, so that the claim
+ * is but a floor; lists without waits, not verified. */
+struct plan *plan_draft(const struct plan_input *in, const struct plan_choices *choices);
+/* Likewise with addresses. */
 struct plan *plan_make(const struct plan_input *in, const struct plan_choices *choices);
 /* search.c: the plan for this input, likewise; ERR_DEVICE_OOM when nothing fits. */
 int plan_choose(const struct plan_input *in, struct plan **out, struct err *err);
 
-/* time.c: seconds that a list takes on a machine, pass behind pass, and the bound that no order of
+/* time.c: no order of the list's instructions takes less than this. */
+double plan_time_bound(const struct plan *p, enum plan_list list,
+                       const struct device_profile *profile);
+/* Seconds that a list takes on a machine, pass behind pass, and the bound that no order of
  * the same instructions can beat. Waits have been inserted. */
 void plan_time(const struct plan *p, enum plan_list list, const struct device_profile *profile,
                double *seconds, double *bound);

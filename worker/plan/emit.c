@@ -28,6 +28,8 @@ struct emit {
     int32_t *x_host;                  /* likewise in host memory, NO_PLACE = it stays         */
     int32_t *saved_at;                /* likewise: saved tensors kept for backward            */
     int32_t *d_at;                    /* by micro-batch: the gradient on its way down         */
+    int32_t scratch, remade;          /* that a visit's micro-batches share: work space, and  */
+                                      /* saved tensors that are made again                    */
     int64_t arrived;                  /* chunks spilled so far                                */
     bool *updated;                    /* by chunk                                             */
     struct instr staged[STAGE_AHEAD]; /* updates whose state is on its way from the disk */
@@ -102,9 +104,23 @@ static bool keeps_saved(const struct emit *e, int64_t block)
 
 static int32_t add_saved(struct emit *e, int64_t block)
 {
-    struct plan *p = e->p;
-    size_t bytes = block_sizes(p->in.model, block, &p->shapes[LIST_TRAIN], p->in.ops).saved;
-    return bytes > 0 ? plan_add_place(p, TIER_GPU, PURPOSE_ACTIVATIONS, bytes, false) : NO_PLACE;
+    size_t bytes = e->p->sizes[LIST_TRAIN][block].saved;
+    return bytes > 0 ? plan_add_place(e->p, TIER_GPU, PURPOSE_ACTIVATIONS, bytes, false) : NO_PLACE;
+}
+
+/* What the micro-batches of a visit use one after the other. */
+static void share_places(struct emit *e, const struct visit *v)
+{
+    const struct block_bytes *s = &e->p->sizes[LIST_TRAIN][v->block];
+    bool head = v->block == e->n_blocks - 1; /* its forward is part of its backward */
+    bool remake = head || !keeps_saved(e, v->block);
+    size_t scratch = v->backward ? s->backward_scratch : s->forward_scratch;
+
+    if (v->backward && remake && !head && scratch < s->forward_scratch)
+        scratch = s->forward_scratch;
+    e->scratch =
+        scratch > 0 ? plan_add_place(e->p, TIER_GPU, PURPOSE_WORKSPACE, scratch, false) : NO_PLACE;
+    e->remade = remake ? add_saved(e, v->block) : NO_PLACE;
 }
 
 static int32_t add_boundary(struct emit *e, enum plan_tier tier)
@@ -152,7 +168,7 @@ static void add_block(struct emit *e, enum instr_op op, int64_t block, int64_t m
                       struct block_operands o)
 {
     struct instr i = instr_make(op, QUEUE_COMPUTE);
-    o.scratch = plan_scratch(e->p, LIST_TRAIN, block, op == INSTR_BACKWARD);
+    o.scratch = e->scratch;
     i.block = (int32_t)block;
     i.micro = (int32_t)micro;
     i.operands = plan_add_operands(e->p, o);
@@ -169,9 +185,7 @@ static void forward(struct emit *e, int64_t block, int64_t micro)
     struct block_operands o = plan_operands(e->p, block, e->param_at);
     o.x = e->x_at[at];
     o.y = e->x_at[above] = add_boundary(e, TIER_GPU);
-    o.saved = add_saved(e, block);
-    if (keeps_saved(e, block))
-        e->saved_at[at] = o.saved;
+    o.saved = keeps_saved(e, block) ? (e->saved_at[at] = add_saved(e, block)) : e->remade;
     add_block(e, INSTR_FORWARD, block, micro, o);
     save_boundary(e, block + 1, micro);
 }
@@ -183,8 +197,7 @@ static void backward(struct emit *e, int64_t block, int64_t micro)
     struct block_operands o = plan_operands(p, block, e->param_at);
 
     o.x = e->x_at[at];
-    o.saved =
-        keeps_saved(e, block) && block < e->n_blocks - 1 ? e->saved_at[at] : add_saved(e, block);
+    o.saved = keeps_saved(e, block) && block < e->n_blocks - 1 ? e->saved_at[at] : e->remade;
     if (!keeps_saved(e, block))
         add_block(e, INSTR_FORWARD, block, micro, o);
     for (int32_t k = 0; k < o.n_chunks; k++)
@@ -373,6 +386,7 @@ static void visit(struct emit *e, int64_t v)
     const struct visit *now = &e->it.visits[v];
     plan_emit_fetches(e->p, LIST_TRAIN, &e->it, v, e->param_at);
     begin_gradients(e, v);
+    share_places(e, now);
     for (int64_t m = now->first_micro; m < now->first_micro + now->n_micro; m++) {
         load_next_boundary(e, v, m);
         if (now->backward)

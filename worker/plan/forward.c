@@ -58,10 +58,9 @@ void plan_emit_drops(struct plan *p, enum plan_list list, const struct itinerary
     }
 }
 
-int32_t plan_scratch(struct plan *p, enum plan_list list, int64_t block, bool backward)
+static int32_t add_scratch(struct plan *p, enum plan_list list, int64_t block)
 {
-    struct block_bytes s = block_sizes(p->in.model, block, &p->shapes[list], p->in.ops);
-    size_t bytes = backward ? s.backward_scratch : s.forward_scratch;
+    size_t bytes = p->sizes[list][block].forward_scratch;
     return bytes > 0 ? plan_add_place(p, TIER_GPU, PURPOSE_WORKSPACE, bytes, false) : NO_PLACE;
 }
 
@@ -89,7 +88,7 @@ void plan_emit_forward(struct plan *p, enum plan_list list)
         if (b < n - 1)
             o.y = plan_add_place(p, TIER_GPU, PURPOSE_ACTIVATIONS, plan_boundary_bytes(p, list),
                                  false);
-        o.scratch = plan_scratch(p, list, b, false);
+        o.scratch = add_scratch(p, list, b);
         before = o.y;
         struct instr i = instr_make(INSTR_FORWARD, QUEUE_COMPUTE);
         i.block = (int32_t)b;

@@ -40,6 +40,8 @@ void plan_destroy(struct plan *p)
         instr_list_fini(&p->lists[l]);
     for (int64_t c = 0; p->chunk && c < p->chunks.n_chunks; c++)
         free(p->chunk[c].slices);
+    for (int l = 0; l < LIST_COUNT; l++)
+        free(p->sizes[l]);
     free(p->chunk);
     chunk_set_fini(&p->chunks);
     free(p->places);

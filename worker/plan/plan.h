@@ -126,6 +126,7 @@ struct plan {
     struct plan_input in;
     struct plan_choices chosen;
     struct block_shape shapes[LIST_COUNT]; /* of TRAIN, EVAL and SAMPLE */
+    struct block_bytes *sizes[LIST_COUNT]; /* by block: of the same lists */
     struct chunk_set chunks;
     struct chunk_types types;
     struct plan_chunk *chunk; /* by chunk */

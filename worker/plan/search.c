@@ -7,7 +7,9 @@
 #include <assert.h>
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
+#include "worker/memory/nvme.h"
 #include "worker/plan/build.h"
 
 /* Where no machine has been measured: an H100 with 16 cores. It only ranks plans. */
@@ -28,30 +30,22 @@ struct search {
     int64_t n_chunks, layers, largest_chunk;
     struct plan *best; /* or NULL */
     double best_seconds;
-    size_t least[TIER_COUNT]; /* claims of the plan that came nearest to fitting */
-    double least_over;        /* by how much it did not: share of the limits     */
+    struct plan_choices nearest; /* of the plan that came nearest to fitting   */
+    double least_over;           /* by how much it did not: share of the limits */
 };
 
 /* ---- one plan -----------------------------------------------------------------------------------
  */
 
-static size_t over(const struct plan *p, enum plan_tier t)
-{
-    size_t limit = p->in.limit[t];
-    bool unlimited = limit == 0 && t != TIER_NVME;
-    return unlimited || p->claim[t] <= limit ? 0 : p->claim[t] - limit;
-}
-
 static void remember_nearest(struct search *s, const struct plan *p)
 {
     double sum = 0;
     for (int t = 0; t < TIER_COUNT; t++)
-        sum += (double)over(p, t) / (double)(p->in.limit[t] + 1);
+        sum += (double)plan_over(p, t) / (double)(p->in.limit[t] + 1);
     if (sum == 0 || sum >= s->least_over)
         return;
     s->least_over = sum;
-    for (int t = 0; t < TIER_COUNT; t++)
-        s->least[t] = p->claim[t];
+    s->nearest = p->chosen;
 }
 
 /* The caller's choices win. */
@@ -75,13 +69,14 @@ static struct plan_choices forced(const struct search *s, struct plan_choices c)
     return c;
 }
 
-static bool fits_in(struct search *s, struct plan_choices c, unsigned tiers)
+/* Does the plan claim no more than the limits of these tiers? In a draft: might it? */
+static bool fits_in(struct search *s, struct plan_choices c, unsigned tiers, bool draft)
 {
     c = forced(s, c);
-    struct plan *p = plan_make(s->in, &c);
+    struct plan *p = draft ? plan_draft(s->in, &c) : plan_make(s->in, &c);
     bool fits = true;
     for (int t = 0; t < TIER_COUNT; t++)
-        fits = fits && (!(tiers >> t & 1) || over(p, t) == 0);
+        fits = fits && (!(tiers >> t & 1) || plan_over(p, t) == 0);
     remember_nearest(s, p);
     plan_destroy(p);
     return fits;
@@ -93,39 +88,38 @@ enum {
     NOT_GPU = ALL_TIERS - GPU_ONLY
 };
 
-/* The largest value of a member up to `high` with which the plan fits; `low` does. */
-static int64_t most_that_fits(struct search *s, struct plan_choices *c, int64_t *member,
-                              int64_t low, int64_t high, unsigned tiers)
+/* The value next to `bad`, towards `good` and up to it, with which the plan fits, found by halving
+ * the distance; `good` does fit, `bad` does not. */
+static int64_t halve(struct search *s, struct plan_choices *c, int64_t *member, int64_t good,
+                     int64_t bad, unsigned tiers, bool draft)
 {
-    *member = high;
-    if (low >= high || fits_in(s, *c, tiers))
-        return *member;
-    while (high - low > 1) {
-        *member = low + (high - low) / 2;
-        if (fits_in(s, *c, tiers))
-            low = *member;
+    while (good - bad > 1 || bad - good > 1) {
+        *member = good + (bad - good) / 2;
+        if (fits_in(s, *c, tiers, draft))
+            good = *member;
         else
-            high = *member;
+            bad = *member;
     }
-    return *member = low;
+    return *member = good;
 }
 
-/* The smallest value of a member with which the plan fits; -1 = none up to `high`. */
-static int64_t least_that_fits(struct search *s, struct plan_choices *c, int64_t *member,
-                               int64_t high, unsigned tiers)
+/* The value of a member nearest to `best` with which the plan fits; `good` does. Drafts, which are
+ * quickly made, say where to look: a plan needs little more than its draft. */
+static int64_t best_that_fits(struct search *s, struct plan_choices *c, int64_t *member,
+                              int64_t good, int64_t best, unsigned tiers)
 {
-    int64_t low = -1; /* does not fit */
-    *member = high;
-    if (!fits_in(s, *c, tiers))
-        return -1;
-    while (high - low > 1) {
-        *member = low + (high - low) / 2;
-        if (fits_in(s, *c, tiers))
-            high = *member;
-        else
-            low = *member;
+    int64_t step = best < good ? 1 : -1;
+    *member = best;
+    if (best != good && !fits_in(s, *c, tiers, true))
+        halve(s, c, member, good, best, tiers, true);
+    for (int k = 0; k < 3; k++) {
+        if (*member == good || fits_in(s, *c, tiers, false))
+            return *member;
+        *member += step;
     }
-    return *member = high;
+    if (*member == good || fits_in(s, *c, tiers, false))
+        return *member;
+    return halve(s, c, member, good, *member, tiers, false);
 }
 
 /* Keep the plan if it fits and is the fastest so far. */
@@ -135,7 +129,7 @@ static bool consider(struct search *s, struct plan_choices c)
     c = forced(s, c);
     struct plan *p = plan_make(s->in, &c);
     for (int t = 0; t < TIER_COUNT; t++) {
-        if (over(p, t) > 0) {
+        if (plan_over(p, t) > 0) {
             plan_destroy(p);
             return false;
         }
@@ -155,7 +149,9 @@ static bool consider(struct search *s, struct plan_choices c)
 /* ---- kinds of plans -----------------------------------------------------------------------------
  */
 
-/* Everything resident: as many layers as fit keep their saved tensors. */
+/* Everything resident: as many layers as fit keep their saved tensors. Micro-batch after
+ * micro-batch needs the fewest boundary activations; all of them at once, the fewest gradients
+ * beside activations. */
 static void search_resident(struct search *s, struct plan_choices c)
 {
     c.group = 1;
@@ -165,36 +161,81 @@ static void search_resident(struct search *s, struct plan_choices c)
         if (consider(s, c))
             return;
     c.cheap = 0;
-    for (int64_t offload = 0; offload <= 1; offload++) {
-        c.offload_boundaries = offload;
+    for (int k = 0; k < 4; k++) {
+        c.group = k < 2 ? 1 : s->in->micro_batches;
+        c.offload_boundaries = k % 2;
         c.keep = 0;
-        if (!fits_in(s, c, ALL_TIERS))
+        if (!fits_in(s, c, ALL_TIERS, false))
             continue;
-        most_that_fits(s, &c, &c.keep, 0, s->layers, ALL_TIERS);
+        best_that_fits(s, &c, &c.keep, 0, s->layers, ALL_TIERS);
         consider(s, c);
     }
 }
 
-/* With group, kept layers and boundaries given. */
-static void search_split(struct search *s, struct plan_choices c)
+/* Is even the least that such a plan takes, with no parameter fetched twice in vain, too long? */
+static bool hopeless(const struct search *s, struct plan_choices c, int64_t visits)
+{
+    c.turn = visits;
+    c = forced(s, c);
+    struct plan *p = plan_draft(s->in, &c);
+    bool too_long = s->best && plan_time_bound(p, LIST_TRAIN, s->profile) >= s->best_seconds;
+    plan_destroy(p);
+    return too_long;
+}
+
+/* Could another number of states on the disk do? What passes through host memory on its way there
+ * may take more of it than a small state that stays. */
+static bool nearly_fits(const struct search *s, struct plan_choices c)
+{
+    c = forced(s, c);
+    struct plan *p = plan_draft(s->in, &c);
+    size_t passing = 4 * (chunk_state_bytes(p->types, c.slice) + NVME_ALIGN);
+    bool near = plan_over(p, TIER_HOST) <= passing;
+    plan_destroy(p);
+    return near;
+}
+
+/* As few states on the disk as the other tiers leave. */
+static bool search_disk(struct search *s, struct plan_choices *c)
+{
+    int64_t most = s->n_chunks - c->resident;
+    if (fits_in(s, *c, NOT_GPU, false))
+        return true;
+    if (s->in->limit[TIER_NVME] == 0)
+        return false;
+    c->nvme = most;
+    if (fits_in(s, *c, NOT_GPU, false)) {
+        best_that_fits(s, c, &c->nvme, most, 0, NOT_GPU);
+        return true;
+    }
+    if (!nearly_fits(s, *c))
+        return false;
+    while (--c->nvme > 0)
+        if (fits_in(s, *c, NOT_GPU, false))
+            return true;
+    return false;
+}
+
+/* With group, kept layers and boundaries given. False: not even with nothing else on the gpu. */
+static bool search_split(struct search *s, struct plan_choices c)
 {
     int64_t last = s->n_chunks - 1;
-    if (!fits_in(s, c, GPU_ONLY))
-        return;
-    if (s->in->policy == PLACE_AUTO)
-        most_that_fits(s, &c, &c.resident, 0, last, GPU_ONLY);
-    if (!fits_in(s, c, NOT_GPU) &&
-        (s->in->limit[TIER_NVME] == 0 ||
-         least_that_fits(s, &c, &c.nvme, s->n_chunks - c.resident, NOT_GPU) < 0))
-        return;
+    c.early = s->in->clip ? 0 : s->n_chunks; /* gradients leave soon */
     int64_t visits = 2 * s->in->model->n_blocks * ((s->in->micro_batches + c.group - 1) / c.group);
-    most_that_fits(s, &c, &c.turn, 0, visits, ALL_TIERS);
-    most_that_fits(s, &c, &c.cheap, 0, 1, ALL_TIERS);
+    if (!fits_in(s, c, GPU_ONLY, false))
+        return false;
+    if (s->in->policy == PLACE_AUTO)
+        best_that_fits(s, &c, &c.resident, 0, last, GPU_ONLY);
+    if (!search_disk(s, &c) || hopeless(s, c, visits))
+        return true;
+    best_that_fits(s, &c, &c.turn, 0, visits, ALL_TIERS);
+    best_that_fits(s, &c, &c.cheap, 0, 1, ALL_TIERS);
     consider(s, c);
-    if (!s->in->clip) {
-        c.early = s->n_chunks;
+    if (c.early > 0) {
+        c.early = 0;
         consider(s, c);
     }
+    return true;
 }
 
 static void search_splits(struct search *s, struct plan_choices c)
@@ -205,8 +246,8 @@ static void search_splits(struct search *s, struct plan_choices c)
             int64_t before = -1;
             for (int64_t k = 0; k <= KEEP_STEPS; k++) {
                 c.keep = s->layers * k / KEEP_STEPS;
-                if (c.keep != before)
-                    search_split(s, c);
+                if (c.keep != before && !search_split(s, c))
+                    break;
                 before = c.keep;
             }
         }
@@ -259,19 +300,32 @@ static void advise(const struct plan_input *in, char *out, size_t cap)
     }
 }
 
+/* What the nearest plan claims when no limit breaks off its making. */
+static void nearest_claims(const struct search *s, size_t out[TIER_COUNT])
+{
+    struct plan_input in = *s->in;
+    for (int t = 0; t < TIER_COUNT; t++)
+        in.limit[t] = SIZE_MAX;
+    struct plan *p = plan_make(&in, &s->nearest);
+    memcpy(out, p->claim, sizeof p->claim);
+    plan_destroy(p);
+}
+
 static int refuse(const struct search *s, bool advice, struct err *err)
 {
     char change[192] = "raise the limit";
     enum plan_tier t = TIER_GPU;
+    size_t least[TIER_COUNT];
+    nearest_claims(s, least);
     for (int k = TIER_COUNT - 1; k >= 0; k--)
-        if ((s->in->limit[k] > 0 || k == TIER_NVME) && s->least[k] > s->in->limit[k])
+        if ((s->in->limit[k] > 0 || k == TIER_NVME) && least[k] > s->in->limit[k])
             t = (enum plan_tier)k;
     if (advice)
         advise(s->in, change, sizeof change);
     int rc = err_set(err, ERR_DEVICE_OOM,
                      "the job needs %.1f MiB of %s memory and may use %.1f MiB, %.1f MiB short; %s",
-                     mib(s->least[t]), plan_tier_name(t), mib(s->in->limit[t]),
-                     mib(s->least[t] - s->in->limit[t]), change);
+                     mib(least[t]), plan_tier_name(t), mib(s->in->limit[t]),
+                     mib(least[t] - s->in->limit[t]), change);
     return err_set_reason(err, rc, "insufficient_memory");
 }
 

@@ -206,6 +206,18 @@ static double lower_bound(const struct plan *p, const struct instr_list *l, cons
     return most;
 }
 
+double plan_time_bound(const struct plan *p, enum plan_list list,
+                       const struct device_profile *profile)
+{
+    const struct instr_list *l = &p->lists[list];
+    double *alone = xcalloc((size_t)l->n + 1, sizeof *alone);
+    for (int64_t n = 0; n < l->n; n++)
+        alone[n] = instr_seconds(p, list, &l->items[n], profile);
+    double bound = lower_bound(p, l, alone);
+    free(alone);
+    return bound;
+}
+
 void plan_time(const struct plan *p, enum plan_list list, const struct device_profile *profile,
                double *seconds, double *bound)
 {

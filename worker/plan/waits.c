@@ -1,6 +1,7 @@
 /*
  * What each instruction waits for, from the places that instructions touch: a reader waits for the
- * last writers of every place that shares memory with its own, a writer for the last readers too.
+ * place's last writers, a writer for its last readers too, and the first to touch a place for
+ * whatever was done to those that had its addresses before.
  * The training list is cyclic, so it is walked twice; what the second walk still finds in the first
  * one are the waits for the pass before. A wait that others imply is left out.
  */
@@ -16,6 +17,15 @@ struct clock {
     int64_t at[QUEUE_COUNT];
 };
 
+/* A tier's addresses, cut at the ends of all places: each range has one owner at a time, the place
+ * that was touched there last. A place that comes into use waits for all that its ranges' owners
+ * did; those waited for the owners before them. */
+struct ranges {
+    size_t *cut;    /* addresses, ascending */
+    int32_t *owner; /* by range [cut[k], cut[k + 1]) */
+    int64_t n;
+};
+
 struct waits {
     struct plan *p;
     enum plan_list list;
@@ -23,7 +33,8 @@ struct waits {
     struct clock *read, *write; /* by place: the last that touched it      */
     struct clock *known;        /* by instruction: done before it is done  */
     struct clock queue[QUEUE_COUNT];
-    int32_t **shares; /* by place: those that share addresses, itself first; ends with -1 */
+    bool *used; /* by place: by this list */
+    struct ranges ranges[TIER_COUNT];
 };
 
 static const struct clock never = {{-1, -1, -1, -1, -1, -1}};
@@ -35,58 +46,88 @@ static void clock_join(struct clock *a, const struct clock *b)
             a->at[q] = b->at[q];
 }
 
-static bool share(const struct place *a, const struct place *b)
+/* ---- addresses ----------------------------------------------------------------------------------
+ */
+
+static int by_offset(const void *a, const void *b)
 {
-    return a->tier == b->tier && a->offset < b->offset + b->bytes &&
-           b->offset < a->offset + a->bytes;
+    const size_t *x = a, *y = b;
+    return *x < *y ? -1 : *x > *y;
 }
 
-/* Places that the list touches; those of other lists have other times. */
-static void find_shares(struct waits *w)
+static void cut_addresses(struct waits *w)
 {
-    struct plan *p = w->p;
-    int32_t *used = xcalloc((size_t)p->n_places, sizeof *used), *row;
-    bool *seen = xcalloc((size_t)p->n_places, sizeof *seen);
-    int64_t n_used = 0;
+    const struct plan *p = w->p;
+    for (int t = 0; t < TIER_COUNT; t++) {
+        struct ranges *r = &w->ranges[t];
+        r->cut = xcalloc((size_t)p->n_places * 2 + 1, sizeof *r->cut);
+        for (int64_t k = 0; k < p->n_places; k++) {
+            if (p->places[k].tier != (enum plan_tier)t || !w->used[k])
+                continue;
+            r->cut[r->n++] = p->places[k].offset;
+            r->cut[r->n++] = p->places[k].offset + p->places[k].bytes;
+        }
+        qsort(r->cut, (size_t)r->n, sizeof *r->cut, by_offset);
+        r->owner = xcalloc((size_t)r->n + 1, sizeof *r->owner);
+        for (int64_t k = 0; k < r->n; k++)
+            r->owner[k] = NO_PLACE;
+    }
+}
 
+/* The list's places; those of other lists have other times. */
+static void find_used(struct waits *w)
+{
+    const struct instr_list *l = &w->p->lists[w->list];
     for (int64_t n = 0; n < w->n; n++) {
         struct touch t[INSTR_MAX_TOUCHES];
-        int n_touches = instr_touches(p, w->list, &p->lists[w->list].items[n], t);
-        for (int k = 0; k < n_touches; k++) {
-            if (!seen[t[k].place])
-                used[n_used++] = t[k].place;
-            seen[t[k].place] = true;
-        }
+        int n_touches = instr_touches(w->p, w->list, &l->items[n], t);
+        for (int k = 0; k < n_touches; k++)
+            w->used[t[k].place] = true;
     }
-    row = xcalloc((size_t)n_used + 1, sizeof *row);
-    for (int64_t a = 0; a < n_used; a++) {
-        const struct place *place = &p->places[used[a]];
-        int64_t n = 1;
-        row[0] = used[a];
-        for (int64_t b = 0; b < n_used && !place->persistent; b++)
-            if (b != a && share(place, &p->places[used[b]]))
-                row[n++] = used[b];
-        w->shares[used[a]] = xcalloc((size_t)n + 1, sizeof *row);
-        memcpy(w->shares[used[a]], row, (size_t)n * sizeof *row);
-        w->shares[used[a]][n] = -1;
+}
+
+/* The first range of a place. */
+static int64_t first_range(const struct ranges *r, size_t offset)
+{
+    int64_t low = 0, high = r->n;
+    while (low < high) {
+        int64_t middle = low + (high - low) / 2;
+        if (r->cut[middle] < offset)
+            low = middle + 1;
+        else
+            high = middle;
     }
-    free(row);
-    free(used);
-    free(seen);
+    return low;
+}
+
+/* The place takes over its addresses; *c also waits for whatever was done to what lay there. */
+static void take_over(struct waits *w, int32_t place, struct clock *c)
+{
+    const struct place *at = &w->p->places[place];
+    struct ranges *r = &w->ranges[at->tier];
+    int32_t before = place;
+    for (int64_t k = first_range(r, at->offset); r->cut[k] < at->offset + at->bytes; k++) {
+        int32_t owner = r->owner[k];
+        r->owner[k] = place;
+        if (owner == NO_PLACE || owner == place || owner == before)
+            continue;
+        clock_join(c, &w->write[owner]);
+        clock_join(c, &w->read[owner]);
+        before = owner;
+    }
 }
 
 /* What must be done before instruction i begins. */
-static struct clock needs(const struct waits *w, const struct instr *i)
+static struct clock needs(struct waits *w, const struct instr *i)
 {
     struct touch t[INSTR_MAX_TOUCHES];
     int n = instr_touches(w->p, w->list, i, t);
     struct clock c = never;
     for (int k = 0; k < n; k++) {
-        for (const int32_t *s = w->shares[t[k].place]; *s >= 0; s++) {
-            clock_join(&c, &w->write[*s]);
-            if (t[k].writes)
-                clock_join(&c, &w->read[*s]);
-        }
+        clock_join(&c, &w->write[t[k].place]);
+        if (t[k].writes)
+            clock_join(&c, &w->read[t[k].place]);
+        take_over(w, t[k].place, &c);
     }
     return c;
 }
@@ -138,17 +179,20 @@ void plan_insert_waits(struct plan *p, enum plan_list list)
     w.read = xcalloc((size_t)p->n_places, sizeof *w.read);
     w.write = xcalloc((size_t)p->n_places, sizeof *w.write);
     w.known = xcalloc((size_t)(w.n * passes) + 1, sizeof *w.known);
-    w.shares = xcalloc((size_t)p->n_places, sizeof *w.shares);
+    w.used = xcalloc((size_t)p->n_places, sizeof *w.used);
     for (int64_t k = 0; k < p->n_places; k++)
         w.read[k] = w.write[k] = never;
     for (int q = 0; q < QUEUE_COUNT; q++)
         w.queue[q] = never;
-    find_shares(&w);
+    find_used(&w);
+    cut_addresses(&w);
     for (int64_t pass = 0; pass < passes; pass++)
         walk(&w, pass);
-    for (int64_t k = 0; k < p->n_places; k++)
-        free(w.shares[k]);
-    free(w.shares);
+    for (int t = 0; t < TIER_COUNT; t++) {
+        free(w.ranges[t].cut);
+        free(w.ranges[t].owner);
+    }
+    free(w.used);
     free(w.read);
     free(w.write);
     free(w.known);

@@ -279,3 +279,8 @@ int executor_logits(struct executor *e, int64_t position, float *logits, struct 
 out:
     return rc;
 }
+
+struct nvme_counters executor_disk_counters(struct executor *e)
+{
+    return e->nvme ? nvme_file_counters(e->nvme) : (struct nvme_counters){0};
+}

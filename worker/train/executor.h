@@ -19,6 +19,7 @@
 
 #include "core/err.h"
 #include "kernels/device.h"
+#include "worker/memory/nvme.h"
 #include "worker/parallel/comm.h"
 #include "worker/plan/plan.h"
 #include "worker/text/dataset.h"
@@ -74,5 +75,8 @@ typedef int (*payload_fn)(void *ud, int64_t chunk, enum payload payload, void *h
                           struct err *err);
 int executor_transfer(struct executor *e, enum plan_list list, payload_fn fn, void *ud,
                       struct err *err);
+
+/* What the disk tier has carried; zeros when the plan has none. No step may be in flight. */
+struct nvme_counters executor_disk_counters(struct executor *e);
 
 #endif

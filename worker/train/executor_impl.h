@@ -7,7 +7,6 @@
 #define CASTOR_WORKER_TRAIN_EXECUTOR_IMPL_H
 
 #include "worker/memory/arena.h"
-#include "worker/memory/nvme.h"
 #include "worker/train/executor.h"
 #include "worker/train/host_queue.h"
 #include "worker/train/update_pool.h"

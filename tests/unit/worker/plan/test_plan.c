@@ -132,8 +132,10 @@ Test(plan, refuses_what_does_not_fit_and_accepts_what_just_does)
     cr_expect_eq(p->chosen.cheap, 0);
     cr_expect_lt(p->claim[TIER_GPU], most);
     plan_destroy(p);
-    /* With nothing kept for backward, the smallest there is. */
+    /* With nothing kept for backward, and gradients of a layer gone before the next one's, the
+     * smallest there is. */
     r.in.force.keep = r.in.force.cheap = 0;
+    r.in.force.group = 2;
     r.in.force.offload_boundaries = 1;
     p = build(&r);
     size_t need = p->claim[TIER_GPU];
