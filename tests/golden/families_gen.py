@@ -74,7 +74,11 @@ CASES = {
                                            rotary_dim=8, **TOKENS))},
     "phi": {"plain": (tf.PhiConfig, dict(NEOX, rope_parameters=dict(NEOX["rope_parameters"],
                                                                     partial_rotary_factor=0.5)))},
-    "bloom": {"plain": (tf.BloomConfig, dict(vocab_size=41, hidden_size=24, n_layer=2, n_head=3, **TOKENS))},
+    "bloom": {
+        "plain": (tf.BloomConfig, dict(vocab_size=41, hidden_size=24, n_layer=2, n_head=3, **TOKENS)),
+        "stream": (tf.BloomConfig, dict(vocab_size=41, hidden_size=24, n_layer=2, n_head=3,
+                                        apply_residual_connection_post_layernorm=True, **TOKENS)),
+    },
     "falcon": {
         "single": (tf.FalconConfig, FALCON),
         "grouped": (tf.FalconConfig, dict(FALCON, new_decoder_architecture=True, num_ln_in_parallel_attn=1,

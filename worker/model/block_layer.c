@@ -4,6 +4,7 @@
  *   pre-norm:   mid = x + attn(norm1 x);  y = mid + mlp(norm2 mid)
  *   post-norm:  mid = x + attn(x), a = norm1 mid;  last = a + mlp(a), y = norm2 last
  *   sandwich:   mid = x + norm(attn(norm1 x));  y = mid + norm(mlp(norm2 mid))
+ *   stream:     a = norm1 x, mid = a + attn(a);  b = norm2 mid, y = b + mlp(b)
  *   parallel:   y = x + attn(norm1 x) + mlp(norm1 x or norm2 x)
  *
  * Kept for backward: qkv, attention's output and log-sums, mid (not in parallel layers), the MLP's
@@ -48,6 +49,11 @@ static bool is_post(const struct block_ctx *c)
 static bool is_sandwich(const struct block_ctx *c)
 {
     return c->cfg->norm_place == NORM_PLACE_SANDWICH;
+}
+
+static bool is_stream(const struct block_ctx *c)
+{
+    return c->cfg->norm_place == NORM_PLACE_STREAM;
 }
 
 static bool is_parallel(const struct block_ctx *c)
@@ -268,12 +274,12 @@ static int rest_sequential(struct block_ctx *c, const struct layer_kept *k,
                            const struct layer_norm_buf *shared, void *act)
 {
     const struct layer_norm_buf *norm = mlp_norm_buf(c, k, shared);
-    bool post = is_post(c);
+    bool post = is_post(c), normed = post || is_stream(c);
     int rc = 0;
 
-    TRY(project_out(c, k, c->r->x, k->mid));
+    TRY(project_out(c, k, is_stream(c) ? shared->out : c->r->x, k->mid));
     TRY(norm_to(c, mlp_norm(c), k->mid, norm, norm->out));
-    TRY(mlp_forward(c, norm->out, k, act, post ? norm->out : k->mid, post ? k->last : c->r->y));
+    TRY(mlp_forward(c, norm->out, k, act, normed ? norm->out : k->mid, post ? k->last : c->r->y));
     if (post && (c->r->y != NULL || c->dry))
         TRY(norm_to(c, LAYER_NORM2, k->last, norm, c->r->y));
 out:
@@ -605,6 +611,27 @@ out:
     return rc;
 }
 
+/* What comes out of a norm is both the stream and what reads it: their gradients add up. */
+static int backward_stream(struct block_ctx *c, const struct layer_kept *k, struct layer_back *b,
+                           const void *dy, void *dx)
+{
+    int rc = 0;
+
+    TRY(recall_norm(c, k, b, LAYER_NORM2, k->mid));
+    TRY(mlp_backward(c, k, b, dy, b->dnorm));
+    TRY(add_streams(c, b->dnorm, dy, b->dnorm));
+    TRY(norm_backward(c, b, LAYER_NORM2, k->mid, b->dnorm, NULL, b->dlast));
+    TRY(recall_norm(c, k, b, LAYER_NORM1, c->r->x));
+    TRY(attention_backward(c, k, b, b->norm.out, b->dlast, c->bottom ? NULL : b->dnorm,
+                           ACCUM_ASSIGN));
+    if (c->bottom && !c->dry)
+        goto out;
+    TRY(add_streams(c, b->dnorm, b->dlast, b->dnorm));
+    TRY(norm_backward(c, b, LAYER_NORM1, c->r->x, b->dnorm, NULL, dx));
+out:
+    return rc;
+}
+
 /* dx may be dy, so dy is read for the last time where dx is written. */
 static int backward_parallel(struct block_ctx *c, const struct layer_kept *k, struct layer_back *b,
                              const void *dy, void *dx)
@@ -642,5 +669,7 @@ int block_layer_backward(struct block_ctx *c)
         return backward_sandwich(c, &k, &b, c->r->dy, c->r->dx);
     if (is_post(c))
         return backward_post(c, &k, &b, c->r->dy, c->r->dx);
+    if (is_stream(c))
+        return backward_stream(c, &k, &b, c->r->dy, c->r->dx);
     return backward_pre(c, &k, &b, c->r->dy, c->r->dx);
 }

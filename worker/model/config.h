@@ -31,6 +31,7 @@ enum norm_place {
     NORM_PLACE_PRE,      /* x + f(norm(x))        */
     NORM_PLACE_POST,     /* norm(x + f(x))        */
     NORM_PLACE_SANDWICH, /* x + norm(f(norm(x)))  */
+    NORM_PLACE_STREAM,   /* norm(x) + f(norm(x)): the stream goes on behind the norm */
 };
 enum position_kind { POSITION_LEARNED, POSITION_ROPE, POSITION_ALIBI, POSITION_NONE };
 enum residual_kind {

@@ -42,8 +42,7 @@ static int parse(const json_t *j, struct decoder_config *c, struct err *err)
     TRY(json_get_bool(j, "", "apply_residual_connection_post_layernorm", false, &normed_residual,
                       err));
     if (normed_residual)
-        TRY(family_refuse("apply_residual_connection_post_layernorm",
-                          "a residual stream taken behind the norms", err));
+        c->norm_place = NORM_PLACE_STREAM;
     TRY(family_get_dropouts(j, NULL, "hidden_dropout", "attention_dropout", c, err));
     TRY(family_get_common(j, c, err));
 out:

@@ -204,7 +204,7 @@ static const char *const cases[] = {
     "gptj/plain",        "phi/plain",    "bloom/plain",       "falcon/single",
     "falcon/grouped",    "gemma/plain",  "gemma2/plain",      "qwen2/yarn",
     "phi3/long",         "phi3/short",   "gpt2/by_layer",     "falcon/two_norms",
-    "falcon/sequential", "gemma3/text",  "cohere/palm",
+    "falcon/sequential", "gemma3/text",  "cohere/palm",       "bloom/stream",
 };
 
 Test(adapter_golden, every_family_in_double)

@@ -103,6 +103,15 @@ static struct decoder_config bloom_like(void)
     return c;
 }
 
+/* The residual stream goes on behind the norms. */
+static struct decoder_config stream_norm(void)
+{
+    struct decoder_config c = bloom_like();
+
+    c.norm_place = NORM_PLACE_STREAM;
+    return c;
+}
+
 static struct decoder_config pre_norm(void)
 {
     struct decoder_config c = rig_small_config();
@@ -217,6 +226,7 @@ Test(block, gradients_parallel)
 Test(block, gradients_alibi_and_norm_of_embedding)
 {
     check_gradients(bloom_like());
+    check_gradients(stream_norm());
 }
 
 /* ReLU has corners, but on random data none lies within h of 0. */
@@ -267,6 +277,7 @@ Test(block, backward_adds_or_assigns)
     check_accumulation(parallel_two_norms());
     check_accumulation(parallel_one_norm());
     check_accumulation(bloom_like());
+    check_accumulation(stream_norm());
 }
 
 /* Masks are keyed by the sequence's place in the step, so cuts do not show. */
@@ -296,6 +307,7 @@ Test(block, micro_batches_do_not_change_masks)
     check_cuts(llama_like);
     check_cuts(sandwich);
     check_cuts(parallel_one_norm);
+    check_cuts(stream_norm);
 }
 
 Test(block, dropout_depends_on_seed_and_step)
@@ -341,8 +353,8 @@ Test(block, no_two_places_share_masks)
 Test(block, recomputation_gives_the_same_bits)
 {
     struct decoder_config (*const configs[])(void) = {
-        rig_small_config, post_norm,          llama_like,        qwen3_like,
-        sandwich,         parallel_two_norms, parallel_one_norm, bloom_like};
+        rig_small_config,   post_norm,         llama_like, qwen3_like, sandwich,
+        parallel_two_norms, parallel_one_norm, bloom_like, stream_norm};
 
     for (size_t i = 0; i < sizeof(configs) / sizeof(configs[0]); i++) {
         struct rig kept, again;

@@ -153,6 +153,13 @@ Test(config, members_of_older_repositories)
                  0, "%s", err.msg);
     cr_assert(c.hidden == 64 && c.heads == 4 && c.layers == 2 && c.ffn == 256);
     cr_assert(c.max_positions == 512 && c.position == POSITION_ALIBI && c.embed_norm && c.tied);
+    cr_assert_eq(c.norm_place, NORM_PLACE_PRE);
+    decoder_config_fini(&c);
+    cr_assert_eq(parse("{\"model_type\":\"bloom\"," BLOOM
+                       ",\"apply_residual_connection_post_layernorm\":true}",
+                       &c, &err),
+                 0, "%s", err.msg);
+    cr_assert_eq(c.norm_place, NORM_PLACE_STREAM);
     decoder_config_fini(&c);
 
     /* EleutherAI/pythia-70m */
@@ -327,8 +334,6 @@ static const struct {
     {"{\"model_type\":\"gemma2\"," SIZES ",\"use_bidirectional_attention\":true}", ERR_UNSUPPORTED},
     {"{\"model_type\":\"gptj\"," GPT_SIZES ",\"rotary_dim\":18}", ERR_INVALID},
     {"{\"model_type\":\"gptj\"," GPT_SIZES ",\"rotary_dim\":7}", ERR_INVALID},
-    {"{\"model_type\":\"bloom\"," BLOOM ",\"apply_residual_connection_post_layernorm\":true}",
-     ERR_UNSUPPORTED},
     {"{\"model_type\":\"bloom\",\"vocab_size\":100}", ERR_INVALID},
     {"{\"model_type\":\"falcon\"," SIZES ",\"alibi\":true}", ERR_UNSUPPORTED},
     {"{" OPT_125M ",\"bos_token_id\":-2}", ERR_INVALID},

@@ -259,6 +259,7 @@ Test(golden, phi)
 Test(golden, bloom)
 {
     check_family("bloom/plain");
+    check_family("bloom/stream");
 }
 
 Test(golden, falcon_one_key_value_head)
