@@ -63,6 +63,8 @@ struct event_step {
     double accuracy;           /* share of target tokens predicted by argmax */
     double grad_norm;          /* global L2, before clipping */
     bool clipped;
+    double loss_scale;     /* behind this step; NaN = losses are not scaled */
+    int64_t skipped_steps; /* so far, for gradients that overflowed */
     double learning_rate;
     int64_t tokens;        /* input tokens of this step, padding not counted */
     int64_t target_tokens; /* those with a loss */

@@ -123,6 +123,7 @@ const struct record_field spec_fields[] = {
 
     WORD("precision.compute", precision.compute, compute_words, COMPUTE_AUTO),
     WORD("precision.master", precision.master, state_words, STATE_FP32),
+    WORD("precision.gradients", precision.gradients, state_words, STATE_FP32),
     WORD("precision.optimizer_state", precision.optimizer_state, state_words, STATE_FP32),
 
     INT(PAR "data", parallelism.data, 1, 65536, 1),

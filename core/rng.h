@@ -24,7 +24,8 @@ enum rng_use {
     RNG_USE_ROUNDING = 2,
     RNG_USE_SHUFFLE = 3,
     RNG_USE_SAMPLE = 4,
-    RNG_USE_INIT = 5
+    RNG_USE_INIT = 5,
+    RNG_USE_GRADIENT = 6
 };
 
 struct rng_stream {

@@ -57,6 +57,17 @@ CASTOR_HD static inline uint16_t adamw_round_bf16(float x, uint32_t random)
     return (uint16_t)(((up & 0x7f800000) == 0x7f800000 ? bits : up) >> 16);
 }
 
+/* A gradient in bfloat16 takes what a call contributes (struct op_narrow): `add` is rounded
+ * already; added to zero it stays what it is. */
+CASTOR_HD static inline uint16_t narrow_add(uint16_t old, uint16_t add, uint32_t random)
+{
+    uint32_t old_bits = (uint32_t)old << 16, add_bits = (uint32_t)add << 16;
+    float x, y;
+    memcpy(&x, &old_bits, sizeof x);
+    memcpy(&y, &add_bits, sizeof y);
+    return x == 0 ? add : adamw_round_bf16(x + y, random);
+}
+
 /* What the rounding of one element draws, from one word: the three are rounded each without bias,
  * not independently of one another. */
 struct adamw_bits {

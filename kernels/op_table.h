@@ -80,6 +80,18 @@ struct op_dropout {
     int64_t first;
 };
 
+/* Weight gradients in the compute type instead of `grad`, for tables in bfloat16: half the memory.
+ * What a call contributes is rounded to nearest, as it would be where it is consumed. Where that is
+ * added to something other than zero the sum is rounded stochastically (kernels/adamw_math.h) by
+ * the draws of `stream` with the element's index, and of the next site for a bias, so that what is
+ * small against the sum counts in the mean. Tables whose compute type is `grad` have nothing to
+ * narrow; those in float16 give ERR_UNSUPPORTED. */
+enum { NARROW_SITES = 4 }; /* that a call may draw from: the stream's, and those behind it */
+struct op_narrow {
+    bool on;
+    struct rng_stream stream;
+};
+
 /* out = wte[tokens] * scale + wpe[positions + wpe_offset] */
 struct embed_args {
     int64_t N, C, V, P;       /* rows, width, vocabulary, rows of wpe */
@@ -117,6 +129,7 @@ struct norm_args {
     void *dx;       /* (N, C) =  */
     void *dweight;  /* (C) grad +=, or NULL */
     void *dbias;    /* (C) grad +=, or NULL */
+    struct op_narrow narrow; /* of dweight and dbias */
     void *workspace;
 };
 
@@ -145,9 +158,10 @@ struct linear_args {
     enum accum dx_accum; /* with ACCUM_ADD the product is added to dx (act_x must be ACT_NONE) */
     void *dx;            /* (N, I) */
     /* linear_bwd_weight: dw += alpha dy^T x, dbias += column sums of dy */
-    enum accum dw_accum; /* of dw and dbias; ACCUM_ASSIGN for the first micro-batch of a step */
-    void *dw;            /* (O, I) grad, or NULL */
-    void *dbias;         /* (O) grad, or NULL    */
+    enum accum dw_accum;     /* of dw and dbias; ACCUM_ASSIGN for the first micro-batch of a step */
+    void *dw;                /* (O, I) grad, or NULL */
+    void *dbias;             /* (O) grad, or NULL    */
+    struct op_narrow narrow; /* of dw and dbias  */
     void *workspace;
 };
 
@@ -211,6 +225,31 @@ struct dropout_args {
     void *dx; /* =; may alias dy */
 };
 
+/* Dynamic loss scaling (Micikevicius et al., "Mixed precision training", ICLR 2018, section 3.2),
+ * kept on the device so that no step waits for the host: loss multiplies gradients by `scale`, clip
+ * divides by it and afterwards moves it. A step whose gradients are not finite is skipped and
+ * halves the scale; `interval` good ones in a row double it. Factors of two, so nothing else
+ * changes. */
+struct loss_scale {
+    float scale;
+    int32_t good;     /* steps since it last moved */
+    int32_t skipped;  /* in all                    */
+    int32_t interval; /* 2000 in PyTorch           */
+};
+CASTOR_HD static inline struct loss_scale loss_scale_after(struct loss_scale s, int finite)
+{
+    const float least = 1.0f / 16384, most = 16777216.0f;
+    if (!finite) {
+        s.scale = s.scale > least ? s.scale * 0.5f : least;
+        s.good = 0;
+        s.skipped++;
+    } else if (++s.good >= s.interval) {
+        s.scale = s.scale < most ? s.scale * 2.0f : most;
+        s.good = 0;
+    }
+    return s;
+}
+
 /* Cross entropy with its gradient in one pass over the logits (in place). Rows with target < 0 have
  * loss 0 and gradient 0. z = softcap(logits * logit_scale). */
 struct loss_args {
@@ -221,7 +260,8 @@ struct loss_args {
     void *logits;           /* (N, V); with grad_scale: = gradient of sum(row_loss) * *grad_scale */
     const float *grad_scale; /* one float in device memory (1 / target tokens of the step), or NULL:
                                 loss only */
-    void *row_loss;          /* (N) stat = */
+    const struct loss_scale *loss_scale; /* device memory, or NULL: 1; times grad_scale */
+    void *row_loss;                      /* (N) stat = */
     int32_t *row_correct; /* (N) = 1 when the target has the largest logit (the lowest index wins),
                              else 0 */
 };
@@ -238,13 +278,14 @@ struct add_args {
 enum { SUMSQ_BLOCK = 1 << 16 };
 struct sumsq_args {
     int64_t n;
-    const void *x;   /* (n) grad */
+    bool narrow;     /* x is real    */
+    const void *x;   /* (n) grad     */
     double *partial; /* (ceil(n / SUMSQ_BLOCK)) = */
 };
 
 /* The sum of all partials, in double: groups of CLIP_GROUP neighbours are added in index order,
- * then the groups' sums in theirs. norm = sqrt(sum) * inv_scale; coef = inv_scale * min(1, max_norm
- * / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_; max_norm 0: no clipping. */
+ * then the groups' sums in theirs. norm = sqrt(sum) / scale; coef = min(1, max_norm / (norm +
+ * 1e-6)) / scale, as torch.nn.utils.clip_grad_norm_; max_norm 0: no clipping. */
 enum { CLIP_GROUP = 256 };
 struct clip_result {
     double norm;
@@ -258,8 +299,8 @@ struct clip_args {
     int64_t n;
     const double *partial; /* (n) */
     float max_norm;
-    float inv_scale;            /* 1 / loss scale */
-    struct clip_result *result; /* one, device memory, = */
+    struct loss_scale *loss_scale; /* one, device memory: read, then moved; or NULL: 1 */
+    struct clip_result *result;    /* one, device memory, = */
 };
 
 /* AdamW (Loshchilov, Hutter, "Decoupled weight decay regularization", ICLR 2019), in PyTorch's

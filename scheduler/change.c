@@ -82,6 +82,10 @@ static int step_row(const struct change_context *c, const struct job *job, const
     put_real(data, "learning_rate", s->learning_rate);
     put_real(data, "grad_norm", s->grad_norm);
     json_object_set_new(data, "clipped", json_boolean(s->clipped));
+    if (isfinite(s->loss_scale)) {
+        put_real(data, "loss_scale", s->loss_scale);
+        json_object_set_new(data, "skipped_steps", json_integer(s->skipped_steps));
+    }
     json_object_set_new(data, "tokens", json_integer(s->tokens));
     json_object_set_new(data, "trained_tokens", json_integer(s->total_target_tokens));
     put_real(data, "tokens_per_second", s->tokens_per_second);

@@ -1,8 +1,8 @@
 /*
  * The table that stores weights and activations in bfloat16 and computes in float: every value is
  * widened where it is read and rounded to nearest even where it is written; in between stand the
- * loops of the float table (kernels/cpu/fast.h). Gradients of weights, statistics and masters are
- * float, as on a GPU. It halves what a model takes, not the time of a step.
+ * loops of the float table (kernels/cpu/fast.h). Gradients of weights (unless narrow), statistics
+ * and masters are float, as on a GPU. It halves what a model takes, not the time of a step.
  *
  * As in the float table, how work is cut depends on shapes alone.
  */
@@ -23,6 +23,12 @@ void bf16_load_rows(struct stream *s, float *to, int64_t ld_to, const bf16 *from
                     int64_t rows, int64_t cols);
 void bf16_store_rows(struct stream *s, bf16 *to, int64_t ld_to, const float *from, int64_t ld_from,
                      int64_t rows, int64_t cols);
+
+/* Elements [at, at + n) of a gradient kept in bfloat16 take what a call contributes (struct
+ * op_narrow): assigned, or added. */
+void bf16_take_gradient(struct rng_stream stream, int64_t at, int64_t n, const float *from,
+                        bool add, bf16 *to);
+struct rng_stream bf16_bias_stream(const struct op_narrow *narrow);
 
 int bf16_embed_fwd(struct stream *s, const struct embed_args *a);
 int bf16_embed_bwd(struct stream *s, const struct embed_args *a);

@@ -8,6 +8,7 @@
 int cpu_clip(struct stream *s, const struct clip_args *a)
 {
     struct clip_result r = {0};
+    float inv_scale = a->loss_scale ? 1.0f / a->loss_scale->scale : 1.0f;
     double sum = 0;
 
     for (int64_t first = 0; first < a->n; first += CLIP_GROUP) {
@@ -16,15 +17,22 @@ int cpu_clip(struct stream *s, const struct clip_args *a)
             group += a->partial[i];
         sum += group;
     }
-    r.norm = sqrt(sum) * (double)a->inv_scale;
+    r.norm = sqrt(sum) * (double)inv_scale;
     r.finite = isfinite(r.norm) ? 1 : 0;
     if (r.finite) {
         double ratio = a->max_norm > 0 ? (double)a->max_norm / (r.norm + 1e-6) : 1;
         r.clipped = ratio < 1;
-        r.coef = r.clipped ? (float)((double)a->inv_scale * ratio) : a->inv_scale;
+        r.coef = r.clipped ? (float)((double)inv_scale * ratio) : inv_scale;
     }
     *a->result = r;
+    if (a->loss_scale)
+        *a->loss_scale = loss_scale_after(*a->loss_scale, r.finite);
     return 0;
+}
+
+float cpu_loss_factor(const struct loss_args *a)
+{
+    return *a->grad_scale * (a->loss_scale ? a->loss_scale->scale : 1.0f);
 }
 
 int cpu_cast(struct stream *s, const struct cast_args *a)

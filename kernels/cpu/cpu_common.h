@@ -8,6 +8,8 @@
 #include "kernels/op_table.h"
 
 int cpu_clip(struct stream *s, const struct clip_args *a);
+/* What the gradient of a row's loss is multiplied by. */
+float cpu_loss_factor(const struct loss_args *a);
 int cpu_cast(struct stream *s, const struct cast_args *a);
 
 /* The constants of an update, in the arithmetic that every device uses: decay is one fused

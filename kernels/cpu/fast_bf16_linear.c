@@ -154,15 +154,36 @@ static void bias_strip(const struct linear_args *a, int64_t c0, int64_t n)
 {
     int64_t ldy = ld_or(a->ldy, a->O);
     const bf16 *dy = (const bf16 *)a->dy + c0;
-    float *out = (float *)a->dbias + c0, rows[SUM_ROWS * FAST_COLUMNS];
+    bool add = a->dw_accum == ACCUM_ADD;
+    float rows[SUM_ROWS * FAST_COLUMNS], sums[FAST_COLUMNS];
+    float *out = a->narrow.on ? sums : (float *)a->dbias + c0;
 
-    if (a->dw_accum == ACCUM_ASSIGN)
+    if (a->narrow.on || !add)
         memset(out, 0, (size_t)n * sizeof *out);
     for (int64_t n0 = 0; n0 < a->N; n0 += SUM_ROWS) {
         int64_t count = min64(SUM_ROWS, a->N - n0);
         for (int64_t r = 0; r < count; r++)
             bf16_load(rows + r * FAST_COLUMNS, dy + (n0 + r) * ldy, n);
         fast_column_sums(rows, FAST_COLUMNS, count, 0, n, true, out);
+    }
+    if (a->narrow.on)
+        bf16_take_gradient(bf16_bias_stream(&a->narrow), c0, n, sums, add, (bf16 *)a->dbias + c0);
+}
+
+static void weight_tile(const struct linear_args *a, const struct tile *t, const struct operand *dy,
+                        const struct operand *x)
+{
+    bool add = a->dw_accum == ACCUM_ADD;
+    float out[ROWS * COLS];
+
+    if (!a->narrow.on) {
+        product(t, a->N, alpha_of(a), dy, x, add, (float *)a->dw + t->r0 * a->I + t->c0, a->I);
+        return;
+    }
+    product(t, a->N, alpha_of(a), dy, x, false, out, COLS);
+    for (int64_t r = 0; r < t->rows; r++) {
+        int64_t at = (t->r0 + r) * a->I + t->c0;
+        bf16_take_gradient(a->narrow.stream, at, t->cols, out + r * COLS, add, (bf16 *)a->dw + at);
     }
 }
 
@@ -178,8 +199,7 @@ int bf16_linear_bwd_weight(struct stream *s, const struct linear_args *a)
     for (int64_t i = 0; i < tiles + strips; i++) {
         if (i < tiles) {
             struct tile t = tile_at(i, a->O, a->I);
-            product(&t, a->N, alpha_of(a), &dy, &x, a->dw_accum == ACCUM_ADD,
-                    (float *)a->dw + t.r0 * a->I + t.c0, a->I);
+            weight_tile(a, &t, &dy, &x);
         } else {
             int64_t c0 = (i - tiles) * FAST_COLUMNS;
             bias_strip(a, c0, min64(FAST_COLUMNS, a->O - c0));

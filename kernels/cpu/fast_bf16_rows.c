@@ -1,6 +1,7 @@
 /* Embedding, norms, activations, rotary positions, dropout and loss stored in bfloat16. What has a
  * workspace is widened into it, some rows at a time; the rest passes through spans on the stack. */
 #include "kernels/cpu/bf16.h"
+#include "kernels/cpu/cpu_common.h"
 #include "kernels/cpu/device_cpu.h"
 #include "kernels/cpu/fast.h"
 #include "kernels/cpu/fast_math.h"
@@ -58,22 +59,27 @@ int bf16_embed_bwd(struct stream *s, const struct embed_args *a)
 
 /* --- norms --- */
 
-/* weight (C), bias (C), and up to three matrices of a chunk's rows */
+/* weight, bias and their gradients (C), and up to three matrices of a chunk's rows */
 size_t bf16_norm_workspace(const struct norm_args *a)
 {
-    return (size_t)((2 + 3 * min64(CHUNK_ROWS, a->N)) * a->C) * sizeof(float);
+    return (size_t)((4 + 3 * min64(CHUNK_ROWS, a->N)) * a->C) * sizeof(float);
 }
 
 struct norm_space {
-    float *weight, *bias, *one, *two, *three;
+    float *weight, *bias, *dweight, *dbias, *one, *two, *three;
 };
 
 static struct norm_space norm_space(const struct norm_args *a)
 {
     int64_t rows = min64(CHUNK_ROWS, a->N) * a->C;
     float *at = a->workspace;
-    struct norm_space w = {at, at + a->C, at + 2 * a->C, at + 2 * a->C + rows,
-                           at + 2 * a->C + 2 * rows};
+    struct norm_space w = {at,
+                           at + a->C,
+                           at + 2 * a->C,
+                           at + 3 * a->C,
+                           at + 4 * a->C,
+                           at + 4 * a->C + rows,
+                           at + 4 * a->C + 2 * rows};
 
     if (a->weight)
         bf16_load(w.weight, a->weight, a->C);
@@ -124,6 +130,8 @@ int bf16_norm_bwd(struct stream *s, const struct norm_args *a)
 {
     struct norm_space w = norm_space(a);
 
+    if (a->narrow.on)
+        memset(w.dweight, 0, 2 * (size_t)a->C * sizeof(float));
     for (int64_t n0 = 0; n0 < a->N; n0 += CHUNK_ROWS) {
         struct norm_args part = norm_part(a, &w, n0);
         int64_t at = n0 * a->C;
@@ -135,9 +143,17 @@ int bf16_norm_bwd(struct stream *s, const struct norm_args *a)
         part.dy = w.two;
         part.dresidual = a->dresidual ? w.three : NULL;
         part.dx = w.three;
+        if (a->narrow.on) {
+            part.dweight = a->dweight ? w.dweight : NULL;
+            part.dbias = a->dbias ? w.dbias : NULL;
+        }
         fast_norm_bwd(s, &part);
         bf16_store_rows(s, (bf16 *)a->dx + at, a->C, w.three, a->C, part.N, a->C);
     }
+    if (a->narrow.on && a->dweight)
+        bf16_take_gradient(a->narrow.stream, 0, a->C, w.dweight, true, a->dweight);
+    if (a->narrow.on && a->dbias)
+        bf16_take_gradient(bf16_bias_stream(&a->narrow), 0, a->C, w.dbias, true, a->dbias);
     return 0;
 }
 
@@ -282,7 +298,7 @@ static float row_sum(const struct loss_args *a, const bf16 *row, float z_max)
 static void row_gradient(const struct loss_args *a, bf16 *row, int64_t target, float z_max, float z,
                          float sum)
 {
-    float by = *a->grad_scale * a->logit_scale, x[SPAN], cap = a->softcap;
+    float by = cpu_loss_factor(a) * a->logit_scale, x[SPAN], cap = a->softcap;
     float slope = cap != 0.0f ? 1.0f - (z / cap) * (z / cap) : 1.0f;
 
     for (int64_t v0 = 0; v0 < a->V; v0 += SPAN) {

@@ -1,4 +1,5 @@
 /* Embedding, rotary positions, dropout, loss: rows or columns in parallel. */
+#include "kernels/cpu/cpu_common.h"
 #include "kernels/cpu/device_cpu.h"
 #include "kernels/cpu/fast.h"
 #include "kernels/cpu/fast_math.h"
@@ -253,7 +254,7 @@ static void loss_row(const struct loss_args *a, int64_t n)
     a->row_correct[n] = fast_first_of(x, (int32_t)a->V, top) == target;
     if (!a->grad_scale)
         return;
-    float by = *a->grad_scale * a->logit_scale;
+    float by = cpu_loss_factor(a) * a->logit_scale;
     float slope = cap != 0.0f ? 1.0f - (z / cap) * (z / cap) : 1.0f;
     fast_loss_gradient(x, a->V, a->logit_scale, cap, z_max, by / sum);
     x[target] -= by * slope;

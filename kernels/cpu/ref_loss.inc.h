@@ -23,7 +23,7 @@ static void loss_row(const struct loss_args *a, int64_t n)
     a->row_correct[n] = target >= 0 && best == target;
     if (!a->grad_scale)
         return;
-    double scale = target < 0 ? 0 : (double)*a->grad_scale * (double)a->logit_scale;
+    double scale = target < 0 ? 0 : (double)cpu_loss_factor(a) * (double)a->logit_scale;
     for (int64_t v = 0; v < a->V; v++) {
         double z = loss_z(a, logits[v]), p = exp(z - lse) - (v == target ? 1 : 0);
         logits[v] = target < 0 ? 0 : (real)(p * scale * ref_softcap_slope(z, (double)a->softcap));

@@ -1,7 +1,7 @@
 /*
  * Element-wise moves of whole buffers: cast between f32, bf16 and f16 (rounded to nearest even,
- * output assigned) and y += x in float32. Any n; eight elements a thread where pointers are 16-byte
- * aligned.
+ * output assigned), y += x in float32, and the stochastically rounded sum of gradients in bf16. Any
+ * n; eight elements a thread where pointers are 16-byte aligned.
  *
  * Measured on an H100 80GB, 2026-11-22: both 3,000 GB/s.
  */
@@ -106,5 +106,46 @@ extern "C" int launch_add(cudaStream_t s, const struct add_args *a)
     if (rest > 0)
         add_kernel<false>
             <<<(unsigned)ceil_div(rest, THREADS), THREADS, 0, s>>>(wide * 4, rest, x, y);
+    return launch_status();
+}
+
+/* Four elements a thread: what one draw serves. */
+__global__ void narrow_add_kernel(int64_t groups, const uint2 *product, struct rng_stream stream,
+                                  uint2 *dw)
+{
+    union {
+        uint2 bits;
+        uint16_t v[4];
+    } add, to;
+    int64_t at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (at >= groups)
+        return;
+    add.bits = __ldcs(product + at);
+    to.bits = dw[at];
+    struct rng_block draw = rng_draw4(stream, (uint64_t)at);
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        to.v[i] = narrow_add(to.v[i], add.v[i], draw.v[i]);
+    dw[at] = to.bits;
+}
+
+__global__ void narrow_add_rest_kernel(int64_t from, int64_t n, const __nv_bfloat16 *product,
+                                       struct rng_stream stream, __nv_bfloat16 *dw)
+{
+    int64_t at = from + (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (at < n)
+        take_gradient(dw, at, to_float(product[at]), true, stream);
+}
+
+extern "C" int launch_narrow_add(cudaStream_t s, int64_t n, const void *product,
+                                 struct rng_stream stream, void *dw)
+{
+    int64_t groups = aligned16(product) && aligned16(dw) ? n / 4 : 0, rest = n - groups * 4;
+    if (groups > 0)
+        narrow_add_kernel<<<(unsigned)ceil_div(groups, THREADS), THREADS, 0, s>>>(
+            groups, (const uint2 *)product, stream, (uint2 *)dw);
+    if (rest > 0)
+        narrow_add_rest_kernel<<<(unsigned)ceil_div(rest, THREADS), THREADS, 0, s>>>(
+            groups * 4, n, (const __nv_bfloat16 *)product, stream, (__nv_bfloat16 *)dw);
     return launch_status();
 }

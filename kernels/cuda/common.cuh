@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "core/err.h"
+#include "kernels/adamw_math.h"
 #include "kernels/cuda/launch.h"
 
 #define FULL_WARP 0xffffffffu
@@ -133,6 +134,27 @@ template <int THREADS, typename A> __device__ __forceinline__ A block_sum(A x, A
     for (int w = 1; w < THREADS / 32; w++)
         total += scratch[w];
     return total;
+}
+
+/* Element i of a weight gradient takes what a call contributes: op_table.h, struct op_narrow. */
+static __device__ __forceinline__ void take_gradient(__nv_bfloat16 *to, int64_t i, float x,
+                                                     bool add, struct rng_stream stream)
+{
+    uint16_t near = __bfloat16_as_ushort(__float2bfloat16_rn(x));
+    uint16_t sum = add ? narrow_add(__bfloat16_as_ushort(to[i]), near, rng_draw(stream, i)) : near;
+    to[i] = __ushort_as_bfloat16(sum);
+}
+static __device__ __forceinline__ void take_gradient(float *to, int64_t i, float x, bool add,
+                                                     struct rng_stream stream)
+{
+    to[i] = add ? to[i] + x : x;
+}
+
+static inline struct rng_stream bias_stream(const struct op_narrow *n)
+{
+    struct rng_stream s = n->stream;
+    s.site++;
+    return s;
 }
 
 /* What kept elements are multiplied by. */

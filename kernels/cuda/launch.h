@@ -32,9 +32,12 @@ int launch_act_rows(cudaStream_t s, enum dtype real, enum act_kind act, int64_t 
 int launch_act_grad_rows(cudaStream_t s, enum dtype real, enum act_kind act, int64_t N, int64_t C,
                          int64_t ld, const void *pre, void *dx);
 
-/* out (C) float = or += column sums of x (N, C) real, rows ld apart. */
+/* out (C) grad (real where narrow) = or += column sums of x (N, C) real, rows ld apart. */
 int launch_colsum(cudaStream_t s, enum dtype real, int64_t N, int64_t C, int64_t ld, const void *x,
-                  enum accum accum, float *out, void *workspace);
+                  enum accum accum, void *out, const struct op_narrow *narrow, void *workspace);
+/* dw (n) bfloat16 += product (n) bfloat16, rounded as narrow gradients are. */
+int launch_narrow_add(cudaStream_t s, int64_t n, const void *product, struct rng_stream stream,
+                      void *dw);
 size_t workspace_colsum(int64_t N, int64_t C);
 
 /* A bfloat16 matrix x (rows, cols), rows ld apart, that is rounded to 8 bits. Casts want all sides

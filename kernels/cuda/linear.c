@@ -127,8 +127,10 @@ static struct linear_args columns(enum dtype real, const struct linear_args *a, 
     part.pre = (void *)past(a->pre, first, real);
     part.y = (void *)past(a->y, first, real);
     part.dy = past(a->dy, first, real);
-    part.dw = (void *)past(a->dw, first * a->I, DT_F32);
-    part.dbias = (void *)past(a->dbias, first, DT_F32);
+    enum dtype grad = a->narrow.on ? real : DT_F32;
+    part.dw = (void *)past(a->dw, first * a->I, grad);
+    part.dbias = (void *)past(a->dbias, first, grad);
+    part.narrow.stream.site += first > 0 ? NARROW_SITES / 2 : 0;
     return part;
 }
 
@@ -231,9 +233,32 @@ int linear_bwd_data(struct stream *s, enum dtype real, const struct linear_args 
     return rc ? rc : backward_data(s, real, &even);
 }
 
+/* The sides of an op's product in the order of struct gemm. */
+static size_t rounded_copies(enum op op, const struct linear_args *a)
+{
+    return op == OP_LINEAR_FWD        ? fp8_workspace(a->O, a->N, a->I)
+           : op == OP_LINEAR_BWD_DATA ? fp8_workspace(a->I, a->N, a->O)
+                                      : fp8_workspace(a->I, a->O, a->N);
+}
+
+/* Bytes of workspace that the product itself may use. */
+static size_t narrow_product_at(enum op op, const struct linear_args *a)
+{
+    size_t copies = a->fp8 ? rounded_copies(op, a) : 0;
+    return GEMM_WORKSPACE + (copies + 255) / 256 * 256;
+}
+
+/* The library's product would round the sum to nearest, so where that is to be rounded
+ * stochastically the product goes behind what it works in. */
+static void *narrow_product(const struct linear_args *a)
+{
+    return (char *)a->workspace + narrow_product_at(OP_LINEAR_BWD_WEIGHT, a);
+}
+
 static int backward_weight(struct stream *s, enum dtype real, const struct linear_args *a)
 {
     int64_t ldy = row_stride(a->ldy, a->O);
+    bool add = a->dw_accum == ACCUM_ADD, apart = add && a->narrow.on;
     int rc = 0;
 
     if (a->dw) {
@@ -243,15 +268,15 @@ static int backward_weight(struct stream *s, enum dtype real, const struct linea
             .n = a->O,
             .k = a->N,
             .type_in = blas_type(real),
-            .type_out = CUDA_R_32F,
+            .type_out = a->narrow.on ? blas_type(real) : CUDA_R_32F,
             .a = a->x,
             .lda = row_stride(a->ldx, a->I),
             .b = a->dy,
             .ldb = ldy,
-            .d = a->dw,
+            .d = apart ? narrow_product(a) : a->dw,
             .ldd = a->I,
             .alpha = alpha_of(a),
-            .beta = a->dw_accum == ACCUM_ADD ? 1.0f : 0.0f,
+            .beta = add && !apart ? 1.0f : 0.0f,
             .epilogue = CUBLASLT_EPILOGUE_DEFAULT,
             .workspace = a->workspace,
         };
@@ -259,32 +284,32 @@ static int backward_weight(struct stream *s, enum dtype real, const struct linea
         if (rc == 0)
             rc = gemm_run(s->state->gemms, s->handle, &g);
     }
+    if (rc == 0 && a->dw && apart)
+        rc = launch_narrow_add(s->handle, a->O * a->I, narrow_product(a), a->narrow.stream, a->dw);
     if (rc == 0 && a->dbias)
         rc = launch_colsum(s->handle, real, a->N, a->O, ldy, a->dy, a->dw_accum, a->dbias,
-                           a->workspace);
+                           &a->narrow, a->workspace);
     return rc;
 }
 
 int linear_bwd_weight(struct stream *s, enum dtype real, const struct linear_args *a)
 {
+    struct linear_args own = *a;
+    if (a->narrow.on && real == DT_F16)
+        return ERR_UNSUPPORTED;
+    own.narrow.on = a->narrow.on && real == DT_BF16;
     if (!is_wide_and_odd(real, a))
-        return backward_weight(s, real, a);
-    struct linear_args even = even_columns(real, a), last = last_columns(real, a);
+        return backward_weight(s, real, &own);
+    struct linear_args even = even_columns(real, &own), last = last_columns(real, &own);
     int rc = backward_weight(s, real, &even);
     return rc ? rc : backward_weight(s, real, &last);
-}
-
-/* The sides of an op's product in the order of struct gemm. */
-static size_t rounded_copies(enum op op, const struct linear_args *a)
-{
-    return op == OP_LINEAR_FWD        ? fp8_workspace(a->O, a->N, a->I)
-           : op == OP_LINEAR_BWD_DATA ? fp8_workspace(a->I, a->N, a->O)
-                                      : fp8_workspace(a->I, a->O, a->N);
 }
 
 size_t linear_workspace(enum op op, const struct linear_args *a)
 {
     size_t sums = op == OP_LINEAR_BWD_WEIGHT ? workspace_colsum(a->N, a->O) : 0;
-    size_t product = GEMM_WORKSPACE + (a->fp8 ? rounded_copies(op, a) : 0);
+    size_t product = narrow_product_at(op, a);
+    if (op == OP_LINEAR_BWD_WEIGHT && a->narrow.on && a->dw_accum == ACCUM_ADD)
+        product += (size_t)a->O * (size_t)a->I * dtype_size(DT_BF16);
     return sums > product ? sums : product;
 }

@@ -160,7 +160,8 @@ __global__ void __launch_bounds__(THREADS, 2)
     }
     if (!a.grad_scale)
         return;
-    float scale = *a.grad_scale * map.scale, share = scale / all.sum;
+    float scale = *a.grad_scale * map.scale * (a.loss_scale ? a.loss_scale->scale : 1.0f),
+          share = scale / all.sum;
     for_row<true>(row, V, stage, [&](int first, auto &v) {
         int at = target - first; /* one of these elements, or none */
         int j = 0;

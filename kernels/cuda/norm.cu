@@ -329,7 +329,9 @@ __global__ void norm_columns_kernel(const __grid_constant__ struct norm_args a)
 }
 
 /* dweight, dbias += the partial rows, in order within each of 16 slices, then slice by slice. */
-__global__ void norm_reduce_kernel(const __grid_constant__ struct norm_args a, int rows)
+template <typename G>
+__global__ void norm_reduce_kernel(const __grid_constant__ struct norm_args a, int rows,
+                                   struct rng_stream bias)
 {
     __shared__ float part[16][33];
     int64_t c = (int64_t)blockIdx.x * 32 + threadIdx.x, width = 2 * a.C;
@@ -346,9 +348,22 @@ __global__ void norm_reduce_kernel(const __grid_constant__ struct norm_args a, i
         return;
     for (int i = 1; i < 16; i++)
         sum += part[i][threadIdx.x];
-    float *to = (float *)(c < a.C ? a.dweight : a.dbias);
-    if (to)
-        to[c < a.C ? c : c - a.C] += sum;
+    G *to = (G *)(c < a.C ? a.dweight : a.dbias);
+    if (to && c < a.C)
+        take_gradient(to, c, sum, true, a.narrow.stream);
+    else if (to)
+        take_gradient(to, c - a.C, sum, true, bias);
+}
+
+static void norm_reduce(cudaStream_t s, const struct norm_args *a)
+{
+    unsigned blocks = (unsigned)ceil_div(2 * a->C, 32);
+    dim3 threads(32, 16);
+    if (a->narrow.on)
+        norm_reduce_kernel<__nv_bfloat16>
+            <<<blocks, threads, 0, s>>>(*a, PARTIALS, bias_stream(&a->narrow));
+    else
+        norm_reduce_kernel<float><<<blocks, threads, 0, s>>>(*a, PARTIALS, a->narrow.stream);
 }
 
 static bool wide(const struct norm_args *a, int W)
@@ -392,7 +407,7 @@ static int norm_bwd_rows(cudaStream_t s, const struct norm_args *a)
     using shape = row_shape<T, LANES, ITERS>;
     norm_bwd_kernel<T, LANES, ITERS><<<PARTIALS, shape::THREADS, 0, s>>>(*a);
     if (a->dweight || a->dbias)
-        norm_reduce_kernel<<<(unsigned)ceil_div(2 * a->C, 32), dim3(32, 16), 0, s>>>(*a, PARTIALS);
+        norm_reduce(s, a);
     return launch_status();
 }
 
@@ -417,7 +432,7 @@ template <typename T> static int norm_bwd(cudaStream_t s, const struct norm_args
     if (a->dweight || a->dbias) {
         dim3 grid((unsigned)ceil_div(a->C, 32), PARTIALS / 8);
         norm_columns_kernel<T><<<grid, dim3(32, 8), 0, s>>>(*a);
-        norm_reduce_kernel<<<(unsigned)ceil_div(2 * a->C, 32), dim3(32, 16), 0, s>>>(*a, PARTIALS);
+        norm_reduce(s, a);
     }
     norm_bwd_strided_kernel<T><<<(unsigned)a->N, STRIDED, 0, s>>>(*a);
     return launch_status();
@@ -430,7 +445,11 @@ extern "C" int launch_norm_fwd(cudaStream_t s, enum dtype real, const struct nor
 
 extern "C" int launch_norm_bwd(cudaStream_t s, enum dtype real, const struct norm_args *a)
 {
-    return DISPATCH_REAL(real, norm_bwd, s, a);
+    struct norm_args own = *a;
+    if (a->narrow.on && real == DT_F16)
+        return ERR_UNSUPPORTED;
+    own.narrow.on = a->narrow.on && real == DT_BF16;
+    return DISPATCH_REAL(real, norm_bwd, s, &own);
 }
 
 extern "C" size_t workspace_norm_bwd(const struct norm_args *a)

@@ -445,7 +445,7 @@ static void bench_optimizer(void)
 
     if (wanted("adamw 124Mi")) {
         struct adamw_args a = {.n = n, .n_decay = n, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f};
-        struct clip_args c = {.n = 64, .max_norm = 1, .inv_scale = 1};
+        struct clip_args c = {.n = 64, .max_norm = 1};
         double ones[64];
         struct err err = {0};
         for (int i = 0; i < 64; i++)
@@ -473,7 +473,7 @@ static void bench_optimizer(void)
         report("sumsq 124Mi", OP_SUMSQ, &a, 4.0 * (double)n, 0);
     }
     if (wanted("clip of 107,000 partials (7B)")) {
-        struct clip_args a = {.n = 107000, .max_norm = 1, .inv_scale = 1};
+        struct clip_args a = {.n = 107000, .max_norm = 1};
         a.partial = take(107000 * 8);
         a.result = take(sizeof(struct clip_result));
         report("clip of 107,000 partials (7B)", OP_CLIP, &a, 8.0 * 107000, 0);

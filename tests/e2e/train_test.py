@@ -423,6 +423,7 @@ def unsupported_specs(root):
                                        "pipeline": {"stages": 1, "schedule": "1f1b"}, "zero": 0}}, "parallelism.data"),
             ("gpus", {"resources": {"gpus": 2}}, "resources.gpus"),
             ("master", {"precision": {"compute": "fp32", "master": "bf16"}}, "precision.master"),
+            ("gradients", {"precision": {"compute": "fp32", "gradients": "bf16"}}, "precision.gradients"),
             ("states", {"precision": {"optimizer_state": "int8"}}, "precision.optimizer_state")):
         job = Job(root, name, **changes)
         code, report = job.plan()

@@ -1,4 +1,5 @@
 /* Linear layers with their fused bias, activation and residual, and activations alone. */
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -73,22 +74,28 @@ static void data_case(struct op_case *c, const struct linear_shape *s, enum act_
     BIND(c, linear_args, dx, EL_REAL, accum == ACCUM_ADD ? ROLE_ADD : ROLE_ASSIGN, s->N, s->I, ldx);
 }
 
+static const struct op_narrow NARROW = {
+    true, {.seed = 5, .step = 2, .site = 12, .use = RNG_USE_GRADIENT}};
+
 static void weight_case(struct op_case *c, const struct linear_shape *s, enum accum accum, bool dw,
-                        bool dbias)
+                        bool dbias, bool narrow)
 {
     struct linear_args a = shape_args(s);
     enum role role = accum == ACCUM_ADD ? ROLE_ADD : ROLE_ASSIGN;
+    int grad = narrow ? EL_REAL : EL_GRAD;
 
     a.dw_accum = accum;
-    case_init(c, OP_LINEAR_BWD_WEIGHT, &a, sizeof a, "N=%ld I=%ld O=%ld pad=%ld,%ld alpha=%g%s%s%s",
-              (long)s->N, (long)s->I, (long)s->O, (long)s->pad_x, (long)s->pad_y, (double)s->alpha,
-              dw ? " dw" : "", dbias ? " dbias" : "", accum == ACCUM_ADD ? " add" : "");
+    a.narrow = narrow ? NARROW : (struct op_narrow){0};
+    case_init(c, OP_LINEAR_BWD_WEIGHT, &a, sizeof a,
+              "N=%ld I=%ld O=%ld pad=%ld,%ld alpha=%g%s%s%s%s", (long)s->N, (long)s->I, (long)s->O,
+              (long)s->pad_x, (long)s->pad_y, (double)s->alpha, dw ? " dw" : "",
+              dbias ? " dbias" : "", accum == ACCUM_ADD ? " add" : "", narrow ? " narrow" : "");
     BIND(c, linear_args, x, EL_REAL, ROLE_IN, s->N, s->I, s->I + s->pad_x);
     BIND(c, linear_args, dy, EL_REAL, ROLE_IN, s->N, s->O, s->O + s->pad_y);
     if (dw)
-        BIND(c, linear_args, dw, EL_GRAD, role, s->O, s->I, 0);
+        BIND(c, linear_args, dw, grad, role, s->O, s->I, 0);
     if (dbias)
-        BIND(c, linear_args, dbias, EL_GRAD, role, 1, s->O, 0);
+        BIND(c, linear_args, dbias, grad, role, 1, s->O, 0);
 }
 
 static void act_case(struct op_case *c, bool backward, enum act_kind act, bool gated, int64_t N,
@@ -130,7 +137,7 @@ static void linear_gradients(const struct linear_shape *s)
         data_case(&b, s, ACT_NONE, (enum accum)accum);
         check_gradients(&f, &b, DATA, 3);
         case_fini(&b);
-        weight_case(&b, s, (enum accum)accum, true, true);
+        weight_case(&b, s, (enum accum)accum, true, true, false);
         check_gradients(&f, &b, WEIGHT, 4);
         case_fini(&b);
     }
@@ -215,9 +222,9 @@ static void linear_tables(const struct linear_shape *s)
     data_case(&c, s, ACT_NONE, ACCUM_ADD);
     check_tables(&c);
     case_fini(&c);
-    for (int o = 1; o < 4; o++)
-        for (int accum = 0; accum < 2; accum++) {
-            weight_case(&c, s, (enum accum)accum, o & 1, o & 2);
+    for (int o = 1; o < 8; o++)
+        for (int accum = 0; accum < 2 && o != 4; accum++) {
+            weight_case(&c, s, (enum accum)accum, o & 1, o & 2, o & 4);
             check_tables(&c);
             case_fini(&c);
         }
@@ -245,11 +252,56 @@ static void integers(const struct linear_shape *s)
         make_integers(&c);
         check_exact(&c);
         case_fini(&c);
-        weight_case(&c, s, (enum accum)accum, true, true);
-        make_integers(&c);
-        check_exact(&c);
-        case_fini(&c);
+        for (int narrow = 0; narrow < 2; narrow++) {
+            weight_case(&c, s, (enum accum)accum, true, true, narrow);
+            make_integers(&c);
+            check_exact(&c);
+            case_fini(&c);
+        }
     }
+}
+
+/* A contribution of an eighth of a step of bfloat16 moves one element in eight by a step, the same
+ * ones every time; what is added to zero stays exact. */
+static void narrow_sums(int64_t I, int64_t O)
+{
+    const struct linear_shape shape = {1, I, O, 0, 0, 0};
+    const double small = 0x1p-10, step = 0x1p-7;
+    double n = (double)(I * O);
+    struct op_case c;
+
+    weight_case(&c, &shape, ACCUM_ADD, true, true, true);
+    for (int64_t i = 0; i < I; i++)
+        case_data(&c, "x")[i] = 0x1p-5;
+    for (int64_t o = 0; o < O; o++)
+        case_data(&c, "dy")[o] = 0x1p-5;
+    for (int64_t k = 0; k < I * O; k++)
+        case_data(&c, "dw")[k] = k % 9 == 8 ? 0 : 1;
+    for (int ti = 0; ti < targets_count(); ti++) {
+        const struct target *t = targets_get(ti);
+        struct result r, again;
+        int64_t up = 0, ones = 0;
+        if (t->table->compute != DT_BF16)
+            continue;
+        case_run(&c, t, t->table, 1, &r);
+        case_run(&c, t, t->table, 1, &again);
+        const double *dw = r.v[case_index(&c, "dw")];
+        for (int64_t k = 0; k < I * O; k++) {
+            bool zero = k % 9 == 8;
+            ones += !zero;
+            up += !zero && dw[k] == 1 + step;
+            expect(zero ? dw[k] == small : dw[k] == 1 || dw[k] == 1 + step,
+                   "%s on %s: dw[%ld] = %g", c.title, t->table->name, (long)k, dw[k]);
+        }
+        double share = (double)up / (double)ones, sigma = sqrt(0.125 * 0.875 / (double)ones);
+        expect(fabs(share - 0.125) < 5 * sigma, "%s on %s: %.4f of the sums were rounded up",
+               c.title, t->table->name, share);
+        expect(memcmp(dw, again.v[case_index(&c, "dw")], (size_t)n * sizeof *dw) == 0,
+               "%s on %s: other bits the second time", c.title, t->table->name);
+        result_fini(&r);
+        result_fini(&again);
+    }
+    case_fini(&c);
 }
 
 /* The slopes of the activations far from zero, where exponentials overflow. */
@@ -300,6 +352,8 @@ int main(void)
                 check_tables(&c);
                 case_fini(&c);
             }
+    narrow_sums(192, 320);
+    narrow_sums(63, 41);
     far_values(false);
     far_values(true);
     return harness_close();

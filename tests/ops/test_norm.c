@@ -42,20 +42,23 @@ static void forward_case(struct op_case *c, const struct norm_variant *v, int64_
 }
 
 static void backward_case(struct op_case *c, const struct norm_variant *v, int64_t N, int64_t C,
-                          bool alias)
+                          bool alias, bool narrow)
 {
     struct norm_args a = {.kind = v->kind, .N = N, .C = C, .eps = 1e-5f};
+    int grad = narrow ? EL_REAL : EL_GRAD;
 
-    case_init(c, OP_NORM_BWD, &a, sizeof a, "%s N=%ld C=%ld%s%s%s%s", KINDS[v->kind], (long)N,
+    a.narrow.on = narrow;
+    a.narrow.stream = (struct rng_stream){.seed = 3, .step = 1, .use = RNG_USE_GRADIENT};
+    case_init(c, OP_NORM_BWD, &a, sizeof a, "%s N=%ld C=%ld%s%s%s%s%s", KINDS[v->kind], (long)N,
               (long)C, v->residual ? " residual" : "", v->weight ? " weight" : "",
-              v->bias ? " bias" : "", alias ? " in place" : "");
+              v->bias ? " bias" : "", alias ? " in place" : "", narrow ? " narrow" : "");
     BIND(c, norm_args, x, EL_REAL, ROLE_IN, N, C, 0);
     if (v->weight) {
         BIND(c, norm_args, weight, EL_REAL, ROLE_IN, 1, C, 0);
-        BIND(c, norm_args, dweight, EL_GRAD, ROLE_ADD, 1, C, 0);
+        BIND(c, norm_args, dweight, grad, ROLE_ADD, 1, C, 0);
     }
     if (v->bias)
-        BIND(c, norm_args, dbias, EL_GRAD, ROLE_ADD, 1, C, 0);
+        BIND(c, norm_args, dbias, grad, ROLE_ADD, 1, C, 0);
     if (v->kind == NORM_LAYER)
         BIND(c, norm_args, mean, EL_STAT, ROLE_IN, 1, N, 0);
     double *rstd = BIND(c, norm_args, rstd, EL_STAT, ROLE_IN, 1, N, 0);
@@ -81,7 +84,7 @@ static void gradients(const struct norm_variant *v)
     int n = 0;
 
     forward_case(&forward, v, 3, 7, NULL);
-    backward_case(&backward, v, 3, 7, false);
+    backward_case(&backward, v, 3, 7, false, false);
     for (int i = 0; i < (v->residual ? 3 : 1); i++)
         flow[n++] = v->residual ? WITH_RESIDUAL[i] : PLAIN[i];
     if (v->kind == NORM_LAYER)
@@ -109,8 +112,8 @@ static void tables(const struct norm_variant *v, int64_t N, int64_t C)
         check_tables(&c);
         case_fini(&c);
     }
-    for (int i = 0; i < (v->residual ? 2 : 1); i++) {
-        backward_case(&c, v, N, C, i == 1);
+    for (int i = 0; i < (v->residual ? 4 : 2); i++) {
+        backward_case(&c, v, N, C, i / 2 == 1, i % 2 == 1);
         check_tables(&c);
         case_fini(&c);
     }

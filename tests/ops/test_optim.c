@@ -8,14 +8,14 @@
 #include "kernels/adamw_math.h"
 #include "tests/ops/harness.h"
 
-static void sumsq(int64_t n)
+static void sumsq(int64_t n, bool narrow)
 {
-    struct sumsq_args a = {.n = n};
+    struct sumsq_args a = {.n = n, .narrow = narrow};
     int64_t blocks = (n + SUMSQ_BLOCK - 1) / SUMSQ_BLOCK;
     struct op_case c;
 
-    case_init(&c, OP_SUMSQ, &a, sizeof a, "n=%ld", (long)n);
-    BIND(&c, sumsq_args, x, EL_GRAD, ROLE_IN, 1, n, 0);
+    case_init(&c, OP_SUMSQ, &a, sizeof a, "n=%ld%s", (long)n, narrow ? " narrow" : "");
+    BIND(&c, sumsq_args, x, narrow ? EL_REAL : EL_GRAD, ROLE_IN, 1, n, 0);
     BIND(&c, sumsq_args, partial, DT_F64, ROLE_ASSIGN, 1, blocks, 0);
     check_tables(&c);
     case_fini(&c);
@@ -23,36 +23,56 @@ static void sumsq(int64_t n)
 
 /* --- clip: its result is a struct, read as bytes --- */
 
-static struct clip_result run_clip(const struct target *t, const double *partial, int64_t n,
-                                   float max_norm, float inv_scale)
+/* A struct bound as words keeps its bits: the harness carries 32-bit integers exactly. */
+static void set_words(double *to, const void *from, size_t bytes)
 {
-    struct clip_args a = {.n = n, .max_norm = max_norm, .inv_scale = inv_scale};
+    for (size_t i = 0; i < bytes / 4; i++) {
+        int32_t word;
+        memcpy(&word, (const char *)from + 4 * i, sizeof word);
+        to[i] = (double)word;
+    }
+}
+
+static void get_words(void *to, const double *from, size_t bytes)
+{
+    for (size_t i = 0; i < bytes / 4; i++) {
+        int32_t word = (int32_t)from[i];
+        memcpy((char *)to + 4 * i, &word, sizeof word);
+    }
+}
+
+static struct clip_result run_clip(const struct target *t, const double *partial, int64_t n,
+                                   float max_norm, struct loss_scale *scale)
+{
+    struct clip_args a = {.n = n, .max_norm = max_norm};
     struct clip_result result;
-    unsigned char bytes[sizeof result];
     struct op_case c;
     struct result r;
 
     case_init(&c, OP_CLIP, &a, sizeof a, "n=%ld max=%g scale=%g", (long)n, (double)max_norm,
-              (double)inv_scale);
+              (double)(scale ? scale->scale : 1));
     memcpy(BIND(&c, clip_args, partial, DT_F64, ROLE_IN, 1, n, 0), partial,
            (size_t)n * sizeof *partial);
     BIND(&c, clip_args, result, DT_I32, ROLE_ASSIGN, 1, sizeof result / 4, 0);
+    if (scale)
+        set_words(BIND(&c, clip_args, loss_scale, DT_I32, ROLE_INOUT, 1, sizeof *scale / 4, 0),
+                  scale, sizeof *scale);
     case_run(&c, t, t->table, 1, &r);
-    for (size_t i = 0; i < sizeof result / 4; i++) {
-        int32_t word = (int32_t)r.v[case_index(&c, "result")][i];
-        memcpy(bytes + 4 * i, &word, sizeof word);
-    }
-    memcpy(&result, bytes, sizeof result);
+    get_words(&result, r.v[case_index(&c, "result")], sizeof result);
+    if (scale)
+        get_words(scale, r.v[case_index(&c, "loss_scale")], sizeof *scale);
     result_fini(&r);
     case_fini(&c);
     return result;
 }
 
-static void expect_clip(const double *partial, int64_t n, float max_norm, float inv_scale,
-                        double norm, double coef, int clipped, int finite)
+static void expect_clip(const double *partial, int64_t n, float max_norm, float scale, double norm,
+                        double coef, int clipped, int finite)
 {
     for (int i = 0; i < targets_count(); i++) {
-        struct clip_result r = run_clip(targets_get(i), partial, n, max_norm, inv_scale);
+        struct loss_scale s = {.scale = scale, .interval = 9};
+        struct clip_result r =
+            run_clip(targets_get(i), partial, n, max_norm, scale == 1 ? NULL : &s);
         bool ok = (isfinite(norm) ? fabs(r.norm - norm) <= 1e-12 * norm : !isfinite(r.norm)) &&
                   fabs((double)r.coef - coef) <= 1e-7 * coef && r.clipped == clipped &&
                   r.finite == finite;
@@ -70,8 +90,8 @@ static void clip(void)
     expect_clip(P, 3, 10, 1, 5, 1, 0, 1);
     expect_clip(P, 3, 0, 1, 5, 1, 0, 1);
     expect_clip(P, 3, 1, 1, 5, 1 / (5 + 1e-6), 1, 1);
-    expect_clip(P, 3, 1, 0.125f, 0.625, 0.125, 0, 1);
-    expect_clip(P, 3, 0.5f, 0.125f, 0.625, 0.125 * 0.5 / (0.625 + 1e-6), 1, 1);
+    expect_clip(P, 3, 1, 8, 0.625, 0.125, 0, 1);
+    expect_clip(P, 3, 0.5f, 8, 0.625, 0.125 * 0.5 / (0.625 + 1e-6), 1, 1);
     expect_clip(WITH_NAN, 3, 1, 1, NAN, 0, 0, 0);
     expect_clip(WITH_INF, 3, 1, 1, INFINITY, 0, 0, 0);
 }
@@ -95,12 +115,38 @@ static void clip_of_many(void)
         }
         norm = sqrt(sum);
         for (int i = 0; i < targets_count(); i++) {
-            struct clip_result r = run_clip(targets_get(i), partial, n, 1, 1);
+            struct clip_result r = run_clip(targets_get(i), partial, n, 1, NULL);
             expect(memcmp(&r.norm, &norm, sizeof norm) == 0, "clip of %ld on %s: %a, not %a",
                    (long)n, targets_get(i)->table->name, r.norm, norm);
         }
     }
     free(partial);
+}
+
+/* The scale halves where a step is skipped and doubles behind `interval` good ones, within bounds.
+ */
+static void loss_scale_moves(void)
+{
+    static const double GOOD[] = {1}, BAD[] = {INFINITY};
+    static const struct {
+        const double *partial;
+        struct loss_scale before, after;
+    } MOVES[] = {
+        {GOOD, {64, 0, 3, 2}, {64, 1, 3, 2}},
+        {GOOD, {64, 1, 3, 2}, {128, 0, 3, 2}},
+        {BAD, {64, 1, 3, 2}, {32, 0, 4, 2}},
+        {GOOD, {0x1p24f, 1, 0, 2}, {0x1p24f, 0, 0, 2}},
+        {BAD, {0x1p-14f, 1, 0, 2}, {0x1p-14f, 0, 1, 2}},
+    };
+
+    for (size_t m = 0; m < sizeof MOVES / sizeof MOVES[0]; m++)
+        for (int i = 0; i < targets_count(); i++) {
+            struct loss_scale s = MOVES[m].before;
+            run_clip(targets_get(i), MOVES[m].partial, 1, 0, &s);
+            expect(memcmp(&s, &MOVES[m].after, sizeof s) == 0,
+                   "loss scale on %s, move %zu: %g good %d skipped %d", targets_get(i)->table->name,
+                   m, (double)s.scale, s.good, s.skipped);
+        }
 }
 
 /* --- AdamW --- */
@@ -112,16 +158,6 @@ struct adamw_setup {
     float coef;
     bool finite, param;
 };
-
-/* A struct bound as words keeps its bits: the harness carries 32-bit integers exactly. */
-static void set_words(double *to, const void *from, size_t bytes)
-{
-    for (size_t i = 0; i < bytes / 4; i++) {
-        int32_t word;
-        memcpy(&word, (const char *)from + 4 * i, sizeof word);
-        to[i] = (double)word;
-    }
-}
 
 static struct adamw_step step_of(const struct adamw_setup *s)
 {
@@ -459,11 +495,14 @@ static void casts(void)
 int main(void)
 {
     harness_open();
-    sumsq(1);
-    sumsq(SUMSQ_BLOCK);
-    sumsq(3 * SUMSQ_BLOCK + 17);
+    for (int narrow = 0; narrow < 2; narrow++) {
+        sumsq(1, narrow);
+        sumsq(SUMSQ_BLOCK, narrow);
+        sumsq(3 * SUMSQ_BLOCK + 17, narrow);
+    }
     clip();
     clip_of_many();
+    loss_scale_moves();
     adamw();
     mixed();
     casts();

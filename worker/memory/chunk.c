@@ -146,6 +146,11 @@ size_t chunk_state_bytes(struct chunk_types types, int64_t n)
     return bytes;
 }
 
+enum dtype chunk_grad_type(const struct chunk *c, struct chunk_types types)
+{
+    return c->narrow_grad ? types.compute : types.grad;
+}
+
 size_t chunk_payload_bytes(const struct chunk *c, enum payload p, struct chunk_types types)
 {
     size_t n = (size_t)c->n;
@@ -153,7 +158,7 @@ size_t chunk_payload_bytes(const struct chunk *c, enum payload p, struct chunk_t
     case PAYLOAD_PARAM:
         return n * dtype_size(types.compute);
     case PAYLOAD_GRAD:
-        return c->trainable ? n * (size_t)c->uses * dtype_size(types.grad) : 0;
+        return c->trainable ? n * (size_t)c->uses * dtype_size(chunk_grad_type(c, types)) : 0;
     case PAYLOAD_STATE:
         return c->trainable ? chunk_state_bytes(types, c->n) : 0;
     case PAYLOAD_COUNT:

@@ -5,11 +5,11 @@
  *
  * A chunk has up to three payloads, which are placed and moved independently:
  *   PARAM  n elements of the compute type
- *   GRAD   n elements of the gradient type for each use: uses accumulate apart and are summed once,
- * in use order, so the result does not depend on how the uses interleave STATE  optimizer state, n
- * elements each of [master,] first moment, second moment; the master is absent when the parameter
- * itself has the master's type. Frozen chunks have PARAM only and are read-only: never written
- * back, free to drop.
+ *   GRAD   n elements of the gradient type (compute type where narrow) for each use: uses
+ * accumulate apart and are summed once, in use order, so the result does not depend on how the uses
+ * interleave STATE  optimizer state, n elements each of [master,] first moment, second moment; the
+ * master is absent when the parameter itself has the master's type. Frozen chunks have PARAM only
+ * and are read-only: never written back, free to drop.
  *
  * Within a chunk, tensors with weight decay come first: decay applies to elements [0, n_decay).
  * Every tensor starts at a multiple of CHUNK_ALIGN elements; the gaps hold zeros and stay zero
@@ -56,6 +56,7 @@ struct chunk_member {
 
 struct chunk {
     bool trainable;
+    bool narrow_grad;   /* its gradients are of the compute type; false unless the caller says so */
     int64_t uses;       /* blocks that use it: gradient slots */
     int64_t first_use;  /* the first of those blocks          */
     int64_t n, n_decay; /* elements, gaps included            */
@@ -87,6 +88,7 @@ void chunk_set_fini(struct chunk_set *set);
 struct chunk_types {
     enum dtype compute, grad, master, moment;
 };
+enum dtype chunk_grad_type(const struct chunk *c, struct chunk_types types);
 /* The types of the optimizer state's parts, in their order; returns how many. */
 enum { STATE_MAX_PARTS = 3 };
 int chunk_state_parts(struct chunk_types types, enum dtype parts[STATE_MAX_PARTS]);

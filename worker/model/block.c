@@ -23,6 +23,7 @@ static void ctx_init(struct block_ctx *c, const struct block_run *r, bool dry, s
 {
     assert(r->block >= 0 && r->block < r->model->n_blocks);
     assert(r->shape.B > 0 && r->shape.T > 0);
+    bool narrow = r->shape.narrow_grads && r->model->blocks[r->block].kind == BLOCK_LAYER;
     *c = (struct block_ctx){
         .r = r,
         .cfg = &r->model->config,
@@ -32,7 +33,8 @@ static void ctx_init(struct block_ctx *c, const struct block_run *r, bool dry, s
         .bottom = backward_ends(r->model, r->block),
         .N = r->shape.B * r->shape.T,
         .real = dtype_size(r->ops->compute),
-        .grad = dtype_size(r->ops->grad),
+        .grad = dtype_size(narrow ? r->ops->compute : r->ops->grad),
+        .narrow = narrow,
         .stat = dtype_size(r->ops->stat),
         .saved = {.base = dry ? NULL : r->saved},
         .scratch = {.base = dry ? NULL : r->scratch},

@@ -33,6 +33,8 @@ struct block_shape {
                           activations of layers with the norm in front */
     bool fp8; /* layers' own products round their operands to 8 bits; embedding, head, attention's
                  products and adapters do not */
+    bool narrow_grads; /* layers' weight gradients are of the compute type: op_table.h, op_narrow.
+                          Embedding and head add up many pieces in a micro-batch: theirs are not */
     double embed_dropout, hidden_dropout, attn_dropout; /* 0 unless training   */
     double lora_dropout;                                /* likewise: of the adapters' input */
 };
@@ -57,10 +59,11 @@ struct block_run {
     const struct op_table *ops;
     struct stream *stream;
 
-    void *const *weights;  /* by position in block_desc.tensors; device memory, compute type. The
-                              tables of an embedding may be NULL in its backward, which looks at
-                              them only to project what it looks up */
-    void *const *grads;    /* likewise, grad type; NULL entries are frozen; backward only    */
+    void *const *weights; /* by position in block_desc.tensors; device memory, compute type. The
+                             tables of an embedding may be NULL in its backward, which looks at
+                             them only to project what it looks up */
+    void *const
+        *grads; /* likewise, grad type (or narrow); NULL entries are frozen; backward only    */
     enum accum grad_accum; /* ACCUM_ASSIGN: first micro-batch of the step. An embedding table's
                               gradient is always accumulated by the embedding block: the caller
                               zeroes it. The head treats a tied table like any other matrix */
@@ -82,10 +85,10 @@ struct block_run {
                  to work in, undefined afterwards, where nothing that trains lies below */
 
     /* head */
-    const float
-        *grad_scale;      /* device: 1 / target tokens of the whole step (times the loss scale) */
-    void *row_loss;       /* (B*T) stat =  */
-    int32_t *row_correct; /* (B*T) =       */
+    const float *grad_scale;             /* device: 1 / target tokens of the whole step */
+    const struct loss_scale *loss_scale; /* device, or NULL */
+    void *row_loss;                      /* (B*T) stat =  */
+    int32_t *row_correct;                /* (B*T) =       */
     void *logits; /* forward only, (logit_rows, vocab) =, or NULL: losses are wanted instead.
                      Before logit_scale and final_softcap */
     int64_t logit_first, logit_rows;

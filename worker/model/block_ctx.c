@@ -91,6 +91,24 @@ static int launched(struct block_ctx *c, enum op op, int code)
                    c->r->block, op_name(op), c->ops->name, err_code_name((enum err_code)code));
 }
 
+/* The calls of a backward come in an order that only the model decides. */
+static struct op_narrow next_narrow(struct block_ctx *c)
+{
+    enum { CALLS = 64 }; /* at most, of a block */
+    const struct block_run *r = c->r;
+    int64_t micro = r->first_sequence / r->shape.B;
+
+    if (!c->narrow)
+        return (struct op_narrow){0};
+    assert(c->narrow_calls < CALLS);
+    int64_t call = (micro * r->model->n_blocks + r->block) * CALLS + c->narrow_calls++;
+    return (struct op_narrow){.on = true,
+                              .stream = {.seed = r->seed,
+                                         .step = r->step,
+                                         .site = (uint32_t)(call * NARROW_SITES),
+                                         .use = RNG_USE_GRADIENT}};
+}
+
 int block_embed_fwd(struct block_ctx *c, struct embed_args *a)
 {
     if (!prepare(c, OP_EMBED_FWD, a, &a->workspace))
@@ -116,6 +134,7 @@ int block_norm_fwd(struct block_ctx *c, struct norm_args *a)
 
 int block_norm_bwd(struct block_ctx *c, struct norm_args *a)
 {
+    a->narrow = next_narrow(c);
     if (!prepare(c, OP_NORM_BWD, a, &a->workspace))
         return 0;
     return launched(c, OP_NORM_BWD, c->ops->norm_bwd(c->r->stream, a));
@@ -137,6 +156,9 @@ int block_linear_bwd_data(struct block_ctx *c, struct linear_args *a)
 
 int block_linear_bwd_weight(struct block_ctx *c, struct linear_args *a)
 {
+    a->narrow = next_narrow(c);
+    if (c->dry && c->narrow)
+        a->dw_accum = ACCUM_ADD; /* needs more room than the first micro-batch */
     if (!prepare(c, OP_LINEAR_BWD_WEIGHT, a, &a->workspace))
         return 0;
     if (a->dw == NULL && a->dbias == NULL)

@@ -143,6 +143,7 @@ static int slice_loss(struct block_ctx *c, const struct head_slice *s, void *log
         .targets = block_at_const(c->r->targets, s->first, sizeof(int32_t)),
         .logits = logits,
         .grad_scale = grad_scale,
+        .loss_scale = c->r->loss_scale,
         .row_loss = block_at(c->r->row_loss, s->first, c->stat),
         .row_correct = block_at(c->r->row_correct, s->first, sizeof(int32_t)),
     };

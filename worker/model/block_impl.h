@@ -41,8 +41,10 @@ struct block_ctx {
     const struct block_desc *desc;
     const struct op_table *ops;
     bool dry;
-    bool bottom;             /* nothing that trains needs the gradient of this block's input */
-    int64_t N;               /* B * T */
+    bool narrow;           /* weight gradients are of the compute type */
+    uint32_t narrow_calls; /* ops that have rounded such gradients: each draws numbers of its own */
+    bool bottom;           /* nothing that trains needs the gradient of this block's input */
+    int64_t N;             /* B * T */
     size_t real, grad, stat; /* bytes an element */
     struct region saved, scratch;
     struct adapters_work adapters;

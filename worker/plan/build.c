@@ -11,7 +11,7 @@ static int check_input(const struct plan_input *in, struct err *err)
         return err_set(err, ERR_UNSUPPORTED,
                        "parallelism over %lld ranks is not built yet; use one rank",
                        (long long)mesh_ranks(&in->mesh));
-    assert(!in->bf16_master || in->ops->compute == DT_BF16);
+    assert((!in->bf16_master && !in->bf16_grads) || in->ops->compute == DT_BF16);
     assert(in->micro_batch > 0 && in->micro_batches > 0 && in->seq_length > 1 && in->head_rows > 0);
     return 0;
 }
@@ -25,6 +25,7 @@ static void set_shapes(struct plan *p)
                                                  .train = true,
                                                  .keep_cheap = p->chosen.cheap != 0,
                                                  .fp8 = in->fp8,
+                                                 .narrow_grads = in->bf16_grads,
                                                  .embed_dropout = in->embed_dropout,
                                                  .hidden_dropout = in->hidden_dropout,
                                                  .attn_dropout = in->attn_dropout,

@@ -226,6 +226,11 @@ static int32_t add_gradient(struct emit *e, int64_t chunk, enum plan_tier tier, 
     return plan_add_place(e->p, tier, PURPOSE_GRADIENTS, bytes, false);
 }
 
+static enum dtype gradient_type(const struct emit *e, int64_t chunk)
+{
+    return chunk_grad_type(&e->p->chunks.chunks[chunk], e->p->types);
+}
+
 /* Places for what visit v's backward adds to; in later groups with the sum of the earlier ones. */
 static void begin_gradients(struct emit *e, int64_t v)
 {
@@ -239,7 +244,7 @@ static void begin_gradients(struct emit *e, int64_t v)
         int64_t c = chunks[k], u = c * CHUNK_MAX_USES + plan_use_index(e->p, c, visit->block);
         if (!e->p->chunks.chunks[c].trainable || e->grad_at[u] != NO_PLACE)
             continue;
-        e->grad_at[u] = add_gradient(e, c, TIER_GPU, e->p->types.grad);
+        e->grad_at[u] = add_gradient(e, c, TIER_GPU, gradient_type(e, c));
         if (e->sum_at[u] != NO_PLACE)
             add_gradient_move(e, INSTR_FETCH, QUEUE_H2D, c, e->sum_at[u], e->grad_at[u]);
     }
@@ -255,7 +260,7 @@ static void put_gradients_away(struct emit *e, const struct visit *visit)
         if (!e->p->chunks.chunks[c].trainable || plan_is_resident(e->p, c))
             continue;
         if (e->sum_at[u] == NO_PLACE)
-            e->sum_at[u] = add_gradient(e, c, TIER_HOST, e->p->types.grad);
+            e->sum_at[u] = add_gradient(e, c, TIER_HOST, gradient_type(e, c));
         add_gradient_move(e, INSTR_EVICT, QUEUE_D2H, c, e->grad_at[u], e->sum_at[u]);
         e->grad_at[u] = NO_PLACE;
     }
@@ -339,7 +344,7 @@ static void reduce(struct emit *e, int64_t chunk)
     i.chunk = (int32_t)chunk;
     i.payload = PAYLOAD_GRAD;
     i.src = p->chunk[chunk].grad[0];
-    if (!gpu && p->types.grad != p->types.compute)
+    if (!gpu && gradient_type(e, chunk) != p->types.compute)
         i.dst = add_gradient(e, chunk, TIER_GPU, p->types.compute);
     instr_list_add(e->list, i);
     if (!gpu) {

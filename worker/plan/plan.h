@@ -24,7 +24,7 @@
  *
  * Numbers do not depend on any of the planner's choices: gradients are rounded to the compute type
  * where they are consumed (kernels/op_table.h: sumsq, adamw), so they may travel in it; with
- * several groups a step the unfinished sum travels in the gradient type.
+ * several groups a step the unfinished sum travels in its own type.
  */
 #ifndef CASTOR_WORKER_PLAN_PLAN_H
 #define CASTOR_WORKER_PLAN_PLAN_H
@@ -81,6 +81,7 @@ struct plan_input {
                   neither wait nor look at it, and a NaN goes into the weights, as in PyTorch */
     bool bf16_master, bf16_moments; /* optimizer state in bfloat16, rounded stochastically; the
                                        former needs ops that compute in it: it is the parameter */
+    bool bf16_grads;           /* layers' gradients in bfloat16, which the ops must compute in */
     struct plan_choices force; /* members that are not PLAN_AUTO are obeyed: tests, experiments */
     int64_t micro_batch, micro_batches, seq_length, head_rows;
     bool fp8; /* block_shape.fp8 of training */

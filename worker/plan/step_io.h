@@ -32,6 +32,7 @@ struct step_scalars {
     float pad[3];
     struct clip_result unclipped; /* in: coefficient 1, finite: for updates that do not wait */
     struct clip_result clip;      /* out */
+    struct loss_scale loss_scale; /* out; stays from step to step where losses are scaled */
 };
 
 #endif

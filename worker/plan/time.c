@@ -38,10 +38,11 @@ size_t plan_move_bytes(const struct plan *p, const struct instr *i)
 
 /* Bytes that an update touches: gradient, master, both moments in; master, moments, parameter out.
  */
-static double update_bytes(const struct plan *p, const struct plan_slice *s)
+static double update_bytes(const struct plan *p, int64_t chunk, const struct plan_slice *s)
 {
+    enum dtype type = chunk_grad_type(&p->chunks.chunks[chunk], p->types);
     double param = (double)s->n * (double)dtype_size(p->types.compute);
-    double grad = (double)s->n * (double)dtype_size(p->types.grad);
+    double grad = (double)s->n * (double)dtype_size(type);
     return 2 * (double)plan_slice_bytes(p, s) + grad +
            (chunk_has_master(p->types) ? param : 2 * param);
 }
@@ -62,7 +63,7 @@ static double instr_seconds(const struct plan *p, enum plan_list list, const str
     case INSTR_UPDATE: {
         const struct plan_slice *s = &p->chunk[i->chunk].slices[i->slice];
         return i->queue == QUEUE_CPU ? (double)s->n / d->cpu_update_rate
-                                     : update_bytes(p, s) / d->memory_rate;
+                                     : update_bytes(p, i->chunk, s) / d->memory_rate;
     }
     case INSTR_FETCH:
     case INSTR_LOAD_ACT:

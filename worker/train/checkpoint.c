@@ -134,6 +134,7 @@ out:
 struct run_field {
     const char *key;
     size_t offset;
+    bool optional; /* 0, or NaN, where it is absent */
 };
 static const struct run_field run_ints[] = {
     {"step", offsetof(struct run_state, step)},
@@ -142,6 +143,8 @@ static const struct run_field run_ints[] = {
     {"best_step", offsetof(struct run_state, best_step)},
     {"without_gain", offsetof(struct run_state, without_gain)},
     {"eval_step", offsetof(struct run_state, eval_step)},
+    {"loss_scale_good", offsetof(struct run_state, loss_scale_good), true},
+    {"skipped_steps", offsetof(struct run_state, skipped_steps), true},
 };
 static const struct run_field run_reals[] = {
     {"train_loss", offsetof(struct run_state, train_loss)},
@@ -149,8 +152,9 @@ static const struct run_field run_reals[] = {
     {"valid_loss", offsetof(struct run_state, valid_loss)},
     {"valid_accuracy", offsetof(struct run_state, valid_accuracy)},
     {"best_loss", offsetof(struct run_state, best_loss)},
+    {"loss_scale", offsetof(struct run_state, loss_scale)},
 };
-enum { N_RUN_INTS = 6, N_RUN_REALS = 5 };
+enum { N_RUN_INTS = 8, N_RUN_REALS = 6 };
 
 static int save_json(const char *path, const struct plan *plan, const struct run_state *run,
                      uint64_t seed, struct err *err)
@@ -283,7 +287,7 @@ static int load_json(const char *path, const struct plan *plan, uint64_t seed,
         goto out;
     }
     for (int k = 0; k < N_RUN_INTS; k++)
-        TRY(json_get_int64(j, "", run_ints[k].key, true, -1, INT64_MAX,
+        TRY(json_get_int64(j, "", run_ints[k].key, !run_ints[k].optional, -1, INT64_MAX,
                            (int64_t *)((char *)&r + run_ints[k].offset), err));
     for (int k = 0; k < N_RUN_REALS; k++) {
         double *x = (double *)((char *)&r + run_reals[k].offset);

@@ -27,8 +27,10 @@ struct run_state {
     double valid_loss, valid_accuracy;     /* of the last evaluation; NaN = none    */
     double best_loss;                      /* lowest validation loss; NaN = none    */
     int64_t best_step;
-    int64_t without_gain; /* evaluations since best_loss */
-    int64_t eval_step;    /* the last evaluation was made behind this step; -1 = none */
+    int64_t without_gain;                   /* evaluations since best_loss */
+    double loss_scale;                      /* NaN = losses are not scaled */
+    int64_t loss_scale_good, skipped_steps; /* struct loss_scale */
+    int64_t eval_step; /* the last evaluation was made behind this step; -1 = none */
 };
 
 /* *bytes: size on disk. A step that has a checkpoint already keeps it: what is in it follows from

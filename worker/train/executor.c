@@ -126,6 +126,21 @@ void executor_destroy(struct executor *e)
     free(e);
 }
 
+int executor_set_loss_scale(struct executor *e, struct loss_scale scale, struct err *err)
+{
+    struct step_scalars *host = executor_at(e, e->plan->io.host_scalars[0]);
+    int rc = 0;
+
+    assert(e->plan->in.clip && !e->in_flight[0]);
+    host->loss_scale = scale;
+    TRY(device_copy(e->device, e->stream[QUEUE_COMPUTE], COPY_H2D, &executor_scalars(e)->loss_scale,
+                    &host->loss_scale, sizeof scale, err));
+    TRY(device_stream_sync(e->device, e->stream[QUEUE_COMPUTE], err));
+    e->scales_losses = true;
+out:
+    return rc;
+}
+
 /* ---- batches
  * ------------------------------------------------------------------------------------- */
 
@@ -225,6 +240,8 @@ int executor_collect(struct executor *e, int slot, struct step_result *out, stru
     r.grad_norm = host->clip.norm;
     r.clipped = host->clip.clipped;
     r.finite = host->clip.finite;
+    if (e->scales_losses)
+        r.loss_scale = host->loss_scale;
     TRY(executor_host_error(e, err));
     *out = r;
 out:

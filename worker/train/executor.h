@@ -41,6 +41,10 @@ struct executor_config {
 int executor_create(const struct executor_config *config, struct executor **out, struct err *err);
 void executor_destroy(struct executor *e);
 
+/* From the next step on losses are scaled, beginning so: for ops in float16, whose plan has `clip`.
+ * Bias corrections count skipped steps too. No step may be in flight. */
+int executor_set_loss_scale(struct executor *e, struct loss_scale scale, struct err *err);
+
 /* The pinned arrays of one micro-batch in a slot: fills B, T and the pointers of *view. */
 void executor_batch(struct executor *e, int slot, int64_t micro, struct batch *view);
 
@@ -54,7 +58,8 @@ struct step_result {
     double loss_sum; /* over target tokens, in row order, in double */
     int64_t correct; /* target tokens that argmax gets right        */
     double grad_norm;
-    bool clipped, finite; /* !finite: the update was skipped            */
+    bool clipped, finite;         /* !finite: the update was skipped            */
+    struct loss_scale loss_scale; /* behind this step; zeros where losses are not scaled */
 };
 
 /* Queue one optimizer step on the slot's batch. The slot must not be in flight. */

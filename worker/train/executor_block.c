@@ -34,6 +34,7 @@ static void fill_results(struct executor *e, enum plan_list list, int64_t micro,
     r->row_loss = base + (size_t)(micro * rows) * stat;
     r->row_correct = (int32_t *)(base + (size_t)plan_step_rows(e->plan) * stat) + micro * rows;
     r->grad_scale = &executor_scalars(e)->grad_scale;
+    r->loss_scale = e->scales_losses ? &executor_scalars(e)->loss_scale : NULL;
 }
 
 /* Addresses of the block's tensors inside its chunks. */
@@ -51,17 +52,17 @@ static void fill_tensors(struct executor *e, const struct instr *i, const struct
         weights[t] = o->param[k] != NO_PLACE ? (char *)executor_at(e, o->param[k]) +
                                                    offset * dtype_size(e->ops->compute)
                                              : NULL;
-        grads[t] = o->grad[k] != NO_PLACE
-                       ? (char *)executor_at(e, o->grad[k]) + offset * dtype_size(e->ops->grad)
-                       : NULL;
+        size_t grad = dtype_size(chunk_grad_type(c, e->plan->types));
+        grads[t] =
+            o->grad[k] != NO_PLACE ? (char *)executor_at(e, o->grad[k]) + offset * grad : NULL;
     }
 }
 
 /* Zero elements [first, last) of a gradient place. */
-static int clear(struct executor *e, int32_t place, int64_t first, int64_t last, struct stream *s,
-                 struct err *err)
+static int clear(struct executor *e, const struct chunk *c, int32_t place, int64_t first,
+                 int64_t last, struct stream *s, struct err *err)
 {
-    size_t each = dtype_size(e->ops->grad);
+    size_t each = dtype_size(chunk_grad_type(c, e->plan->types));
     if (first >= last)
         return 0;
     return device_zero(e->device, s, (char *)executor_at(e, place) + (size_t)first * each,
@@ -81,13 +82,13 @@ static int clear_gradient(struct executor *e, const struct instr *i, int32_t chu
     int rc = 0;
 
     if (adds)
-        return clear(e, place, 0, c->n, s, err);
+        return clear(e, c, place, 0, c->n, s, err);
     for (int64_t m = 0; gaps && m < c->n_members; m++) {
-        TRY(clear(e, place, end, c->members[m].offset, s, err));
+        TRY(clear(e, c, place, end, c->members[m].offset, s, err));
         end = c->members[m].offset + c->members[m].elements;
     }
     if (gaps)
-        TRY(clear(e, place, end, c->n, s, err));
+        TRY(clear(e, c, place, end, c->n, s, err));
 out:
     return rc;
 }

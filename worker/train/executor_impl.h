@@ -32,6 +32,7 @@ struct executor {
     struct list_edges edges[LIST_COUNT];
     struct event_mark *done[STEP_SLOTS];
     bool in_flight[STEP_SLOTS];
+    bool scales_losses;
     struct adamw_step adamw; /* likewise                 */
     int64_t step;            /* of the list being executed */
     int64_t logit_position;

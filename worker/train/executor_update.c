@@ -6,6 +6,7 @@ int executor_run_reduce(struct executor *e, const struct instr *i, struct stream
 {
     const struct chunk *c = &e->plan->chunks.chunks[i->chunk];
     const struct plan_chunk *pc = &e->plan->chunk[i->chunk];
+    enum dtype type = chunk_grad_type(c, e->plan->types);
     char *sum = executor_at(e, i->src);
     int rc = 0;
 
@@ -13,19 +14,17 @@ int executor_run_reduce(struct executor *e, const struct instr *i, struct stream
         struct add_args a = {.n = c->n, .x = executor_at(e, pc->grad[u]), .y = sum};
         TRY(executor_launched(e->ops->add(s, &a), e, i, err));
     }
-    TRY(comm_all_reduce(e->config.data_comm, s, sum, c->n, e->ops->grad, err));
+    TRY(comm_all_reduce(e->config.data_comm, s, sum, c->n, type, err));
     struct sumsq_args a = {.n = c->n,
+                           .narrow = c->narrow_grad,
                            .x = sum,
                            .partial =
                                (double *)executor_at(e, e->plan->io.partials) + pc->first_partial};
     TRY(executor_launched(e->ops->sumsq(s, &a), e, i, err));
     if (i->dst == NO_PLACE || i->dst == i->src)
         goto out;
-    struct cast_args cast = {.n = c->n,
-                             .from = e->ops->grad,
-                             .to = e->ops->compute,
-                             .src = sum,
-                             .dst = executor_at(e, i->dst)};
+    struct cast_args cast = {
+        .n = c->n, .from = type, .to = e->ops->compute, .src = sum, .dst = executor_at(e, i->dst)};
     TRY(executor_launched(e->ops->cast(s, &cast), e, i, err));
 out:
     return rc;
@@ -36,7 +35,7 @@ int executor_run_norm(struct executor *e, const struct instr *i, struct stream *
     struct clip_args a = {.n = e->plan->n_partials,
                           .partial = executor_at(e, e->plan->io.partials),
                           .max_norm = (float)e->config.max_grad_norm,
-                          .inv_scale = 1.0f,
+                          .loss_scale = e->scales_losses ? &executor_scalars(e)->loss_scale : NULL,
                           .result = &executor_scalars(e)->clip};
     return executor_launched(e->ops->clip(s, &a), e, i, err);
 }
@@ -80,7 +79,8 @@ int executor_run_update(struct executor *e, const struct instr *i, struct stream
                         struct err *err)
 {
     struct step_scalars *scalars = executor_scalars(e);
-    struct adamw_args a = slice_args(e, i, e->ops->grad);
+    enum dtype type = chunk_grad_type(&e->plan->chunks.chunks[i->chunk], e->plan->types);
+    struct adamw_args a = slice_args(e, i, type);
     a.step = &scalars->adamw;
     a.clip = e->plan->in.clip ? &scalars->clip : &scalars->unclipped;
     return executor_launched(e->ops->adamw(s, &a), e, i, err);

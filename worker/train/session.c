@@ -238,15 +238,19 @@ static void choose_rest(struct session *s)
 
 static int check_precision(const struct job_spec *spec, struct err *err)
 {
-    if (spec->precision.master != STATE_BF16 || session_dtype(spec) == DT_BF16)
+    const struct spec_precision *p = &spec->precision;
+    bool master = p->master == STATE_BF16;
+    const char *param = master ? "precision.master" : "precision.gradients";
+
+    if (session_dtype(spec) == DT_BF16 || (!master && p->gradients != STATE_BF16))
         return 0;
-    int rc = err_set(
-        err, ERR_UNSUPPORTED,
-        "precision.master \"bf16\" is the parameter of a job that computes in bf16 or fp8, and "
-        "this one computes in %s; leave it at \"fp32\"",
-        compute_dtype_name(spec->precision.compute));
+    int rc =
+        err_set(err, ERR_UNSUPPORTED,
+                "%s \"bf16\" is for jobs that compute in bf16 or fp8, and this one computes in "
+                "%s; leave it at \"fp32\"",
+                param, compute_dtype_name(p->compute));
     err_set_reason(err, rc, "unsupported_precision");
-    return err_set_param(err, rc, "precision.master");
+    return err_set_param(err, rc, param);
 }
 
 /* ---- the whole
@@ -359,9 +363,11 @@ int session_plan(const struct session *s, const struct op_table *ops,
                             .profile = profile,
                             .policy = s->spec.placement.policy,
                             .limit[TIER_GPU] = device_limit,
-                            .clip = s->spec.optimization.max_grad_norm > 0,
+                            .clip = s->spec.optimization.max_grad_norm > 0 ||
+                                    s->spec.precision.compute == COMPUTE_FP16,
                             .bf16_master = s->spec.precision.master == STATE_BF16,
                             .bf16_moments = s->spec.precision.optimizer_state == STATE_BF16,
+                            .bf16_grads = s->spec.precision.gradients == STATE_BF16,
                             .force = PLAN_CHOICES_AUTO,
                             .micro_batch = s->micro_batch,
                             .micro_batches = s->micro_batches,

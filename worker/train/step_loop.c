@@ -100,6 +100,11 @@ static int report_step(struct loop *l, const struct pending *p, const struct ste
     r->state.train_loss = res->loss_sum / n;
     r->state.train_accuracy = (double)res->correct / n;
     r->state.target_tokens += p->targets;
+    if (res->loss_scale.scale > 0) {
+        r->state.loss_scale = (double)res->loss_scale.scale;
+        r->state.loss_scale_good = res->loss_scale.good;
+        r->state.skipped_steps = res->loss_scale.skipped;
+    }
     struct event e = {.type = EVENT_STEP,
                       .step = {.step = p->step,
                                .total_steps = r->session.total_steps,
@@ -108,6 +113,8 @@ static int report_step(struct loop *l, const struct pending *p, const struct ste
                                .accuracy = r->state.train_accuracy,
                                .grad_norm = res->grad_norm,
                                .clipped = res->clipped,
+                               .loss_scale = r->state.loss_scale,
+                               .skipped_steps = r->state.skipped_steps,
                                .learning_rate = p->learning_rate,
                                .tokens = p->tokens,
                                .target_tokens = p->targets,
@@ -131,6 +138,9 @@ static int check_numbers(struct run *r, const struct pending *p, const struct st
         r->bad_steps = 0;
         return 0;
     }
+    /* The scale was too large; there are smaller ones to try. */
+    if (isfinite(res->loss_sum) && res->loss_scale.scale > 1)
+        return 0;
     char text[160];
     snprintf(text, sizeof text,
              "step %lld: the loss or a gradient is not finite; no update was made",

@@ -182,6 +182,22 @@ out:
     return rc;
 }
 
+/* Gradients in float16 lose what is small and overflow where they are large. The first scale and
+ * the interval are PyTorch's. */
+static int scale_losses(struct run *r, struct err *err)
+{
+    struct run_state *st = &r->state;
+    if (r->ops->compute != DT_F16)
+        return 0;
+    if (isnan(st->loss_scale))
+        st->loss_scale = 65536;
+    struct loss_scale scale = {.scale = (float)st->loss_scale,
+                               .good = (int32_t)st->loss_scale_good,
+                               .skipped = (int32_t)st->skipped_steps,
+                               .interval = 2000};
+    return executor_set_loss_scale(r->executor, scale, err);
+}
+
 static int load_weights(struct run *r, struct err *err)
 {
     struct weights_reader *weights = NULL;
@@ -215,8 +231,10 @@ static int load_weights(struct run *r, struct err *err)
                                       .train_accuracy = NAN,
                                       .valid_loss = NAN,
                                       .valid_accuracy = NAN,
-                                      .best_loss = NAN};
+                                      .best_loss = NAN,
+                                      .loss_scale = NAN};
     }
+    TRY(scale_losses(r, err));
 out:
     weights_close(weights);
     return rc;

@@ -79,11 +79,8 @@ double golden_adamw_step(struct rig *r, double *const *moments, const double *pa
 {
     double *partial = xcalloc((size_t)r->m.n_tensors, sizeof(double));
     struct clip_result result;
-    struct clip_args clip = {.n = r->m.n_tensors,
-                             .partial = partial,
-                             .max_norm = (float)params[4],
-                             .inv_scale = 1,
-                             .result = &result};
+    struct clip_args clip = {
+        .n = r->m.n_tensors, .partial = partial, .max_norm = (float)params[4], .result = &result};
 
     for (int64_t t = 0; t < r->m.n_tensors; t++) {
         struct sumsq_args a = {

@@ -191,3 +191,122 @@ Test(executor, a_step_with_a_gradient_that_is_not_finite_changes_nothing)
     free(after);
     rig_close(&r);
 }
+
+/* ---- gradients in bfloat16 ---------------------------------------------------------------------
+ */
+
+static void train_narrow(int64_t micro_batch, bool narrow, double norms[4], char **payloads,
+                         size_t *n)
+{
+    struct rig r;
+    rig_open(&r, &(struct rig_options){.compute = DT_BF16,
+                                       .micro_batch = micro_batch,
+                                       .bf16_moments = true,
+                                       .bf16_master = true,
+                                       .bf16_grads = narrow});
+    for (int step = 0; step < 4; step++)
+        norms[step] = rig_step(&r, step + 1, 1e-2).grad_norm;
+    *payloads = rig_payloads(&r, n);
+    rig_close(&r);
+}
+
+/* A gradient is rounded where it is consumed: of one micro-batch it may as well lie rounded. */
+Test(executor, bf16_gradients_of_one_micro_batch_change_no_bit)
+{
+    double wide[4], narrow[4];
+    char *a, *b;
+    size_t n, m;
+
+    train_narrow(RIG_ROWS, false, wide, &a, &n);
+    train_narrow(RIG_ROWS, true, narrow, &b, &m);
+    cr_expect_arr_eq(wide, narrow, sizeof wide);
+    cr_assert_eq(n, m);
+    cr_expect_eq(memcmp(a, b, n), 0);
+    free(a);
+    free(b);
+}
+
+/* Sums of four micro-batches: a rounding of 2^-8 each, the same bits every time. Behind the first
+ * step the weights differ, too: they are bfloat16, and the rate is large. */
+Test(executor, bf16_gradients_add_up_over_micro_batches)
+{
+    double wide[4], narrow[4], again[4];
+    char *a, *b, *c;
+    size_t n, m;
+
+    train_narrow(1, false, wide, &a, &n);
+    train_narrow(1, true, narrow, &b, &m);
+    train_narrow(1, true, again, &c, &m);
+    for (int step = 0; step < 4; step++)
+        cr_expect_leq(fabs(narrow[step] - wide[step]), (step == 0 ? 2e-3 : 5e-2) * wide[step],
+                      "norm of step %d is %.6g, not %.6g", step, narrow[step], wide[step]);
+    cr_expect_neq(memcmp(a, b, n), 0); /* they were narrow indeed */
+    cr_expect_eq(memcmp(b, c, n), 0);
+    free(a);
+    free(b);
+    free(c);
+}
+
+/* ---- loss scaling ------------------------------------------------------------------------------
+ */
+
+static void set_scale(struct rig *r, struct loss_scale scale)
+{
+    struct err err = {0};
+    cr_assert_eq(executor_set_loss_scale(r->executor, scale, &err), 0, "%s", err.msg);
+}
+
+/* A power of two that float can hold changes nothing but exponents. */
+Test(executor, a_loss_scale_changes_no_bit_of_a_step)
+{
+    struct step_result plain[3];
+    char *want = NULL;
+    size_t n;
+
+    for (int scaled = 0; scaled < 2; scaled++) {
+        struct rig r;
+        rig_open(&r, &(struct rig_options){.compute = DT_F32, .micro_batch = 2});
+        if (scaled)
+            set_scale(&r, (struct loss_scale){.scale = 1024, .interval = 2});
+        for (int step = 0; step < 3; step++) {
+            struct step_result res = rig_step(&r, step + 1, 1e-2);
+            if (!scaled)
+                plain[step] = res;
+            cr_expect(res.loss_sum == plain[step].loss_sum && res.finite &&
+                      res.grad_norm == plain[step].grad_norm);
+            if (scaled)
+                cr_expect_eq(res.loss_scale.scale, step == 0 ? 1024 : 2048);
+        }
+        char *got = rig_payloads(&r, &n);
+        if (scaled)
+            cr_expect_eq(memcmp(got, want, n), 0);
+        free(want);
+        want = got;
+        rig_close(&r);
+    }
+    free(want);
+}
+
+Test(executor, a_step_that_overflows_is_skipped_and_halves_the_scale)
+{
+    struct rig r;
+    size_t n;
+
+    rig_open(&r, &(struct rig_options){.compute = DT_F32, .micro_batch = 2});
+    set_scale(&r, (struct loss_scale){.scale = 4096, .good = 7, .interval = 2000});
+    char *before = rig_payloads(&r, &n);
+    double scale = r.grad_scale;
+    r.grad_scale = 1e38; /* times 4096: infinity */
+    struct step_result res = rig_step(&r, 1, 1e-2);
+    cr_expect(!res.finite && isfinite(res.loss_sum));
+    cr_expect(res.loss_scale.scale == 2048 && res.loss_scale.good == 0 &&
+              res.loss_scale.skipped == 1);
+    char *after = rig_payloads(&r, &n);
+    cr_expect_eq(memcmp(before, after, n), 0);
+    r.grad_scale = scale;
+    res = rig_step(&r, 2, 1e-2);
+    cr_expect(res.finite && res.loss_scale.scale == 2048 && res.loss_scale.good == 1);
+    free(before);
+    free(after);
+    rig_close(&r);
+}
