@@ -6,6 +6,7 @@
  *                                        one rank, started by the supervisor; the last is for tests
  *   castor-worker --plan JOBDIR          resolve, check and plan the job; print a plan report
  *   castor-worker --print JOBDIR         print the planned step, an instruction a line
+ *   castor-worker --profile JOBDIR       train some steps; print where a step's time goes, op by op
  *   castor-worker --check FILE           check a data file; print what is wrong with it
  *   castor-worker --probe                measure this machine; print and keep the device profile
  *   castor-worker --devices              count this machine's devices; print the numbers
@@ -21,6 +22,7 @@
 
 #include "api/job_dir.h"
 #include "core/alloc.h"
+#include "core/fs.h"
 #include "core/log.h"
 #include "worker/train/trainer.h"
 #include "worker/worker.h"
@@ -45,6 +47,7 @@ static int usage(void)
     fputs("usage: castor-worker JOBDIR [--attempt N]\n"
           "       castor-worker --plan JOBDIR\n"
           "       castor-worker --print JOBDIR\n"
+          "       castor-worker --profile JOBDIR\n"
           "       castor-worker --check FILE\n"
           "       castor-worker --probe\n"
           "       castor-worker --devices\n",
@@ -112,6 +115,26 @@ static int run_rank(const struct arguments *a)
     return trainer_run(&o, &err) == 0 ? 0 : 1;
 }
 
+/* In this process, as an attempt of its own. */
+static int run_profile(const struct arguments *a)
+{
+    struct err err = {0};
+    struct trainer_options o = {.jobdir = a->path, .terminate = &terminate, .profile = true};
+    int rc = job_dir_last_attempt(a->path, &o.attempt, &err);
+
+    catch_terminate();
+    o.attempt++;
+    char *directory = job_dir_attempt(a->path, o.attempt);
+    if (rc == 0)
+        rc = fs_mkdir_p(directory, true, &err);
+    free(directory);
+    if (rc == 0)
+        rc = trainer_run(&o, &err);
+    if (rc)
+        fprintf(stderr, "castor-worker --profile: %s\n", err.msg);
+    return rc == 0 && fflush(stdout) == 0 ? 0 : 1;
+}
+
 static int run_supervisor(const struct arguments *a)
 {
     struct err err = {0};
@@ -143,6 +166,8 @@ int main(int argc, char **argv)
         return worker_plan(a.path);
     if (strcmp(a.mode, "--print") == 0 && a.path)
         return worker_print(a.path);
+    if (strcmp(a.mode, "--profile") == 0 && a.path)
+        return run_profile(&a);
     if (strcmp(a.mode, "--check") == 0 && a.path)
         return worker_check(a.path);
     if (strcmp(a.mode, "--probe") == 0 && !a.path)

@@ -1,6 +1,6 @@
 """Training steps of real models' shapes on one GPU, ours and PyTorch's in turn. Run by `make bench-gpu`.
 
-usage: bench_gpu.py --build DIR [--python PYTHON] [--work DIR] [--no-peer] [CASE...]
+usage: bench_gpu.py --build DIR [--python PYTHON] [--work DIR] [--no-peer | --profile] [CASE...]
 
 A case is a model's shape with random weights. Ours is castor-worker on a job directory, as castord would write it:
 packed rows without padding, every token a target, AdamW with clipping. The peer is peer_step.py (see there), run
@@ -10,7 +10,8 @@ milliseconds a step, tokens a second, model FLOP utilisation (6 N_matmul + 6 L h
 
   bench: CASE ours X peer Y unit tok/s ratio R
 
-with the median of the steps behind the warm-up. Where a case names a published figure of a peer that cannot run here,
+with the median of the steps behind the warm-up; with --profile instead of that where a step's time goes, op by op
+beside each op's floor. Where a case names a published figure of a peer that cannot run here,
 it is printed beside it.
 """
 import argparse
@@ -65,7 +66,7 @@ CASES = {
     "opt-1.3b": (opt(2048, 24, 32), 8, 1024, 8, 8, "fp32", {}),
     "gpt2-1558m": (gpt2(1600, 48, 25), 8, 1024, 8, 8, "fp32", {"llm.c": 44200}),
     "qwen2.5-1.5b": (qwen2(1536, 28, 12, 2, 8960, 151936, True), 32, 1024, 8, 8, "bf16", {"LLMQ": 57500}),
-    "qwen2.5-7b": (qwen2(3584, 28, 28, 4, 18944, 152064, False), 16, 1024, 1, 2, "bf16", {"LLMQ": 13030}),
+    "qwen2.5-7b": (qwen2(3584, 28, 28, 4, 18944, 152064, False), 16, 1024, 4, 2, "bf16", {"LLMQ": 13030}),
 }
 
 
@@ -198,7 +199,8 @@ def write_job(root, data, model, rows, length, micro, states):
     spec["hyperparameters"]["batch_size"] = rows
     spec["dataset"].update(max_seq_length=length, packing=True)
     spec["optimization"].update(learning_rate=1e-5, weight_decay=0.1, micro_batch_size=micro)
-    spec["precision"] = {"compute": "bf16", "master": states, "optimizer_state": states}
+    spec["precision"] = {"compute": "bf16", "master": states, "gradients": states,
+                         "optimizer_state": states}
     spec["resources"]["device"] = DEVICE
     rig.write_json(os.path.join(root, "spec.json"), spec)
 
@@ -235,6 +237,12 @@ def run_ours(worker, root):
     return (statistics.median(s["seconds"] for s in measured), measured[-1]["gpu"]["peak"], measured[-1]["tokens"]), None
 
 
+def profile(worker, root):
+    done = subprocess.run([worker, "--profile", root], capture_output=True, text=True, timeout=LIMIT_S)
+    print(done.stdout if done.returncode == 0 else done.stderr[-2000:], flush=True)
+    return done.returncode == 0
+
+
 def run_peer(python, model, rows, length, micro, states):
     script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "peer_step.py")
     done = subprocess.run([python, script, model, "--rows", str(rows), "--length", str(length), "--micro", str(micro),
@@ -267,6 +275,9 @@ def bench(name, options, work):
     for turn in range(1 if options.no_peer else 2):
         job = os.path.join(work, "job-%d" % turn)
         write_job(job, data, model, rows, length, micro, states)
+        if options.profile:
+            print("%s, %d x %d in micro-batches of %d" % (name, rows, length, micro), flush=True)
+            return profile(os.path.join(options.build, "castor-worker"), job)
         run, why = run_ours(os.path.join(options.build, "castor-worker"), job)
         show(name, "ours", run, why, config, length)
         ours += [run] if run else []
@@ -288,6 +299,7 @@ def main():
     parser.add_argument("--python", default="python3")
     parser.add_argument("--work", default=None)
     parser.add_argument("--no-peer", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     parser.add_argument("cases", nargs="*", default=list(CASES))
     options = parser.parse_args()
     fine = True

@@ -73,6 +73,24 @@ def prints_the_step(root):
     assert "spec.json" in p.stderr, p.stderr
 
 
+def profiles_a_step(root):
+    job = Job(root, steps=20)
+    done = job.run("--profile", job.dir)
+    equal(done.returncode, 0)
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("profile: product ") and lines[-1].startswith("profile: "), lines
+    rows = [line.split() for line in lines[2:-1]]
+    ops = {row[0] for row in rows}
+    for op in ("embed_fwd", "norm_bwd", "linear_bwd_weight", "attn_fwd", "loss", "sumsq", "clip", "adamw"):
+        assert op in ops, ops
+    equal(job.end()["reason"], "cancelled")
+    equal(job.leftovers(), [])
+    short = Job(root, "short", steps=3)
+    done = short.run("--profile", short.dir)
+    equal(done.returncode, 1)
+    assert "more data" in done.stderr, done.stderr
+
+
 def overlapped_steps_report_the_same(root):
     """Two steps in flight, as on a GPU: the same steps, evaluations, checkpoints and model, bit for bit."""
     jobs = []
@@ -643,7 +661,7 @@ def hub_faults(root):
         fails(job, "model_not_found", "model", ["test/nothing"])
 
 
-CASES = [trains, prints_the_step, overlapped_steps_report_the_same, repeats_itself, micro_batch_need_not_divide, epochs_reshuffle, killed_rank_resumes,
+CASES = [trains, prints_the_step, profiles_a_step, overlapped_steps_report_the_same, repeats_itself, micro_batch_need_not_divide, epochs_reshuffle, killed_rank_resumes,
          killed_supervisor_resumes, killed_while_writing_resumes, terminated_stops_and_resumes, pauses_and_goes_on,
          cancels, cancelled_before_it_starts, checkpoints_on_request, keeps_newest_checkpoints,
          early_stopping_exports_best, two_attempts_at_once, broken_models, bad_data, unsupported_specs,

@@ -50,6 +50,14 @@ struct block_bytes {
 struct block_bytes block_sizes(const struct model *m, int64_t block,
                                const struct block_shape *shape, const struct op_table *ops);
 
+/* Told of every op: before it is queued, and behind it. For measuring. An op that is left out after
+ * all is told of only by the first. */
+struct op_watch {
+    void (*before)(void *ud, enum op op, const void *args, struct stream *s);
+    void (*after)(void *ud, struct stream *s);
+    void *ud;
+};
+
 struct block_run {
     const struct model *model;
     int64_t block;
@@ -58,6 +66,7 @@ struct block_run {
         *device; /* clears norm gradients at ACCUM_ASSIGN (their op only adds); backward */
     const struct op_table *ops;
     struct stream *stream;
+    const struct op_watch *watch; /* or NULL */
 
     void *const *weights; /* by position in block_desc.tensors; device memory, compute type. The
                              tables of an embedding may be NULL in its backward, which looks at

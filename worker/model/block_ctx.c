@@ -78,11 +78,15 @@ static bool prepare(struct block_ctx *c, enum op op, const void *args, void **wo
     }
     if (workspace != NULL)
         *workspace = c->workspace;
+    if (c->r->watch)
+        c->r->watch->before(c->r->watch->ud, op, args, c->r->stream);
     return true;
 }
 
 static int launched(struct block_ctx *c, enum op op, int code)
 {
+    if (c->r->watch)
+        c->r->watch->after(c->r->watch->ud, c->r->stream);
     if (code == 0)
         return 0;
     return err_set(c->err, (enum err_code)code,

@@ -32,6 +32,25 @@ int executor_launched(int rc, const struct executor *e, const struct instr *i, s
                     instr_op_name(i->op), i->block, i->chunk);
 }
 
+void executor_begin(struct executor *e, enum op op, const void *args, struct stream *s)
+{
+    if (e->watch)
+        e->watch->before(e->watch->ud, op, args, s);
+}
+
+int executor_end(int rc, struct executor *e, const struct instr *i, struct stream *s,
+                 struct err *err)
+{
+    if (e->watch)
+        e->watch->after(e->watch->ud, s);
+    return executor_launched(rc, e, i, err);
+}
+
+void executor_watch(struct executor *e, const struct op_watch *watch)
+{
+    e->watch = watch;
+}
+
 /* ---- life
  * ---------------------------------------------------------------------------------------- */
 

@@ -45,6 +45,10 @@ void executor_destroy(struct executor *e);
  * Bias corrections count skipped steps too. No step may be in flight. */
 int executor_set_loss_scale(struct executor *e, struct loss_scale scale, struct err *err);
 
+/* Have the ops of the steps that are queued from now on watched, but for those of host threads;
+ * NULL: no longer. Borrowed. */
+void executor_watch(struct executor *e, const struct op_watch *watch);
+
 /* The pinned arrays of one micro-batch in a slot: fills B, T and the pointers of *view. */
 void executor_batch(struct executor *e, int slot, int64_t micro, struct batch *view);
 

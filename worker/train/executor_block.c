@@ -105,6 +105,7 @@ int executor_run_block(struct executor *e, enum plan_list list, const struct ins
                           .ops = e->ops,
                           .device = e->device,
                           .stream = s,
+                          .watch = e->watch,
                           .weights = weights,
                           .grads = grads,
                           .grad_accum = i->first_grad ? ACCUM_ASSIGN : ACCUM_ADD,

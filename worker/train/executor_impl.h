@@ -33,8 +33,9 @@ struct executor {
     struct event_mark *done[STEP_SLOTS];
     bool in_flight[STEP_SLOTS];
     bool scales_losses;
-    struct adamw_step adamw; /* likewise                 */
-    int64_t step;            /* of the list being executed */
+    const struct op_watch *watch; /* or NULL */
+    struct adamw_step adamw;      /* likewise                 */
+    int64_t step;                 /* of the list being executed */
     int64_t logit_position;
     payload_fn transfer;
     void *transfer_ud;
@@ -45,7 +46,12 @@ void *executor_at(struct executor *e, int32_t place);
 struct step_scalars *executor_scalars(struct executor *e); /* device memory */
 int32_t *executor_batch_array(struct executor *e, int32_t place, int64_t micro,
                               enum step_batch_array which);
-/* An op's launch status as an error that says where. */
+/* Around an op that is no part of a block: tell whoever watches, and make its launch status an
+ * error that says where. */
+void executor_begin(struct executor *e, enum op op, const void *args, struct stream *s);
+int executor_end(int rc, struct executor *e, const struct instr *i, struct stream *s,
+                 struct err *err);
+/* The latter without a watch: host threads. */
 int executor_launched(int rc, const struct executor *e, const struct instr *i, struct err *err);
 
 /* executor_issue.c */

@@ -12,7 +12,8 @@ int executor_run_reduce(struct executor *e, const struct instr *i, struct stream
 
     for (int64_t u = 1; u < c->uses; u++) {
         struct add_args a = {.n = c->n, .x = executor_at(e, pc->grad[u]), .y = sum};
-        TRY(executor_launched(e->ops->add(s, &a), e, i, err));
+        executor_begin(e, OP_ADD, &a, s);
+        TRY(executor_end(e->ops->add(s, &a), e, i, s, err));
     }
     TRY(comm_all_reduce(e->config.data_comm, s, sum, c->n, type, err));
     struct sumsq_args a = {.n = c->n,
@@ -20,12 +21,14 @@ int executor_run_reduce(struct executor *e, const struct instr *i, struct stream
                            .x = sum,
                            .partial =
                                (double *)executor_at(e, e->plan->io.partials) + pc->first_partial};
-    TRY(executor_launched(e->ops->sumsq(s, &a), e, i, err));
+    executor_begin(e, OP_SUMSQ, &a, s);
+    TRY(executor_end(e->ops->sumsq(s, &a), e, i, s, err));
     if (i->dst == NO_PLACE || i->dst == i->src)
         goto out;
     struct cast_args cast = {
         .n = c->n, .from = type, .to = e->ops->compute, .src = sum, .dst = executor_at(e, i->dst)};
-    TRY(executor_launched(e->ops->cast(s, &cast), e, i, err));
+    executor_begin(e, OP_CAST, &cast, s);
+    TRY(executor_end(e->ops->cast(s, &cast), e, i, s, err));
 out:
     return rc;
 }
@@ -37,7 +40,8 @@ int executor_run_norm(struct executor *e, const struct instr *i, struct stream *
                           .max_norm = (float)e->config.max_grad_norm,
                           .loss_scale = e->scales_losses ? &executor_scalars(e)->loss_scale : NULL,
                           .result = &executor_scalars(e)->clip};
-    return executor_launched(e->ops->clip(s, &a), e, i, err);
+    executor_begin(e, OP_CLIP, &a, s);
+    return executor_end(e->ops->clip(s, &a), e, i, s, err);
 }
 
 /* AdamW on a slice: the part of every array that it is about. */
@@ -83,7 +87,8 @@ int executor_run_update(struct executor *e, const struct instr *i, struct stream
     struct adamw_args a = slice_args(e, i, type);
     a.step = &scalars->adamw;
     a.clip = e->plan->in.clip ? &scalars->clip : &scalars->unclipped;
-    return executor_launched(e->ops->adamw(s, &a), e, i, err);
+    executor_begin(e, OP_ADAMW, &a, s);
+    return executor_end(e->ops->adamw(s, &a), e, i, s, err);
 }
 
 /* An update that is skipped leaves the parameters as they were: where the gradient has taken their

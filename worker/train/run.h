@@ -48,8 +48,17 @@ int run_save_gemm_plans(struct run *r, struct err *err);
 int run_evaluate(struct run *r, struct err *err);
 int run_sample(struct run *r, struct err *err);
 
+/* profile_steps.c: a few steps, one of them watched. */
+int run_profile(struct run *r, struct err *err);
+
 /* step_loop.c: the training steps of this attempt; sets r->end. */
 int run_steps(struct run *r, struct err *err);
+/* Queue a step into its slot (step % STEP_SLOTS) with its rows of the data; what it was given. */
+struct run_step {
+    int64_t tokens, targets;
+    double learning_rate;
+};
+int run_queue_step(struct run *r, int64_t step, struct run_step *out, struct err *err);
 /* Note that a request ends the run. */
 void run_obey_stop(struct run *r, const struct control *c);
 /* Checkpoint now; request = id of what asked for it, or NULL. */

@@ -16,8 +16,8 @@ enum { MAX_BAD_STEPS = 3 }; /* non-finite gradients in a row before training is 
 /* What a step in flight was given; its result comes later. */
 struct pending {
     bool active;
-    int64_t step, tokens, targets;
-    double learning_rate;
+    int64_t step;
+    struct run_step given;
 };
 
 struct loop {
@@ -51,31 +51,40 @@ out:
     return rc;
 }
 
-static int queue_step(struct loop *l, int64_t step, struct err *err)
+int run_queue_step(struct run *r, int64_t step, struct run_step *out, struct err *err)
 {
-    struct run *r = l->r;
     const struct session *s = &r->session;
     int slot = (int)(step % STEP_SLOTS);
     int64_t epoch = (step - 1) / s->steps_per_epoch;
     int64_t batch = s->spec.hyper.batch_size.value;
     int64_t row = (step - 1) % s->steps_per_epoch * batch;
-    struct pending p = {.active = true, .step = step};
+    struct run_step q = {.learning_rate = lr_at(&s->spec.optimization, step, s->total_steps)};
     int rc = 0;
 
     for (int64_t m = 0; m < s->micro_batches; m++) {
         struct batch b;
         executor_batch(r->executor, slot, m, &b);
         TRY(fill_micro(s, epoch, row + m * s->micro_batch, row + batch, &b, err));
-        p.tokens += b.n_tokens;
-        p.targets += b.n_targets;
+        q.tokens += b.n_tokens;
+        q.targets += b.n_targets;
     }
-    p.learning_rate = lr_at(&s->spec.optimization, step, s->total_steps);
     struct step_input in = {.step = step,
-                            .learning_rate = p.learning_rate,
-                            .grad_scale = p.targets > 0 ? 1.0 / (double)p.targets : 0};
+                            .learning_rate = q.learning_rate,
+                            .grad_scale = q.targets > 0 ? 1.0 / (double)q.targets : 0};
     TRY(executor_step(r->executor, slot, &in, err));
-    l->slots[slot] = p;
+    *out = q;
 out:
+    return rc;
+}
+
+static int queue_step(struct loop *l, int64_t step, struct err *err)
+{
+    struct pending *p = &l->slots[step % STEP_SLOTS];
+    int rc = run_queue_step(l->r, step, &p->given, err);
+    if (rc == 0) {
+        p->active = true;
+        p->step = step;
+    }
     return rc;
 }
 
@@ -91,15 +100,15 @@ static int report_step(struct loop *l, const struct pending *p, const struct ste
 {
     struct run *r = l->r;
     const struct device_counters *c = &r->device->counters;
-    double n = p->targets > 0 ? (double)p->targets : 1;
-    double speed = (double)p->tokens / seconds;
+    double n = p->given.targets > 0 ? (double)p->given.targets : 1;
+    double speed = (double)p->given.tokens / seconds;
 
     r->speed = r->speed > 0 ? 0.9 * r->speed + 0.1 * speed : speed;
     r->state.step = p->step;
-    r->state.trained_tokens += p->tokens;
+    r->state.trained_tokens += p->given.tokens;
     r->state.train_loss = res->loss_sum / n;
     r->state.train_accuracy = (double)res->correct / n;
-    r->state.target_tokens += p->targets;
+    r->state.target_tokens += p->given.targets;
     if (res->loss_scale.scale > 0) {
         r->state.loss_scale = (double)res->loss_scale.scale;
         r->state.loss_scale_good = res->loss_scale.good;
@@ -115,15 +124,15 @@ static int report_step(struct loop *l, const struct pending *p, const struct ste
                                .clipped = res->clipped,
                                .loss_scale = r->state.loss_scale,
                                .skipped_steps = r->state.skipped_steps,
-                               .learning_rate = p->learning_rate,
-                               .tokens = p->tokens,
-                               .target_tokens = p->targets,
+                               .learning_rate = p->given.learning_rate,
+                               .tokens = p->given.tokens,
+                               .target_tokens = p->given.targets,
                                .total_target_tokens = r->state.target_tokens,
                                .seconds = seconds,
                                .planned_seconds = r->planned_seconds,
                                .tokens_per_second = speed,
                                .seconds_remaining = (double)(r->session.total_steps - p->step) *
-                                                    (double)p->tokens / r->speed,
+                                                    (double)p->given.tokens / r->speed,
                                .gpu = tier_memory(r, TIER_GPU, c->device_now, c->device_peak),
                                .host = tier_memory(r, TIER_HOST, c->host_now, c->host_peak),
                                .h2d_bytes = (int64_t)c->h2d_bytes,

@@ -314,7 +314,10 @@ static int train(struct run *r, const struct job_spec *spec, struct err *err)
     TRY(load_weights(r, err));
     if (r->state.step == 0) /* where it starts from, for comparison */
         TRY(run_sample(r, err));
-    TRY(run_steps(r, err));
+    if (r->options->profile)
+        TRY(run_profile(r, err));
+    else
+        TRY(run_steps(r, err));
     if (r->end == RUN_GOES_ON || r->end == RUN_EARLY_STOP)
         TRY(finish_trained(r, err));
     else

@@ -7,6 +7,7 @@
 #define CASTOR_WORKER_TRAIN_TRAINER_H
 
 #include <signal.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "api/job_spec.h"
@@ -18,6 +19,8 @@ struct trainer_options {
     int64_t steps_in_flight; /* 1 or 2; 0 = what suits the device. Changes no result, only when the
                                 result of a step is looked at */
     const volatile sig_atomic_t *terminate; /* set by the signal handler */
+    bool
+        profile; /* some steps only: print step_profile.h's table on stdout and stop as cancelled */
 };
 
 /* Writes a final event (finished, stopped or failed) whatever happens; the error is also returned.

@@ -1,0 +1,23 @@
+/*
+ * What an op cannot do without: floating-point operations (a multiply-add is two) and bytes of
+ * device memory, each input read once and each output written once. The larger of the two, over
+ * what a device does a second, is the least time it can take: its floor.
+ *
+ * Causal attention counts the lower triangle, a window what it leaves of it; packed rows count as
+ * whole ones, so theirs is no floor. An embedding's gradient counts rows as if each were another
+ * token's.
+ */
+#ifndef CASTOR_KERNELS_OP_COST_H
+#define CASTOR_KERNELS_OP_COST_H
+
+#include "kernels/op_table.h"
+
+struct op_cost {
+    double flops, bytes;
+};
+
+struct op_cost op_cost(const struct op_table *t, enum op op, const void *args);
+/* The shape in a few words, such as "8192x2048x8192 bias", for people. */
+void op_describe(enum op op, const void *args, char *out, size_t cap);
+
+#endif
