@@ -2,6 +2,7 @@
 """Jobs whose models lie on hubs, over REST: which hub is asked, as whom, and what is kept of a job's own token."""
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -228,7 +229,41 @@ def a_token_is_never_seen_again(root):
             equal(repeat["id"], job["id"])
 
 
+# ---- the demonstration ---------------------------------------------------------------------------------------
+
+def make_demo_takes_a_model_of_the_hub(root):
+    """`make demo MODEL=facebook/opt-125m`, with a hub that has a small OPT of that name, laid out as the real one."""
+    positions = 256
+    tensors = rig.model_tensors()
+    name = "model.decoder.embed_positions.weight"
+    tensors[name] = ((positions + 2, rig.HIDDEN), (tensors[name][1] * 5)[:(positions + 2) * rig.HIDDEN])
+    build = os.path.join(root, "build")
+    os.makedirs(build)
+    for program in (rig.Job.castord, rig.Job.worker):
+        os.symlink(program, os.path.join(build, os.path.basename(program)))
+    with Hub(root, "hub") as hub:
+        model = os.path.join(hub.root, "models", "facebook", "opt-125m")
+        rig.write_model(model, {"max_position_embeddings": positions}, tensors)
+        with open(os.path.join(model, "tokenizer.json")) as f:
+            vocab = json.load(f)["model"]["vocab"]
+        os.remove(os.path.join(model, "tokenizer.json"))
+        rig.write_json(os.path.join(model, "vocab.json"), vocab)
+        with open(os.path.join(model, "merges.txt"), "w") as f:
+            f.write("#version: 0.2\n")
+        env = {**rig.environment(root), "MODEL": "facebook/opt-125m", "HF_ENDPOINT": hub.url, "NO_PROXY": "127.0.0.1",
+               "HF_HOME": os.path.join(root, "hf")}
+        demo = os.path.join(os.path.dirname(FIXTURE), "../../deploy/demo")
+        p = subprocess.run([demo, build], env=env, capture_output=True, text=True, timeout=150)
+        equal((p.returncode, p.stderr.count("curl")), (0, 3))
+        last = p.stdout.splitlines()[-1]
+        found = re.fullmatch(r"demo: validation loss ([0-9.]+) -> ([0-9.]+), model in (.+)", last)
+        assert found and float(found[2]) < float(found[1]), p.stdout[-2000:]
+        assert "ft:facebook/opt-125m:" in p.stdout, p.stdout[-2000:]
+        assert "model.safetensors" in os.listdir(found[3]), found[3]
+        assert downloads(hub.requests())
+
+
 if __name__ == "__main__":
     rig.main([only_listed_hubs_are_used, a_hub_without_a_token_file_gets_no_token,
               a_jobs_own_token_is_the_one_that_counts, a_servers_token_is_not_used_beside_a_jobs,
-              a_token_is_never_seen_again], __doc__)
+              a_token_is_never_seen_again, make_demo_takes_a_model_of_the_hub], __doc__)
