@@ -208,7 +208,7 @@ def build_program(build, work):
     libs = [str(Path(build) / "lib" / f"lib{name}.a") for name in ("worker_hub", "core")]
     source = HERE / "fetch_model.c"
     command = ["cc", "-std=c11", "-D_GNU_SOURCE", f"-I{TOP}", "-o", program, source, *libs]
-    subprocess.run([*map(str, command), "-lcurl", "-ljansson", "-lnettle", "-lm"], check=True)
+    subprocess.run([*map(str, command), "-lcurl", "-lyaml", "-ljansson", "-lnettle", "-lm"], check=True)
     return str(program)
 
 

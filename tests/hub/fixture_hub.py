@@ -5,12 +5,14 @@
     listening on http://127.0.0.1:40123
 
 It speaks the part of the Hugging Face hub's protocol that downloads need: /api/models/ID
-[/revision/REV], /tree, /paths-info, /refs, /auth-check, /api/whoami-v2, and /ID/resolve/REV/PATH.
+[/revision/REV], /tree, /paths-info, /refs, /auth-check, /api/whoami-v2, and /ID/resolve/REV/PATH;
+the same for data sets, whose ID is "datasets/org/name" here.
 Small files answer after a relative redirect; files that a real repository keeps in LFS are
 redirected to signed addresses on a second port, the "store", which refuses requests that carry an
 Authorization header, as object stores do.
 
     DIR/models/org/name/FILES          the branch main of model org/name
+    DIR/datasets/org/name/FILES        the same of a data set
     DIR/models/org/name@REV/FILES      another branch ('/' in REV is written %2F)
     DIR/hub.json                       optional:
       {"tokens": {"hf_a": {"gated": true}},      who may log in; and read gated models
@@ -47,7 +49,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-LFS_SUFFIXES = {".safetensors", ".bin", ".model", ".msgpack", ".h5", ".gguf", ".ot"}
+LFS_SUFFIXES = {".safetensors", ".bin", ".model", ".msgpack", ".h5", ".gguf", ".ot", ".parquet"}
 LFS_BYTES = 1 << 20
 PAGE = 1000
 SIGNATURE = "Expires=4102444800&Signature=fixture"
@@ -113,21 +115,24 @@ class Hub:
     """The repositories under a root, the accounts, the faults and the log of requests."""
 
     def __init__(self, root, faults):
-        self.models = Path(root) / "models"
+        self.root = Path(root)
         config = Path(root) / "hub.json"
         self.config = json.loads(config.read_text()) if config.is_file() else {}
         self.lock = threading.Lock()
         self.faults, self.log, self.cache = faults, [], {}
         self.store_url = None
 
+    def place(self, repo):
+        return self.root / (repo if repo.startswith("datasets/") else f"models/{repo}")
+
     def folder(self, repo, revision):
-        name = repo if revision == "main" else f"{repo}@{quote(revision, safe='')}"
-        folder = self.models / name
-        has_files = folder.is_dir() and any(p.is_file() for p in folder.iterdir())
+        main = self.place(repo)
+        folder = main if revision == "main" else Path(f"{main}@{quote(revision, safe='')}")
+        has_files = folder.is_dir() and any(p.is_file() for p in folder.rglob("*"))
         return folder if has_files else None
 
     def revisions(self, repo):
-        parent = (self.models / repo).parent
+        parent = self.place(repo).parent
         name = repo.split("/")[-1]
         branches = [unquote(p.name.split("@", 1)[1]) for p in parent.glob(f"{name}@*")]
         return ["main"] + sorted(branches)
@@ -456,7 +461,8 @@ class HubHandler(Handler):
             self.redirect(302, location, headers)
         else:
             headers["ETag"] = f'"{file.oid}"'
-            cached = f"/api/resolve-cache/models/{quote(repo)}/{commit.sha}/"
+            kind = "" if repo.startswith("datasets/") else "models/"
+            cached = f"/api/resolve-cache/{kind}{quote(repo)}/{commit.sha}/"
             location = cached + quote(path, safe="")
             self.redirect(307, f"{location}?%2F{quote(repo)}=&etag=%22{file.oid}%22", headers)
 
@@ -488,15 +494,17 @@ class HubHandler(Handler):
     def do_DELETE(self):
         self.do_GET()
 
-    REPO = r"(?P<repo>[\w.-]+(?:/[\w.-]+)?)"
+    NAME = r"[\w.-]+(?:/[\w.-]+)?"
+    REPO = rf"(?P<repo>datasets/{NAME}|{NAME})"
+    API = rf"/api/(?:models/)?{REPO}"
     ROUTES = [
-        (rf"/api/models/{REPO}/revision/(?P<rev>[^/]+)", info),
-        (rf"/api/models/{REPO}/tree/(?P<rev>[^/]+)(?:/(?P<path>.+))?", tree),
-        (rf"/api/models/{REPO}/paths-info/(?P<rev>[^/]+)", paths_info),
-        (rf"/api/models/{REPO}/refs", refs),
-        (rf"/api/models/{REPO}/auth-check", auth_check),
-        (rf"/api/models/{REPO}", info),
-        (rf"/api/resolve-cache/models/{REPO}/(?P<rev>[^/]+)/(?P<path>.+)", resolve_cache),
+        (rf"{API}/revision/(?P<rev>[^/]+)", info),
+        (rf"{API}/tree/(?P<rev>[^/]+)(?:/(?P<path>.+))?", tree),
+        (rf"{API}/paths-info/(?P<rev>[^/]+)", paths_info),
+        (rf"{API}/refs", refs),
+        (rf"{API}/auth-check", auth_check),
+        (rf"{API}", info),
+        (rf"/api/resolve-cache/(?:models/)?{REPO}/(?P<rev>[^/]+)/(?P<path>.+)", resolve_cache),
         (rf"/{REPO}/resolve/(?P<rev>[^/]+)/(?P<path>.+)", resolve),
     ]
 

@@ -25,9 +25,15 @@ enum { MAX_LISTING_BYTES = 64 << 20 };
 
 void cache_init(struct cache *c, const char *root, const char *repo)
 {
-    const char *slash = strchr(repo, '/');
-    char *name = slash ? xasprintf("models--%.*s--%s", (int)(slash - repo), repo, slash + 1)
-                       : xasprintf("models--%s", repo);
+    struct buf folder = {0};
+
+    buf_add_str(&folder, reference_is_dataset(repo) ? "" : "models--");
+    for (const char *p = repo; *p; p++)
+        if (*p == '/')
+            buf_add_str(&folder, "--");
+        else
+            buf_add_char(&folder, *p);
+    char *name = buf_take(&folder);
     char *locks = fs_join(root, ".locks");
 
     c->root = xstrdup(root);

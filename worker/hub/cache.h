@@ -3,7 +3,7 @@
  *
  *   <root>/CACHEDIR.TAG
  *   <root>/.locks/models--org--name/<etag>.lock    flock(2) while a blob is written; stays
- *   <root>/models--org--name/
+ *   <root>/models--org--name/         or datasets--org--name/
  *     blobs/<etag>                      content, named by its hash: git sha1 or sha256
  *     blobs/<etag>.incomplete           the beginning of it, continued by the next process
  *     refs/<revision>                   the commit it last stood for, 40 digits, no newline

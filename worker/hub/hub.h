@@ -1,6 +1,7 @@
 /*
- * The hub client: a reference to a model repository becomes a local directory with verified files,
- * laid out as huggingface_hub's cache does, so that Python tools on the same machine share it.
+ * The hub client: a reference to a model or a data set becomes a local directory with verified
+ * files, laid out as huggingface_hub's cache does, so that Python tools on the same machine share
+ * it.
  *
  * One struct hub holds the settings of one process; calls are blocking and made from one thread at
  * a time. Nothing is executed, no path leaves the cache directory, every downloaded byte is checked
@@ -17,7 +18,8 @@
  *
  * How it is done, a file each: reference.h (names and paths from outside), http.h (requests,
  * redirects, retries), status.h (what a refusal means), listing.h (what a repository holds),
- * select.h (which files are wanted), cache.h (the directory), download.h (one file, and many).
+ * select.h (which files of a model are wanted), splits.h and card.h (and of a data set), cache.h
+ * (the directory), download.h (one file, and many).
  */
 #ifndef CASTOR_WORKER_HUB_HUB_H
 #define CASTOR_WORKER_HUB_HUB_H
@@ -90,5 +92,30 @@ void hub_snapshot_fini(struct hub_snapshot *s);
  *   ERR_INVALID, ERR_CANCELLED, ERR_IO and ERR_PERMISSION of the cache directory: no reason */
 int hub_fetch_model(struct hub *hub, const char *repo, const char *revision, enum hub_want want,
                     struct hub_snapshot *out, struct err *err);
+
+/* A part of a data set. */
+struct hub_data_query {
+    const char *repo;     /* "name" or "org/name" */
+    const char *revision; /* as for models */
+    const char *path;     /* a file of the repository, or a folder; NULL = all of it */
+    const char *config;   /* NULL = the default one, or the only one */
+    const char *split;    /* NULL = "train" */
+    bool converted; /* the commit is one of the converter's branch, refs/convert/parquet; without
+                       this it is looked at only where main has no file that Castor reads, as those
+                       data sets have that are a script */
+};
+
+/* The files of a split, as a snapshot of those alone: by the data set's card if that says, else by
+ * their names (splits.h, card.h). query->path that is a file is that file, whatever the split.
+ * *converted: they are of the branch refs/convert/parquet, and so is the commit.
+ *
+ * Errors as above, with dataset_not_found, gated_dataset and dataset_disabled for those of models,
+ * and
+ *   ERR_NOT_FOUND    data_file_not_found, config_not_found, split_not_found, which list what there
+ *                    is
+ *   ERR_UNSUPPORTED  no_data_files (of a format that Castor reads)
+ *   ERR_CORRUPT      dataset_card (its configs cannot be read) */
+int hub_fetch_dataset(struct hub *hub, const struct hub_data_query *query, struct hub_snapshot *out,
+                      bool *converted, struct err *err);
 
 #endif

@@ -109,13 +109,19 @@ out:
     return rc;
 }
 
+/* ENDPOINT/api/models/org/name, ENDPOINT/api/datasets/org/name */
+static void add_api_address(struct buf *url, const struct http *h, const char *repo)
+{
+    buf_printf(url, "%s/api/%s", h->endpoint, reference_is_dataset(repo) ? "" : "models/");
+    reference_add_encoded(url, repo, true);
+}
+
 static char *api_url(const struct http *h, const char *repo, const char *verb, const char *revision,
                      const char *query)
 {
     struct buf url = {0};
 
-    buf_printf(&url, "%s/api/models/", h->endpoint);
-    reference_add_encoded(&url, repo, true);
+    add_api_address(&url, h, repo);
     buf_printf(&url, "/%s/", verb);
     reference_add_encoded(&url, revision, false);
     buf_add_str(&url, query);
@@ -131,10 +137,8 @@ int listing_read_info(const json_t *answer, const char *endpoint, const char *re
     if (!reference_is_sha1(sha) || (reference_is_sha1(revision) && strcmp(sha, revision) != 0))
         return status_corrupt(err, "%s names no commit for revision '%s' of '%s'", endpoint,
                               revision, repo);
-    if (json_is_true(json_object_get(answer, "disabled"))) {
-        err_set(err, ERR_PERMISSION, "model '%s' was disabled by the hub", repo);
-        return err_set_reason(err, ERR_PERMISSION, "model_disabled");
-    }
+    if (json_is_true(json_object_get(answer, "disabled")))
+        return status_disabled(repo, err);
     memcpy(out->commit, sha, sizeof(out->commit));
     out->gated = json_is_string(gating) || json_is_true(gating);
     out->is_private = json_is_true(json_object_get(answer, "private"));
@@ -164,8 +168,7 @@ int listing_ask_access(struct http *h, const char *repo, struct err *err)
     struct http_response r = {0};
     int rc;
 
-    buf_printf(&url, "%s/api/models/", h->endpoint);
-    reference_add_encoded(&url, repo, true);
+    add_api_address(&url, h, repo);
     buf_add_str(&url, "/auth-check");
     struct http_request q = {.url = buf_str(&url), .max_body_bytes = MAX_API_BYTES};
     rc = status_request(h, &q, repo, "main", &r, err);

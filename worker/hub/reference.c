@@ -31,17 +31,29 @@ static bool ends_with(const char *s, size_t n, const char *tail)
     return n >= t && memcmp(s + n - t, tail, t) == 0;
 }
 
+bool reference_is_dataset(const char *repo)
+{
+    return strncmp(repo, REFERENCE_DATASETS, strlen(REFERENCE_DATASETS)) == 0;
+}
+
+const char *reference_kind(const char *repo)
+{
+    return reference_is_dataset(repo) ? "data set" : "model";
+}
+
 int reference_check_repo(const char *repo, struct err *err)
 {
-    const char *slash = strchr(repo, '/');
-    const char *name = slash ? slash + 1 : repo;
-    bool ok = is_name(name, strlen(name)) && (!slash || is_name(repo, (size_t)(slash - repo)));
+    bool dataset = reference_is_dataset(repo);
+    const char *own = dataset ? repo + strlen(REFERENCE_DATASETS) : repo;
+    const char *slash = strchr(own, '/');
+    const char *name = slash ? slash + 1 : own;
+    bool ok = is_name(name, strlen(name)) && (!slash || is_name(own, (size_t)(slash - own)));
 
-    if (!ok || strstr(repo, "--") || strstr(repo, "..") || ends_with(repo, strlen(repo), ".git"))
+    if (!ok || strstr(own, "--") || strstr(own, "..") || ends_with(own, strlen(own), ".git"))
         return err_set(err, ERR_INVALID,
-                       "'%.200s' is not the name of a model: write 'name' or 'organisation/name' "
+                       "'%.200s' is not the name of a %s: write 'name' or 'organisation/name' "
                        "with letters, digits, '-', '_' and '.'",
-                       repo);
+                       own, reference_kind(repo));
     return 0;
 }
 
@@ -80,6 +92,10 @@ int hub_parse_reference(const char *text, char **repo, char **revision, struct e
     const char *rev = at ? at + 1 : "main";
     int rc = 0;
 
+    if (reference_is_dataset(name)) {
+        rc = err_set(err, ERR_INVALID, "'%.200s' is a data set, not a model", text);
+        goto out;
+    }
     TRY(reference_check_repo(name, err));
     TRY(reference_check_revision(rev, err));
     *revision = xstrdup(rev);

@@ -13,8 +13,14 @@
 #include "core/buf.h"
 #include "core/err.h"
 
+/* A repository's address, as the hub's own URLs have it: "name" or "org/name" of a model,
+ * "datasets/org/name" of a data set. */
 int reference_check_repo(const char *repo, struct err *err);
 int reference_check_revision(const char *revision, struct err *err);
+
+#define REFERENCE_DATASETS "datasets/"
+bool reference_is_dataset(const char *repo);
+const char *reference_kind(const char *repo); /* "model" or "data set" */
 
 bool reference_is_sha1(const char *text);   /* 40 lower-case hex digits: a commit, a git blob */
 bool reference_is_sha256(const char *text); /* 64 */

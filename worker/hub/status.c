@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "worker/hub/reference.h"
+
 int status_corrupt(struct err *err, const char *fmt, ...)
 {
     char text[sizeof(err->msg)];
@@ -25,19 +27,29 @@ static bool is(const char *value, const char *expected)
 static int not_found(const struct http *h, const char *repo, struct err *err)
 {
     err_set(err, ERR_NOT_FOUND,
-            "%s has no model '%s', or it is private or gated and %s; check the spelling, or set "
+            "%s has no %s '%s', or it is private or gated and %s; check the spelling, or set "
             "HF_TOKEN to a token that may read it",
-            h->endpoint, repo, h->token ? "the token may not read it" : "no token is set");
-    return err_set_reason(err, ERR_NOT_FOUND, "model_not_found");
+            h->endpoint, reference_kind(repo), repo,
+            h->token ? "the token may not read it" : "no token is set");
+    return err_set_reason(err, ERR_NOT_FOUND,
+                          reference_is_dataset(repo) ? "dataset_not_found" : "model_not_found");
 }
 
 static int gated(const struct http *h, const char *repo, struct err *err)
 {
     err_set(err, ERR_PERMISSION,
-            "model '%s' is gated: accept its terms at %s/%s and set HF_TOKEN to a token of that "
+            "%s '%s' is gated: accept its terms at %s/%s and set HF_TOKEN to a token of that "
             "account",
-            repo, h->endpoint, repo);
-    return err_set_reason(err, ERR_PERMISSION, "gated_model");
+            reference_kind(repo), repo, h->endpoint, repo);
+    return err_set_reason(err, ERR_PERMISSION,
+                          reference_is_dataset(repo) ? "gated_dataset" : "gated_model");
+}
+
+int status_disabled(const char *repo, struct err *err)
+{
+    err_set(err, ERR_PERMISSION, "%s '%s' was disabled by the hub", reference_kind(repo), repo);
+    return err_set_reason(err, ERR_PERMISSION,
+                          reference_is_dataset(repo) ? "dataset_disabled" : "model_disabled");
 }
 
 static int unauthorized(const struct http *h, const struct http_response *r, const char *repo,
@@ -72,7 +84,8 @@ int status_check(const struct http *h, struct http_response *r, const char *repo
     if (!http_is_endpoint(h, r->url))
         return unavailable(h, r, repo, err);
     if (is(r->error_code, "RevisionNotFound")) {
-        err_set(err, ERR_NOT_FOUND, "model '%s' has no revision '%s'", repo, revision);
+        err_set(err, ERR_NOT_FOUND, "%s '%s' has no revision '%s'", reference_kind(repo), repo,
+                revision);
         return err_set_reason(err, ERR_NOT_FOUND, "revision_not_found");
     }
     if (is(r->error_code, "EntryNotFound"))
@@ -80,10 +93,8 @@ int status_check(const struct http *h, struct http_response *r, const char *repo
                               h->endpoint, repo, revision);
     if (is(r->error_code, "GatedRepo"))
         return gated(h, repo, err);
-    if (is(r->error_message, "Access to this resource is disabled.")) {
-        err_set(err, ERR_PERMISSION, "model '%s' was disabled by the hub", repo);
-        return err_set_reason(err, ERR_PERMISSION, "model_disabled");
-    }
+    if (is(r->error_message, "Access to this resource is disabled."))
+        return status_disabled(repo, err);
     if (is(r->error_code, "RepoNotFound") ||
         (r->status == 401 && !is(r->error_message, "Invalid credentials in Authorization header")))
         return not_found(h, repo, err);

@@ -12,6 +12,8 @@
 int status_check(const struct http *h, struct http_response *r, const char *repo,
                  const char *revision, struct err *err);
 
+int status_disabled(const char *repo, struct err *err);
+
 /* ERR_CORRUPT with reason hub_corrupt. */
 int status_corrupt(struct err *err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 

@@ -38,7 +38,8 @@ char *fixture_noise(size_t n)
 void fixture_put(const struct fixture *f, const char *repo, const char *name, const void *bytes,
                  size_t n)
 {
-    char *path = xasprintf("%s/models/%s/%s", f->root, repo, name);
+    const char *kind = strncmp(repo, "datasets/", 9) == 0 ? "" : "models/";
+    char *path = xasprintf("%s/%s%s/%s", f->root, kind, repo, name);
     char *dir = xstrndup(path, (size_t)(strrchr(path, '/') - path));
 
     REQUIRE(fs_mkdir_p(dir, false, &require_err));
@@ -68,7 +69,8 @@ static void make_repositories(const struct fixture *f)
                                 " \"c\": \"model-00001-of-00002.safetensors\"}}";
     static const char config[] = "{\"tokens\": {\"hf_granted\": {\"gated\": true},"
                                  " \"hf_other\": {\"gated\": false}},"
-                                 " \"gated\": {\"org/gated\": \"manual\"},"
+                                 " \"gated\": {\"org/gated\": \"manual\","
+                                 " \"datasets/org/gated\": \"manual\"},"
                                  " \"private\": [\"org/private\"],"
                                  " \"disabled\": [\"org/disabled\"],"
                                  " \"renamed\": {\"old\": \"org/tiny\"}}";

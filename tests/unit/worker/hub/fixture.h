@@ -7,6 +7,7 @@
  *   org/sharded   two shards of 50,000 bytes and an index
  *   org/bin       pytorch_model.bin
  *   org/gated, org/private, org/disabled; "old" is a former name of org/tiny
+ * Data sets are for the test to put, as "datasets/org/name"; datasets/org/gated is a gated one.
  * Tokens: hf_granted may read everything, hf_other not the gated one.
  */
 #ifndef CASTOR_TESTS_UNIT_WORKER_HUB_FIXTURE_H
