@@ -20,10 +20,6 @@ struct capability {
 static const struct capability capabilities[] = {
     {"model", "!ft:*|ftckpt_*", "unsupported_model",
      "training on from a fine-tuned model or checkpoint is not supported; name a model on the hub"},
-    {"training_file", "!hf://*", "unsupported_dataset",
-     "data sets on the hub are not supported; upload the file to /v1/files and name its id"},
-    {"validation_file", "!hf://*", "unsupported_dataset",
-     "data sets on the hub are not supported; upload the file to /v1/files and name its id"},
     {"method.type", "!dpo|reinforcement", "unsupported_method",
      "only the method \"supervised\" is supported"},
     {"integrations", "null|[]", "unsupported_integration",

@@ -17,11 +17,16 @@ void job_spec_init(struct job_spec *spec)
     spec->parallelism.is_auto = true;
 }
 
-static void file_fini(struct spec_file *file)
+void spec_file_fini(struct spec_file *file)
 {
     free(file->id);
     free(file->path);
     free(file->filename);
+    free(file->repo);
+    free(file->revision);
+    free(file->commit);
+    free(file->folder);
+    *file = (struct spec_file){0};
 }
 
 void job_spec_forget_token(struct job_spec *spec)
@@ -40,8 +45,8 @@ void job_spec_fini(struct job_spec *spec)
     free(spec->model.revision);
     free(spec->model.commit);
     free(spec->model.path);
-    file_fini(&spec->training_file);
-    file_fini(&spec->validation_file);
+    spec_file_fini(&spec->training_file);
+    spec_file_fini(&spec->validation_file);
     json_decref(spec->metadata);
     json_decref(spec->dataset.column_mapping);
     for (int64_t i = 0; i < spec->lora.n_target_modules; i++)
@@ -71,10 +76,21 @@ void job_spec_copy(struct job_spec *to, const struct job_spec *from)
     DUP(training_file.id);
     DUP(training_file.path);
     DUP(training_file.filename);
+    DUP(training_file.repo);
+    DUP(training_file.revision);
+    DUP(training_file.commit);
+    DUP(training_file.folder);
     DUP(validation_file.id);
     DUP(validation_file.path);
     DUP(validation_file.filename);
+    DUP(validation_file.repo);
+    DUP(validation_file.revision);
+    DUP(validation_file.commit);
+    DUP(validation_file.folder);
     DUP(suffix);
+    DUP(dataset.config);
+    DUP(dataset.split);
+    DUP(dataset.validation_split);
     DUP(placement.nvme_path);
     DUP(hub.endpoint);
     DUP(hub.token);

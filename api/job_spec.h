@@ -8,12 +8,13 @@
  * may be "auto". Hyperparameters stand in method.supervised.hyperparameters or, the old way, in
  *            hyperparameters.
  *   stored   spec.json in the job directory: the same members, every one present, plus v, id,
- *            created_at, resolved, base_model {repo, revision, commit, path} and files
- *            {training_file, validation_file: {path, filename, bytes}}.
+ *            created_at, resolved, base_model {repo, revision, commit, path}, hub {endpoint,
+ * has_token} and files {training_file, validation_file: {path, filename, bytes, repo, revision,
+ *            commit, folder}}.
  *
  * After `castor-worker --plan` has looked at model and data, no "auto" is left and
- * base_model.commit is known: then the spec is *resolved*, and it fixes everything that can change
- * a bit of the result.
+ * base_model.commit (and that of data on the hub) is known: then the spec is *resolved*, and it
+ * fixes everything that can change a bit of the result.
  *
  * Parsing a request reports every fault of the body at once, in a fault list. What this build
  * cannot do is a fault with a code of its own ("unsupported_...", all in api/capability.c), never
@@ -74,12 +75,16 @@ struct spec_model {
     char *path;     /* local directory, NULL for the hub           */
 };
 
-/* A data file: uploaded (id, path) or, later, on the hub (uri). */
+/* Data: an uploaded file, or a data set on the hub, which has a repo. */
 struct spec_file {
-    char *id;       /* "file-..." */
-    char *path;     /* absolute; written by castord, NULL in a request */
-    char *filename; /* the client's name for it, for messages */
+    char *id;       /* as the client sent it: "file-...", "hf://datasets/org/name[@rev][/path]" */
+    char *path;     /* of an upload: absolute; written by castord, NULL in a request */
+    char *filename; /* the client's name for an upload, for messages */
     int64_t bytes;
+    char *repo;     /* "name" or "org/name" */
+    char *revision; /* "main" unless given; of the converter's branch once its copy is used */
+    char *commit;   /* 40 hex digits once resolved */
+    char *folder;   /* a folder or a file of the repository, or NULL */
 };
 
 struct spec_hyper {
@@ -97,6 +102,9 @@ struct spec_dataset {
     int64_t min_examples;   /* fewer is an error (default 10)   */
     json_t
         *column_mapping; /* object, member of a shape to column (worker/text/columns.h), or NULL */
+    /* Of data sets on the hub; NULL: their default one, "train", and none (but "validation" of a
+     * validation_file on the hub). */
+    char *config, *split, *validation_split;
     double validation_fraction; /* split off when there is no validation file; 0..0.5 */
 };
 
@@ -214,6 +222,12 @@ int job_spec_from_request(const json_t *body, struct job_spec *spec, bool *dry_r
 
 /* A deep copy; *to is overwritten without being freed. */
 void job_spec_copy(struct job_spec *to, const struct job_spec *from);
+
+/* Split "hf://datasets/org/name[@revision][/path]" into a file that holds nothing yet; false, with
+ * why, when the grammar refuses it. A revision with a '/' other than refs/pr/N and refs/convert/X
+ * is written with %2F. */
+bool spec_file_parse(const char *text, struct spec_file *file, char *why, size_t why_cap);
+void spec_file_fini(struct spec_file *file);
 
 /* Wipe hub.token, once it is where it belongs. */
 void job_spec_forget_token(struct job_spec *spec);

@@ -82,6 +82,11 @@ const char *data_format_name(enum data_format format)
         path, RECORD_NAME, AT(member), .flags = RECORD_SHOW_NULL                                   \
     }
 
+#define TEXT(path, member)                                                                         \
+    {                                                                                              \
+        path, RECORD_STRING, AT(member), .flags = RECORD_SHOW_NULL                                 \
+    }
+
 #define HYPER "hyperparameters."
 #define OPT   "optimization."
 #define PAR   "parallelism."
@@ -102,6 +107,9 @@ const struct record_field spec_fields[] = {
     BOOL("dataset.packing", dataset.packing, true),
     INT("dataset.max_examples", dataset.max_examples, 0, 1e12, 0),
     INT("dataset.min_examples", dataset.min_examples, 0, 1e12, 10),
+    TEXT("dataset.config", dataset.config),
+    TEXT("dataset.split", dataset.split),
+    TEXT("dataset.validation_split", dataset.validation_split),
     REAL("dataset.validation_fraction", dataset.validation_fraction, 0, 0.5, 0, 0),
 
     AUTO_REAL(OPT "learning_rate", optimization.learning_rate, 0, 10, ABOVE),

@@ -38,9 +38,17 @@ static const struct record_field own_fields[] = {
     TEXT("files.training_file.path", training_file.path),
     TEXT("files.training_file.filename", training_file.filename),
     COUNT("files.training_file.bytes", training_file.bytes),
+    TEXT("files.training_file.repo", training_file.repo),
+    TEXT("files.training_file.revision", training_file.revision),
+    TEXT("files.training_file.commit", training_file.commit),
+    TEXT("files.training_file.folder", training_file.folder),
     TEXT("files.validation_file.path", validation_file.path),
     TEXT("files.validation_file.filename", validation_file.filename),
     COUNT("files.validation_file.bytes", validation_file.bytes),
+    TEXT("files.validation_file.repo", validation_file.repo),
+    TEXT("files.validation_file.revision", validation_file.revision),
+    TEXT("files.validation_file.commit", validation_file.commit),
+    TEXT("files.validation_file.folder", validation_file.folder),
 };
 enum { N_OWN = sizeof(own_fields) / sizeof(own_fields[0]) };
 

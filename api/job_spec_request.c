@@ -14,7 +14,7 @@
 #include "core/alloc.h"
 #include "core/hash.h"
 
-enum { TOKEN_MAX = 1024 };
+enum { TOKEN_MAX = 1024, PART_MAX = 128 };
 
 /* What one request carries besides the spec. */
 struct request {
@@ -83,27 +83,34 @@ static bool is_file_id(const char *id)
     return n >= 1 && n <= 64 && rest[n] == '\0';
 }
 
-static void read_file_id(struct spec_reader *r, const json_t *value, const char *path, char **out)
+static void read_file(struct spec_reader *r, const json_t *value, const char *path,
+                      struct spec_file *out)
 {
     const char *text = spec_read_text(r, value, path);
+    char why[160];
 
     if (!text)
         return;
-    if (!is_file_id(text) && strncmp(text, "hf://", 5) != 0)
+    if (is_file_id(text))
+        out->id = xstrdup(text);
+    else if (strncmp(text, "hf://", 5) != 0)
         fault_add(r->faults, path, "invalid_value",
-                  "%s must be the id of an uploaded file (\"file-...\")", path);
-    else
-        *out = xstrdup(text);
+                  "%s must be the id of an uploaded file (\"file-...\") or a data set on the hub "
+                  "(\"hf://datasets/organization/name\")",
+                  path);
+    else if (!spec_file_parse(text, out, why, sizeof(why)))
+        fault_add(r->faults, path, "invalid_value",
+                  "%s: %s. Write \"hf://datasets/organization/name[@revision][/path]\"", path, why);
 }
 
 static void read_training_file(struct spec_reader *r, const json_t *value, const char *path)
 {
-    read_file_id(r, value, path, &r->spec->training_file.id);
+    read_file(r, value, path, &r->spec->training_file);
 }
 
 static void read_validation_file(struct spec_reader *r, const json_t *value, const char *path)
 {
-    read_file_id(r, value, path, &r->spec->validation_file.id);
+    read_file(r, value, path, &r->spec->validation_file);
 }
 
 static void read_dry_run(struct spec_reader *r, const json_t *value, const char *path)
@@ -265,6 +272,45 @@ static void check_tensor(const struct spec_parallelism *p, struct fault_list *fa
     }
 }
 
+/* A member that says which part of a data set on the hub: `on_hub`, whether there is one. */
+static void check_part(struct spec_reader *r, const char *path, const char *value, bool on_hub)
+{
+    bool ok = true;
+
+    if (!value)
+        return;
+    for (const char *p = value; ok && *p; p++)
+        ok = (unsigned char)*p >= ' ' && *p != 0x7F && *p != '/';
+    if (!*value || strlen(value) > PART_MAX || !ok)
+        fault_add(r->faults, path, "invalid_value",
+                  "%s must be a name of 1 to %d bytes, as the data set's page has it", path,
+                  PART_MAX);
+    else if (!on_hub)
+        fault_add(r->faults, path, "conflicting_parameters",
+                  "%s is for data sets on the hub (\"hf://datasets/...\"); an uploaded file has no "
+                  "parts",
+                  path);
+}
+
+static void check_data(struct spec_reader *r)
+{
+    const struct spec_dataset *d = &r->spec->dataset;
+    const struct spec_file *validation = &r->spec->validation_file;
+    bool train_on_hub = r->spec->training_file.repo != NULL;
+
+    check_part(r, "dataset.config", d->config, train_on_hub || validation->repo);
+    check_part(r, "dataset.split", d->split, train_on_hub);
+    check_part(r, "dataset.validation_split", d->validation_split,
+               validation->id ? validation->repo != NULL : train_on_hub);
+    if (validation->id && d->validation_fraction > 0)
+        fault_add(r->faults, "dataset.validation_fraction", "conflicting_parameters",
+                  "dataset.validation_fraction and validation_file exclude each other; give one");
+    else if (d->validation_split && d->validation_fraction > 0)
+        fault_add(r->faults, "dataset.validation_fraction", "conflicting_parameters",
+                  "dataset.validation_fraction and dataset.validation_split exclude each other; "
+                  "give one");
+}
+
 static void check_rules(struct spec_reader *r, const json_t *body)
 {
     const struct spec_parallelism *p = &r->spec->parallelism;
@@ -277,9 +323,7 @@ static void check_rules(struct spec_reader *r, const json_t *body)
             fault_add(r->faults, required[i], "missing_required_parameter",
                       "Missing required parameter: '%s'.", required[i]);
     }
-    if (r->spec->validation_file.id && r->spec->dataset.validation_fraction > 0)
-        fault_add(r->faults, "dataset.validation_fraction", "conflicting_parameters",
-                  "dataset.validation_fraction and validation_file exclude each other; give one");
+    check_data(r);
     if (r->spec->dataset.max_examples > 0 &&
         r->spec->dataset.max_examples < r->spec->dataset.min_examples)
         fault_add(r->faults, "dataset.max_examples", "conflicting_parameters",

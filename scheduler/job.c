@@ -174,6 +174,22 @@ static int conflict(const struct job *job, const char *verb, struct err *err)
     return err_set_reason(err, rc, "invalid_state");
 }
 
+/* Of data on the hub the child says which commit it found, and whether it is the converter's copy.
+ */
+static void take_commit(struct spec_file *mine, struct spec_file *planned)
+{
+    const char *commit = planned->commit ? planned->commit : "";
+
+    if (!mine->repo || strlen(commit) != 40 || strspn(commit, "0123456789abcdef") != 40)
+        return;
+    free(mine->commit);
+    mine->commit = xstrdup(commit);
+    if (planned->revision && strcmp(planned->revision, "refs/convert/parquet") == 0) {
+        free(mine->revision);
+        mine->revision = xstrdup(planned->revision);
+    }
+}
+
 /* The plan comes from a child process that read what strangers wrote: what identifies the job and
  * what the client fixed stays as it was. */
 static void take_plan(struct job *job, const struct plan_report *plan)
@@ -204,6 +220,8 @@ static void take_plan(struct job *job, const struct plan_report *plan)
     KEEP(suffix);
     KEEP(metadata);
 #undef KEEP
+    take_commit(&spec.training_file, &job->spec.training_file);
+    take_commit(&spec.validation_file, &job->spec.validation_file);
     job_spec_fini(&job->spec);
     job->spec = spec;
     report = plan_report_to_json(plan);

@@ -22,7 +22,7 @@ static int resolve_file(struct scheduler *s, struct spec_file *file, const char 
     struct store_file row = {0};
     int rc;
 
-    if (!file->id || file->path)
+    if (!file->id || file->path || file->repo)
         return 0;
     rc = store_get_file(s->store, file->id, &row, NULL);
     if (rc == ERR_NOT_FOUND) {

@@ -133,6 +133,15 @@ static json_t *openai_members(const struct job *job, const struct server_config 
     return o;
 }
 
+/* Of data on the hub; null for an uploaded file. */
+static json_t *dataset_to_json(const struct spec_file *file)
+{
+    if (!file->repo)
+        return json_null();
+    return json_pack("{s:s, s:s?, s:s?}", "repo", file->repo, "revision", file->revision, "commit",
+                     file->commit);
+}
+
 json_t *job_to_json(const struct job *job, const struct server_config *config, double now)
 {
     const struct spec_model *model = &job->spec.model;
@@ -150,6 +159,8 @@ json_t *job_to_json(const struct job *job, const struct server_config *config, d
     json_object_set_new(o, "base_model",
                         json_pack("{s:s?, s:s?, s:s?}", "repo", model->repo, "revision",
                                   model->revision, "commit", model->commit));
+    json_object_set_new(o, "training_dataset", dataset_to_json(&job->spec.training_file));
+    json_object_set_new(o, "validation_dataset", dataset_to_json(&job->spec.validation_file));
     json_object_set_new(o, "attempt", json_integer(job->attempt));
     json_object_set_new(o, "checkpoints_total", json_integer(job->checkpoints_total));
     echo_extensions(o, &job->spec);

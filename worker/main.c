@@ -7,7 +7,7 @@
  *   castor-worker --plan JOBDIR          resolve, check and plan the job; print a plan report
  *   castor-worker --print JOBDIR         print the planned step, an instruction a line
  *   castor-worker --profile JOBDIR       train some steps; print where a step's time goes, op by op
- *   castor-worker --check FILE           check a data file; print what is wrong with it
+ *   castor-worker --check FILE           check a data file (or hf://datasets/...) and report
  *   castor-worker --probe                measure this machine; print and keep the device profile
  *   castor-worker --devices              count this machine's devices; print the numbers
  *

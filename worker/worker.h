@@ -15,7 +15,8 @@ int worker_print(const char *jobdir);
 
 /* Print {"ok":bool,"format":...,"shape":...,"bytes":n,"examples":n,"faults":[{"line":n,
  * "message":"..."}]} for a data file (struct dataset_summary); a line is a row of a Parquet file;
- * at most CHECK_MAX_FAULTS. */
+ * at most CHECK_MAX_FAULTS. "hf://datasets/..." is the split train of a data set on the hub; its
+ * faults have the "file" too. */
 enum { CHECK_MAX_FAULTS = 100 };
 int worker_check(const char *path);
 

@@ -24,12 +24,13 @@ SPEC = {
     "v": 1, "id": "ftjob-test", "created_at": 1.0, "resolved": False, "model": "test/tiny",
     "base_model": {"repo": None, "revision": None, "commit": None, "path": None},
     "training_file": "file-train", "validation_file": None,
-    "files": {"training_file": {"path": None, "filename": "train.jsonl", "bytes": 0},
-              "validation_file": {"path": None, "filename": None, "bytes": 0}},
+    "files": {which: {"path": None, "filename": None, "bytes": 0, "repo": None, "revision": None, "commit": None,
+                      "folder": None} for which in ("training_file", "validation_file")},
     "metadata": None, "suffix": None, "seed": 7,
     "hyperparameters": {"n_epochs": 1, "batch_size": 4, "learning_rate_multiplier": "auto"},
     "dataset": {"format": "auto", "loss_on": "auto", "max_seq_length": 32, "packing": False, "max_examples": 0,
-                "min_examples": 10, "column_mapping": None, "validation_fraction": 0.0},
+                "min_examples": 10, "column_mapping": None, "config": None, "split": None, "validation_split": None,
+                "validation_fraction": 0.0},
     "optimization": {"learning_rate": 0.01, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-08, "weight_decay": 0.01,
                      "schedule": "linear", "warmup_ratio": 0.0, "max_grad_norm": 1.0, "max_steps": 0,
                      "micro_batch_size": 2, "eval_interval": 0, "checkpoint_interval": 0, "keep_checkpoints": 3,
@@ -198,7 +199,7 @@ class Job:
         path = os.path.join(self.dir, which + ".jsonl")
         with open(path, "wb") as f:
             f.write(text if isinstance(text, bytes) else text.encode())
-        self.spec["files"][which] = {"path": path, "filename": which + ".jsonl", "bytes": os.path.getsize(path)}
+        self.spec["files"][which].update({"path": path, "filename": which + ".jsonl", "bytes": os.path.getsize(path)})
 
     def start(self, *arguments, **more):
         """The supervisor of a new attempt, not waited for."""

@@ -22,11 +22,11 @@ TOP = HERE.parent.parent
 
 
 def make_repositories(root):
-    """A few models with the kinds of files that matter here."""
+    """A few models and data sets with the kinds of files that matter here."""
 
     def put(repo, files):
         for name, content in files.items():
-            path = root / "models" / repo / name
+            path = root / ("" if repo.startswith("datasets/") else "models") / repo / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
 
@@ -40,13 +40,23 @@ def make_repositories(root):
     put("org/sharded", {**shards, "config.json": config, "model.safetensors.index.json": index})
     put("org/gated", {"config.json": config, "model.safetensors": b"weights"})
     put("org/private", {"config.json": config, "model.safetensors": b"weights"})
+    put("datasets/org/data", {"README.md": b"---\nlicense: mit\n---\n"})
+    for split, n in (("train", 2), ("test", 1)):
+        for i in range(n):
+            name = f"data/{split}-{i:05d}-of-{n:05d}.parquet"
+            put("datasets/org/data", {name: b"PAR1" + os.urandom(1000)})
+    put("datasets/org/data@refs%2Fconvert%2Fparquet", {"default/train/0000.parquet": b"PAR1"})
+    put("datasets/org/lines", {"train.jsonl": b"{}\n", "dev.jsonl": b"{}\n"})
     hub = {
         "tokens": {"hf_granted": {"gated": True}, "hf_other": {"gated": False}},
-        "gated": {"org/gated": "manual"},
+        "gated": {"org/gated": "manual", "datasets/org/lines": "auto"},
         "private": ["org/private"],
         "renamed": {"old": "org/tiny"},
     }
     (root / "hub.json").write_text(json.dumps(hub))
+
+
+TRAIN = ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"]
 
 
 class Checks:
@@ -55,6 +65,7 @@ class Checks:
     def __init__(self, work, endpoint, fetch_model):
         self.work, self.endpoint, self.program = work, endpoint, fetch_model
         self.root = work / "root" / "models"
+        self.data = work / "root" / "datasets"
         self.caches = 0
 
     def new_cache(self):
@@ -76,9 +87,9 @@ class Checks:
         text = f"from huggingface_hub import *\nprint({code})"
         return self.run([sys.executable, "-c", text], cache, offline=True)
 
-    def same(self, folder, repo, names):
+    def same(self, folder, repo, names, root=None):
         for name in names:
-            expected = (self.root / repo / name).read_bytes()
+            expected = ((root or self.root) / repo / name).read_bytes()
             assert (Path(folder) / name).read_bytes() == expected, name
 
     def requests(self):
@@ -141,6 +152,23 @@ class Checks:
         assert any(r["server"] == "store" for r in log)
         assert not any(r["server"] == "store" and r["authorized"] for r in log)
 
+    def check_data_sets(self):
+        args = {"repo_type": "dataset", "cache_dir": self.new_cache()}
+        folder = hh.snapshot_download("org/data", **args)
+        self.same(folder, "org/data", TRAIN + ["README.md"], self.data)
+        info = hh.HfApi().dataset_info("org/data", files_metadata=True)
+        assert {s.rfilename for s in info.siblings} >= set(TRAIN), info
+        tree = hh.HfApi().list_repo_tree("org/data", "data", repo_type="dataset")
+        assert {e.path for e in tree} >= set(TRAIN)
+        path = hh.hf_hub_download("org/data", "default/train/0000.parquet", revision="refs/convert/parquet", **args)
+        assert Path(path).read_bytes() == b"PAR1"
+        for token in (None, "hf_other"):
+            try:
+                hh.hf_hub_download("org/lines", "train.jsonl", token=token, **args)
+            except hh.errors.GatedRepoError:
+                continue
+            raise AssertionError("a gated data set was not refused")
+
     # --- our cache and theirs -------------------------------------------------------------------
 
     def check_ours_is_read_by_theirs(self):
@@ -189,6 +217,28 @@ class Checks:
             found = self.ours(cache, reference, offline=True)
             assert str(found) == folder, (found, folder)
 
+    def check_data_of_ours_is_read_by_theirs(self):
+        cache = self.new_cache()
+        folder = self.ours(cache, "hf://datasets/org/data", "train")
+        self.same(folder, "org/data", TRAIN, self.data)
+        for name in TRAIN:
+            found = self.theirs_offline(cache, f"hf_hub_download('org/data', {name!r}, repo_type='dataset')")
+            assert found == folder / name, (found, folder)
+        report = hh.scan_cache_dir(cache)
+        assert not report.warnings, report.warnings
+        (repo,) = report.repos
+        assert (repo.repo_id, repo.repo_type) == ("org/data", "dataset"), repo
+
+    def check_data_of_theirs_is_read_by_ours(self):
+        args = {"repo_type": "dataset", "cache_dir": self.new_cache()}
+        folder = hh.snapshot_download("org/data", **args)
+        assert str(self.ours(args["cache_dir"], "hf://datasets/org/data", "test", offline=True)) == folder
+        args["cache_dir"] = self.new_cache()
+        for name in TRAIN:
+            path = hh.hf_hub_download("org/data", name, **args)
+        found = self.ours(args["cache_dir"], "hf://datasets/org/data", "train", offline=True)
+        assert found == Path(path).parent.parent, (found, path)
+
     def check_single_files_of_theirs_are_read_by_ours(self):
         cache = self.new_cache()
         for name in ["config.json", "model.safetensors"]:
@@ -204,9 +254,9 @@ class Checks:
 
 
 def build_program(build, work):
-    program = work / "fetch_model"
-    libs = [str(Path(build) / "lib" / f"lib{name}.a") for name in ("worker_hub", "core")]
-    source = HERE / "fetch_model.c"
+    program = work / "fetch"
+    libs = [str(Path(build) / "lib" / f"lib{name}.a") for name in ("worker_hub", "api", "core")]
+    source = HERE / "fetch.c"
     command = ["cc", "-std=c11", "-D_GNU_SOURCE", f"-I{TOP}", "-o", program, source, *libs]
     subprocess.run([*map(str, command), "-lcurl", "-lyaml", "-ljansson", "-lnettle", "-lm"], check=True)
     return str(program)

@@ -21,7 +21,7 @@
 #include "worker/hub/reference.h"
 #include "worker/hub/settings.h"
 
-enum { MAX_LISTING_BYTES = 64 << 20 };
+enum { MAX_LISTING_BYTES = 64 << 20, MAX_SCAN_DEPTH = 16 };
 
 void cache_init(struct cache *c, const char *root, const char *repo)
 {
@@ -230,29 +230,48 @@ int64_t cache_partial_bytes(const struct cache *c, const char *etag)
     return bytes;
 }
 
-bool cache_scan_snapshot(const struct cache *c, const char *commit, struct listing *out)
+/* What the folder `dir` holds, whose name in the snapshot is `prefix`, with its '/'. */
+static bool scan_folder(const struct cache *c, const char *dir, const char *prefix, int depth,
+                        struct listing *l)
 {
-    char *dir_path = cache_snapshot_path(c, commit);
-    DIR *dir = opendir(dir_path);
-    struct listing l = {0};
+    DIR *d = opendir(dir);
     struct dirent *entry;
-    bool ok = true;
+    bool ok = depth < MAX_SCAN_DEPTH;
 
-    while (dir && ok && (entry = readdir(dir)) != NULL) {
-        char *path = fs_join(dir_path, entry->d_name);
-        struct listing_file file = {.path = entry->d_name, .size = size_inside(c, path)};
-        if (file.size >= 0)
-            ok = listing_add(&l, &file, NULL) == 0;
+    while (d && ok && (entry = readdir(d)) != NULL) {
+        char *path = fs_join(dir, entry->d_name);
+        char *name = xasprintf("%s%s", prefix, entry->d_name);
+        struct listing_file file = {.path = name, .size = size_inside(c, path)};
+        struct stat st;
+
+        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0) {
+            /* not a file of the commit */
+        } else if (file.size >= 0) {
+            ok = listing_add(l, &file, NULL) == 0;
+        } else if (lstat(path, &st) == 0 && S_ISDIR(st.st_mode)) {
+            char *below = xasprintf("%s/", name);
+            ok = scan_folder(c, path, below, depth + 1, l);
+            free(below);
+        }
+        free(name);
         free(path);
     }
-    ok = ok && l.n > 0 && listing_finish(&l, NULL) == 0;
+    if (d)
+        closedir(d);
+    return ok;
+}
+
+bool cache_scan_snapshot(const struct cache *c, const char *commit, struct listing *out)
+{
+    char *dir = cache_snapshot_path(c, commit);
+    struct listing l = {0};
+    bool ok = scan_folder(c, dir, "", 0, &l) && l.n > 0 && listing_finish(&l, NULL) == 0;
+
     if (ok)
         *out = l;
     else
         listing_fini(&l);
-    if (dir)
-        closedir(dir);
-    free(dir_path);
+    free(dir);
     return ok;
 }
 

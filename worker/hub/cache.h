@@ -60,8 +60,8 @@ void cache_note_access(const struct cache *c, bool is_public);
 
 /* The listing kept for a commit; false when there is none that can be read. */
 bool cache_read_listing(const struct cache *c, const char *commit, struct listing *out);
-/* Where only single files were fetched there is no listing: what the snapshot's own folder holds,
- * with sizes and without hashes. False when it holds nothing. */
+/* Where only single files were fetched there is no listing: what the snapshot's folder holds, with
+ * sizes and without hashes. False when it holds nothing. */
 bool cache_scan_snapshot(const struct cache *c, const char *commit, struct listing *out);
 
 /* Whether the file is in the snapshot, inside the cache, and has its size. */

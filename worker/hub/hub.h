@@ -99,14 +99,15 @@ struct hub_data_query {
     const char *revision; /* as for models */
     const char *path;     /* a file of the repository, or a folder; NULL = all of it */
     const char *config;   /* NULL = the default one, or the only one */
-    const char *split;    /* NULL = "train" */
+    const char *split;    /* NULL = usual_split, or the path if that is a file */
+    const char *usual_split;
     bool converted; /* the commit is one of the converter's branch, refs/convert/parquet; without
                        this it is looked at only where main has no file that Castor reads, as those
                        data sets have that are a script */
 };
 
 /* The files of a split, as a snapshot of those alone: by the data set's card if that says, else by
- * their names (splits.h, card.h). query->path that is a file is that file, whatever the split.
+ * their names (splits.h, card.h). A path that is a file is that file, and has no splits.
  * *converted: they are of the branch refs/convert/parquet, and so is the commit.
  *
  * Errors as above, with dataset_not_found, gated_dataset and dataset_disabled for those of models,

@@ -165,6 +165,12 @@ static int look_at_path(struct look *k, struct err *err)
         splits_by_name(&k->f.listing, path, k->split, &k->found, &k->splits);
         return 0;
     }
+    if (k->query->split)
+        return refuse(
+            err, ERR_INVALID, "split_not_found",
+            "'%.200s' of '%s' is one file, which has no split '%s'; name a folder, or leave "
+            "the split out",
+            path, k->f.repo, k->split);
     if (!splits_is_data(path))
         return refuse(err, ERR_UNSUPPORTED, "no_data_files",
                       "'%.200s' of '%s' is of no format that Castor reads (" SPLITS_FORMATS ")",
@@ -248,7 +254,7 @@ static bool may_be_converted(const struct look *k, const struct err *why)
 int hub_fetch_dataset(struct hub *hub, const struct hub_data_query *query, struct hub_snapshot *out,
                       bool *converted, struct err *err)
 {
-    struct look k = {.query = query, .split = query->split ? query->split : "train"};
+    struct look k = {.query = query, .split = query->split ? query->split : query->usual_split};
     char *repo = xasprintf(REFERENCE_DATASETS "%s", query->repo);
     bool copy = query->converted || strcmp(query->revision, converted_revision) == 0;
     struct err own = {0}, second = {0};

@@ -107,20 +107,21 @@ static int load_data(struct session *s, const char *scratch_dir, struct err *err
                                 .seed = (uint64_t)spec->seed,
                                 .scratch_dir = scratch_dir,
                                 .param = "training_file",
-                                .name = spec->training_file.filename};
+                                .name = s->sources.train.name};
+    const struct sources_data *train = &s->sources.train, *validation = &s->sources.validation;
     struct chat_template *chat = NULL;
     int rc = 0;
 
     TRY(chat_template_load(s->sources.model_dir, (time_t)spec->created_at, &chat, err));
     o.chat = chat;
-    TRY(dataset_load((const char *const *)&spec->training_file.path, 1, s->tokenizer, &o, &s->train,
+    TRY(dataset_load((const char *const *)train->paths, train->n, s->tokenizer, &o, &s->train,
                      err));
-    if (spec->validation_file.id) {
+    if (validation->n > 0) {
         o.min_examples = 1;
         o.max_examples = 0;
         o.param = "validation_file";
-        o.name = spec->validation_file.filename;
-        TRY(dataset_load((const char *const *)&spec->validation_file.path, 1, s->tokenizer, &o,
+        o.name = validation->name;
+        TRY(dataset_load((const char *const *)validation->paths, validation->n, s->tokenizer, &o,
                          &s->validation, err));
     } else if (spec->dataset.validation_fraction > 0) {
         TRY(dataset_split(s->train, spec->dataset.validation_fraction, &s->validation, err));

@@ -125,3 +125,100 @@ Test(hub, a_bad_token_is_not_repeated)
         fault_list_fini(&faults);
     }
 }
+
+Test(hub, references_to_data_sets)
+{
+    static const struct {
+        const char *text, *repo, *revision, *folder;
+    } good[] = {
+        {"hf://datasets/a/b", "a/b", "main", NULL},
+        {"hf://datasets/squad", "squad", "main", NULL},
+        {"hf://datasets/squad@v1/x", "squad", "v1", "x"},
+        {"hf://datasets/a/b/", "a/b", "main", NULL},
+        {"hf://datasets/a/b/c/d.jsonl", "a/b", "main", "c/d.jsonl"},
+        {"hf://datasets/a/b@v1.0/c d@x.csv", "a/b", "v1.0", "c d@x.csv"},
+        {"hf://datasets/a/b@refs/convert/parquet/en/train", "a/b", "refs/convert/parquet",
+         "en/train"},
+        {"hf://datasets/a/b@refs/pr/7", "a/b", "refs/pr/7", NULL},
+        {"hf://datasets/a/b@my%2Fbranch/x", "a/b", "my/branch", "x"},
+    };
+    static const char *const bad[] = {"hf://a/b",
+                                      "hf://spaces/a/b",
+                                      "hf://datasets/",
+                                      "hf://datasets/a//b",
+                                      "hf://datasets/../b",
+                                      "hf://datasets/a/b/../c",
+                                      "hf://datasets/a/b@",
+                                      "hf://datasets/a/b@..",
+                                      "hf://datasets/a/b//c",
+                                      "hf://datasets/a/b/./c",
+                                      "hf://datasets/a/b/*",
+                                      "hf://datasets/a--b",
+                                      "hf://datasets/a/b/c\\d",
+                                      "hf://datasets/a/b@x%2F..%2Fy"};
+    char why[160];
+
+    for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++) {
+        struct spec_file file = {0};
+        cr_assert(spec_file_parse(good[i].text, &file, why, sizeof(why)), "%s: %s", good[i].text,
+                  why);
+        cr_expect_str_eq(file.repo, good[i].repo);
+        cr_expect_str_eq(file.revision, good[i].revision);
+        cr_expect_str_eq(file.folder ? file.folder : "", good[i].folder ? good[i].folder : "");
+        cr_expect_str_eq(file.id, good[i].text);
+        spec_file_fini(&file);
+    }
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        struct spec_file file = {0};
+        cr_expect(!spec_file_parse(bad[i], &file, why, sizeof(why)), "%s", bad[i]);
+        cr_expect(!file.id && !file.repo);
+    }
+}
+
+Test(hub, parts_are_for_data_sets_of_the_hub)
+{
+    static const char set[] = "hf://datasets/a/b";
+    static const struct {
+        const char *train, *validation, *dataset, *param;
+    } cases[] = {
+        {"file-a", NULL, "\"config\":\"x\"", "dataset.config"},
+        {"file-a", NULL, "\"split\":\"x\"", "dataset.split"},
+        {"file-a", set, "\"split\":\"x\"", "dataset.split"},
+        {"file-a", NULL, "\"validation_split\":\"x\"", "dataset.validation_split"},
+        {set, "file-a", "\"validation_split\":\"x\"", "dataset.validation_split"},
+        {set, NULL, "\"split\":\"\"", "dataset.split"},
+        {set, NULL, "\"split\":\"a/b\"", "dataset.split"},
+        {set, NULL, "\"validation_split\":\"x\",\"validation_fraction\":0.1",
+         "dataset.validation_fraction"},
+        {set, NULL, "\"split\":\"train\",\"validation_split\":\"x\",\"config\":\"20220301.en\"",
+         NULL},
+        {"file-a", set, "\"validation_split\":\"x\",\"config\":\"c d\"", NULL},
+    };
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct fault_list faults = {0};
+        struct job_spec spec = {0}, back = {0};
+        json_t *body = json_pack("{s:s, s:s, s:s*}", "model", "org/name", "training_file",
+                                 cases[i].train, "validation_file", cases[i].validation);
+        char *dataset = xasprintf("{%s}", cases[i].dataset);
+        json_object_set_new(body, "dataset", json_loads(dataset, 0, NULL));
+        int rc = job_spec_from_request(body, &spec, NULL, &faults);
+        cr_expect((rc == 0) == !cases[i].param, "%s: %s", dataset,
+                  faults.n ? faults.items[0].message : "accepted");
+        if (cases[i].param && faults.n > 0)
+            cr_expect_str_eq(faults.items[0].param, cases[i].param);
+        if (rc == 0) {
+            json_t *stored = job_spec_to_json(&spec);
+            cr_assert(job_spec_from_json(stored, &back, NULL) == 0);
+            json_t *again = job_spec_to_json(&back);
+            cr_expect(json_equal(stored, again));
+            json_decref(stored);
+            json_decref(again);
+            job_spec_fini(&back);
+            job_spec_fini(&spec);
+        }
+        fault_list_fini(&faults);
+        free(dataset);
+        json_decref(body);
+    }
+}

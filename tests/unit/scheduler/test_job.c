@@ -1,5 +1,6 @@
 #include <criterion/criterion.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "core/alloc.h"
@@ -181,6 +182,37 @@ Test(job, a_plan_cannot_change_what_identifies_the_job)
     cr_assert(job.spec.scheduling.priority == 0 && job.spec.hyper.n_epochs.value == 7);
     cr_assert(job.total_steps == 30 && job.plan && !json_object_get(job.plan, "spec"));
     job_fini(&job);
+    plan_report_fini(&plan);
+}
+
+static char *set(char **text, const char *value)
+{
+    free(*text);
+    return *text = xstrdup(value);
+}
+
+Test(job, a_plan_says_which_commit_data_on_the_hub_have)
+{
+    static const char *const sha = "0123456789012345678901234567890123456789";
+    struct spec_file *mine, *planned = &plan.spec.training_file;
+    struct job job;
+
+    make_plan();
+    for (int i = 0; i < 3; i++) {
+        make(&job, JOB_VALIDATING);
+        mine = &job.spec.training_file;
+        set(&mine->repo, "org/mine");
+        set(&mine->revision, "main");
+        set(&planned->repo, "org/evil");
+        set(&planned->revision, i == 0 ? "refs/convert/parquet" : "evil");
+        set(&planned->commit, i == 2 ? "../../../../../../../../../../../../evil" : sha);
+        apply(&job, (struct job_input){.kind = JOB_OCC_VALIDATED, .t = 1, .plan = &plan});
+        mine = &job.spec.training_file;
+        cr_assert_str_eq(mine->repo, "org/mine");
+        cr_assert_str_eq(mine->revision, i == 0 ? "refs/convert/parquet" : "main");
+        cr_assert_str_eq(mine->commit ? mine->commit : "", i == 2 ? "" : sha);
+        job_fini(&job);
+    }
     plan_report_fini(&plan);
 }
 

@@ -106,7 +106,9 @@ static void refused(struct hub *hub, const struct hub_data_query *q, enum err_co
     cr_expect(strstr(err.msg, text), "%s", err.msg);
 }
 
-#define Q(...) (&(struct hub_data_query){.revision = "main", __VA_ARGS__})
+#define AT(commit, ...)                                                                            \
+    (&(struct hub_data_query){.revision = commit, .usual_split = "train", __VA_ARGS__})
+#define Q(...) AT("main", __VA_ARGS__)
 
 Test(dataset, a_split_is_fetched_and_nothing_else)
 {
@@ -127,6 +129,9 @@ Test(dataset, a_split_is_fetched_and_nothing_else)
             "data/none");
     refused(hub, Q(.repo = "org/plain", .path = "README.md"), ERR_UNSUPPORTED, "no_data_files",
             "README.md");
+    refused(hub,
+            Q(.repo = "org/plain", .path = "data/train-00001-of-00002.parquet", .split = "train"),
+            ERR_INVALID, "split_not_found", "is one file");
     refused(hub, Q(.repo = "org/plain", .path = "../x"), ERR_INVALID, "", "../x");
     refused(hub, Q(.repo = "org/none"), ERR_NOT_FOUND, "dataset_not_found", "data set");
     refused(hub, Q(.repo = "org/images"), ERR_UNSUPPORTED, "no_data_files", "Parquet");
@@ -163,13 +168,12 @@ Test(dataset, the_converters_copy_stands_in_for_a_script)
     expect(hub, Q(.repo = "org/script", .split = "test"), "default/test/0000.parquet", true);
     refused(hub, Q(.repo = "org/script", .config = "en"), ERR_NOT_FOUND, "config_not_found",
             "default");
-    expect(hub, &(struct hub_data_query){.repo = "org/script", .revision = "refs/convert/parquet"},
-           "default/train/0000.parquet", true);
+    expect(hub, AT("refs/convert/parquet", .repo = "org/script"), "default/train/0000.parquet",
+           true);
     /* Frozen: the commit alone, and that it is of that branch. */
     cr_assert(hub_fetch_dataset(hub, Q(.repo = "org/script"), &s, &copy, NULL) == 0);
-    expect(hub,
-           &(struct hub_data_query){.repo = "org/script", .revision = s.commit, .converted = true},
-           "default/train/0000.parquet", true);
+    expect(hub, AT(s.commit, .repo = "org/script", .converted = true), "default/train/0000.parquet",
+           true);
     hub_snapshot_fini(&s);
     hub_destroy(hub);
 }
@@ -182,8 +186,7 @@ Test(dataset, what_is_there_is_not_asked_for_again_and_serves_offline)
 
     cr_assert(hub_fetch_dataset(hub, Q(.repo = "org/card", .config = "en"), &s, &copy, NULL) == 0);
     fixture_set_faults(&f, "[]");
-    expect(hub, &(struct hub_data_query){.repo = "org/card", .revision = s.commit, .config = "en"},
-           "en/a.jsonl en/b.jsonl", false);
+    expect(hub, AT(s.commit, .repo = "org/card", .config = "en"), "en/a.jsonl en/b.jsonl", false);
     cr_expect_eq(fixture_count(&f, NULL, NULL, NULL), 0);
     hub_destroy(hub);
     hub = client("", true);
