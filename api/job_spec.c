@@ -52,6 +52,7 @@ void job_spec_fini(struct job_spec *spec)
     for (int64_t i = 0; i < spec->lora.n_target_modules; i++)
         free(spec->lora.target_modules[i]);
     free(spec->lora.target_modules);
+    free(spec->placement.nvme_directory);
     free(spec->hub.endpoint);
     job_spec_forget_token(spec);
     for (int64_t i = 0; i < spec->n_sample_prompts; i++)
@@ -92,6 +93,7 @@ void job_spec_copy(struct job_spec *to, const struct job_spec *from)
     DUP(dataset.split);
     DUP(dataset.validation_split);
     DUP(placement.nvme_path);
+    DUP(placement.nvme_directory);
     DUP(hub.endpoint);
     DUP(hub.token);
 #undef DUP

@@ -150,6 +150,7 @@ struct spec_placement {
     enum placement_policy policy;
     int64_t gpu_memory_limit, host_memory_limit, nvme_limit; /* bytes, 0 = what there is */
     char *nvme_path;        /* name of a volume the administrator declared, or NULL */
+    char *nvme_directory;   /* where that is, from castord's configuration; NULL without it */
     int64_t prefetch_depth; /* 0 = planner's choice */
 };
 

@@ -49,6 +49,7 @@ static const struct record_field own_fields[] = {
     TEXT("files.validation_file.revision", validation_file.revision),
     TEXT("files.validation_file.commit", validation_file.commit),
     TEXT("files.validation_file.folder", validation_file.folder),
+    TEXT("files.nvme.path", placement.nvme_directory),
 };
 enum { N_OWN = sizeof(own_fields) / sizeof(own_fields[0]) };
 

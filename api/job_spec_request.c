@@ -333,6 +333,9 @@ static void check_rules(struct spec_reader *r, const json_t *body)
     if (r->spec->dataset.max_seq_length == 1)
         fault_add(r->faults, "dataset.max_seq_length", "invalid_value",
                   "dataset.max_seq_length must be 0 (automatic) or at least 2");
+    if (r->spec->placement.nvme_limit > 0 && !r->spec->placement.nvme_path)
+        fault_add(r->faults, "placement.nvme_path", "missing_required_parameter",
+                  "placement.nvme_limit needs placement.nvme_path: the name of a volume");
     if (p->is_auto)
         return;
     check_tensor(p, r->faults);

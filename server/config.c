@@ -62,6 +62,8 @@ void config_fini(struct server_config *c)
     free(c->keys);
     for (int64_t i = 0; i < c->n_local_model_dirs; i++)
         free(c->local_model_dirs[i]);
+    for (int64_t i = 0; i < c->n_volumes; i++)
+        free(c->volumes[i].path);
     for (int64_t i = 0; i < c->n_hubs; i++) {
         free(c->hubs[i].url);
         free(c->hubs[i].token_file);
@@ -166,6 +168,64 @@ static int limits_parse(struct server_limits *l, const json_t *obj, struct err *
                            err));
 out:
     return rc;
+}
+
+static int volume_parse(struct server_config *c, const json_t *item, const char *path,
+                        struct err *err)
+{
+    static const char *const known[] = {"name", "path", NULL};
+    const char *name = "", *dir = "";
+    struct volume v = {0};
+    int rc = 0;
+
+    TRY(json_refuse_unknown(item, path, known, err));
+    TRY(json_get_string(item, path, "name", true, &name, err));
+    TRY(json_get_string(item, path, "path", true, &dir, err));
+    if (!*name || strlen(name) >= sizeof(v.name))
+        return err_set(err, ERR_INVALID, "%s.name must have 1 to %zu bytes", path,
+                       sizeof(v.name) - 1);
+    for (int64_t i = 0; i < c->n_volumes; i++)
+        if (strcmp(c->volumes[i].name, name) == 0)
+            return err_set(err, ERR_INVALID, "%s.name: there are two volumes \"%s\"", path, name);
+    v.path = dir[0] == '/' ? realpath(dir, NULL) : NULL;
+    if (!v.path)
+        return err_set(err, ERR_INVALID, "%s.path must be the absolute path of a directory", path);
+    snprintf(v.name, sizeof(v.name), "%s", name);
+    c->volumes[c->n_volumes++] = v;
+out:
+    return rc;
+}
+
+static int volumes_parse(struct server_config *c, const json_t *list, struct err *err)
+{
+    json_t *item;
+    size_t i;
+    int rc = 0;
+
+    if (!list)
+        return 0;
+    if (!json_is_array(list) || json_array_size(list) > CONFIG_MAX_DIRS)
+        return err_set(err, ERR_INVALID, "volumes must be an array of at most %d volumes",
+                       CONFIG_MAX_DIRS);
+    json_array_foreach((json_t *)list, i, item)
+    {
+        char path[32];
+        snprintf(path, sizeof(path), "volumes[%zu]", i);
+        TRY(volume_parse(c, item, path, err));
+    }
+out:
+    return rc;
+}
+
+const char *config_volume(const struct server_config *c, const char *name, struct buf *names)
+{
+    const char *path = NULL;
+    for (int64_t i = 0; i < c->n_volumes; i++) {
+        if (strcmp(c->volumes[i].name, name) == 0)
+            path = c->volumes[i].path;
+        buf_printf(names, "%s%s", i > 0 ? ", " : "", c->volumes[i].name);
+    }
+    return path;
 }
 
 static int dirs_parse(struct server_config *c, const json_t *list, struct err *err)
@@ -311,7 +371,8 @@ static int config_apply(struct server_config *c, const json_t *root, struct err 
 {
     static const char *const known[] = {
         "api_keys", "organization", "worker",           "threads",       "strict_openai_status",
-        "slots",    "limits",       "local_model_dirs", "hub_endpoints", NULL};
+        "slots",    "limits",       "local_model_dirs", "hub_endpoints", "volumes",
+        NULL};
     static const char *const known_slots[] = {"cpu", "gpu", NULL};
     const char *worker = NULL, *organization = NULL;
     const json_t *slots = json_object_get(root, "slots");
@@ -332,6 +393,7 @@ static int config_apply(struct server_config *c, const json_t *root, struct err 
     TRY(limits_parse(&c->limits, json_object_get(root, "limits"), err));
     TRY(keys_parse(c, json_object_get(root, "api_keys"), err));
     TRY(dirs_parse(c, json_object_get(root, "local_model_dirs"), err));
+    TRY(volumes_parse(c, json_object_get(root, "volumes"), err));
     TRY(hubs_parse(c, json_object_get(root, "hub_endpoints"), err));
     replace(&c->worker_path, worker);
     replace(&c->organization, organization);
@@ -353,6 +415,8 @@ int config_load(struct server_config *c, const char *path, struct err *err)
     next.n_keys = 0;
     memset(next.local_model_dirs, 0, sizeof(next.local_model_dirs));
     next.n_local_model_dirs = 0;
+    memset(next.volumes, 0, sizeof(next.volumes));
+    next.n_volumes = 0;
     memset(next.hubs, 0, sizeof(next.hubs));
     next.n_hubs = 0;
     TRY(json_parse_file(path, CONFIG_MAX_BYTES, JSON_MAX_DEPTH_FILE, &root, err));

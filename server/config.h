@@ -6,6 +6,7 @@
  *    "organization":"org-castor", "worker":"/usr/lib/castor/castor-worker",
  *    "threads":16, "strict_openai_status":false,
  *    "local_model_dirs":["/srv/models"],
+ *    "volumes":[{"name":"fast","path":"/mnt/nvme0/castor"}],
  *    "hub_endpoints":[{"url":"https://hub.example.org","token_file":"/etc/castor/hub-token",
  *                      "cache_dir":"/srv/hub-cache"}],
  *    "slots":{"cpu":1,"gpu":-1},
@@ -60,6 +61,12 @@ struct server_limits {
     int64_t check_seconds, check_bytes; /* of a castor-worker --check child; bytes 0 = none */
 };
 
+/* A directory on a fast disk that jobs may place optimizer states in, by its name. */
+struct volume {
+    char name[64];
+    char *path; /* absolute, without links */
+};
+
 struct server_config {
     char *state_dir;
     char *worker_path;
@@ -72,6 +79,8 @@ struct server_config {
     int64_t n_keys;
     char *local_model_dirs[CONFIG_MAX_DIRS]; /* absolute, without links */
     int64_t n_local_model_dirs;
+    struct volume volumes[CONFIG_MAX_DIRS];
+    int64_t n_volumes;
     struct hub_endpoint hubs[CONFIG_MAX_HUBS];
     int64_t n_hubs;
 };
@@ -81,6 +90,8 @@ void config_init(struct server_config *c);
 void config_fini(struct server_config *c);
 /* Read a file over what *c holds; *c is unchanged on failure. */
 int config_load(struct server_config *c, const char *path, struct err *err);
+/* The directory of the volume of that name, or NULL; what there is goes to `names`. */
+const char *config_volume(const struct server_config *c, const char *name, struct buf *names);
 /* The path without links when it lies in or below a local_model_dirs entry; fresh, or NULL. */
 char *config_local_model(const struct server_config *c, const char *path);
 /* Whether a job may name that canonical address; if not, *allowed is those it may. */

@@ -106,6 +106,26 @@ static void settle_hub(const struct ctx *ctx, struct job_spec *spec, struct faul
     buf_fini(&allowed);
 }
 
+/* A client names a volume; where it lies is the administrator's to say. */
+static void settle_volume(const struct ctx *ctx, struct job_spec *spec, struct fault_list *faults)
+{
+    struct buf names = {0};
+    const char *name = spec->placement.nvme_path;
+    const char *path = name ? config_volume(ctx->config, name, &names) : NULL;
+
+    if (path)
+        spec->placement.nvme_directory = xstrdup(path);
+    else if (name && names.len > 0)
+        fault_add(faults, "placement.nvme_path", "unknown_volume",
+                  "placement.nvme_path: this server has no volume \"%s\"; it has: %s", name,
+                  buf_str(&names));
+    else if (name)
+        fault_add(faults, "placement.nvme_path", "unknown_volume",
+                  "placement.nvme_path: this server has no volumes; they are for the administrator "
+                  "to add to volumes in castord's configuration");
+    buf_fini(&names);
+}
+
 /* ?dry_run=true, beside the body's member of that name. */
 static int query_dry_run(const struct request *req, bool *dry_run, struct err *err)
 {
@@ -199,6 +219,7 @@ static int take_spec(struct ctx *ctx, const struct request *req, bool dry_run, s
     TRY(find_data_file(ctx, body, "validation_file", &spec.validation_file, &faults, err));
     check_local_model(ctx, &spec, &faults);
     settle_hub(ctx, &spec, &faults);
+    settle_volume(ctx, &spec, &faults);
     if (faults.n > 0)
         reply_faults(rep, &faults);
     else if (dry_run || asked)

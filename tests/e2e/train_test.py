@@ -490,6 +490,38 @@ def placement_never_changes_the_numbers(root):
     same_output(moved.output(), here.output())
 
 
+def placement_on_disk(root):
+    """Optimizer states on a volume: the same numbers, also behind kills while states are on their way."""
+    changes = {"steps": 8, "validation": 6, "optimization": {"checkpoint_interval": 2}}
+    here = Job(root, "cuda", placement={"policy": "cuda"}, **changes)
+    equal(here.run().returncode, 0)
+    host = Job(root, "host", placement={"policy": "cpu"}, **changes).plan()[1]["memory"]["host"]
+    volume = os.path.join(root, "volume")
+    os.mkdir(volume)
+    placement = {"policy": "cpu", "host_memory_limit": host["total"] - host["optimizer"] // 2, "nvme_path": "fast"}
+    fails(Job(root, "unmounted", placement=placement, **changes), "not_found", "placement.nvme_path", ["fast"])
+    job = Job(root, "disk", placement=placement, **changes)
+    job.spec["files"]["nvme"]["path"] = volume
+    rig.write_json(job.path("spec.json"), job.spec)
+    report = job.plan()[1]
+    assert report["memory"]["nvme"]["optimizer"] > 0, report["memory"]
+    assert report["memory"]["host"]["total"] <= placement["host_memory_limit"], report["memory"]
+    assert report["links"]["disk_read"] > 0 and report["links"]["disk_write"] > 0, report["links"]
+    for step in (1, 4):
+        p = job.start()
+        job.wait_step(step)
+        os.kill(job.rank_pid(p), signal.SIGKILL)
+        equal(finish(p), 1)
+        equal(os.listdir(volume), [])  # the disk's file has no name: nothing is left of it
+    equal(job.run().returncode, 0)
+    same_steps(job, (1, 2, 3), here.losses())
+    same_output(job.output(), here.output())
+    small = Job(root, "small", placement=dict(placement, nvme_limit=4096), **changes)
+    small.spec["files"]["nvme"]["path"] = volume
+    rig.write_json(small.path("spec.json"), small.spec)
+    fails(small, "insufficient_memory", None, ["short"])
+
+
 def not_finite(root):
     tensors = rig.model_tensors()
     shape, values = tensors["model.decoder.final_layer_norm.weight"]
@@ -665,7 +697,7 @@ CASES = [trains, prints_the_step, profiles_a_step, overlapped_steps_report_the_s
          killed_supervisor_resumes, killed_while_writing_resumes, terminated_stops_and_resumes, pauses_and_goes_on,
          cancels, cancelled_before_it_starts, checkpoints_on_request, keeps_newest_checkpoints,
          early_stopping_exports_best, two_attempts_at_once, broken_models, bad_data, unsupported_specs,
-         too_little_memory, placement_never_changes_the_numbers, not_finite, damaged_checkpoint, check_command,
+         too_little_memory, placement_never_changes_the_numbers, placement_on_disk, not_finite, damaged_checkpoint, check_command,
          probe_serves_plans, usage, model_from_hub, hub_faults]
 
 if __name__ == "__main__":

@@ -2,10 +2,18 @@
  * A shared object to preload: makes the n-th file operation on a chosen part of the file tree fail.
  *
  *   FAULT_PATH   operations on paths that contain this text are counted, and no others
- *   FAULT_CALLS  which: "write", "fsync", "rename", "mkdir", "open" (for writing), "unlink", or
- * "all" FAULT_NTH    the first one that fails, from 1; 0 = none FAULT_EVERY  1: every later one
- * fails, too FAULT_ERRNO  the number it fails with FAULT_COUNT  a file that is overwritten with the
- * count at exit
+ *
+ *   FAULT_CALLS  which: "write", "fsync", "rename", "mkdir", "open" (for writing), "unlink",
+ *                "reserve", "pread", "pwrite" (these two without io_uring, as where a container
+ *                forbids it), or "all"
+ *
+ *   FAULT_NTH    the first one that fails, from 1; 0 = none
+ *
+ *   FAULT_EVERY  1: every later one fails, too
+ *
+ *   FAULT_ERRNO  the number it fails with
+ *
+ *   FAULT_COUNT  a file that is overwritten with the count at exit
  */
 #include <dlfcn.h>
 #include <errno.h>
@@ -75,6 +83,31 @@ int fsync(int fd)
 {
     REAL(int, "fsync", int);
     return fails_fd("fsync", fd) ? -1 : real(fd);
+}
+
+int posix_fallocate(int fd, off_t offset, off_t bytes)
+{
+    REAL(int, "posix_fallocate", int, off_t, off_t);
+    return fails_fd("reserve", fd) ? errno : real(fd, offset, bytes);
+}
+
+ssize_t pread(int fd, void *bytes, size_t n, off_t offset)
+{
+    REAL(ssize_t, "pread", int, void *, size_t, off_t);
+    return fails_fd("pread", fd) ? -1 : real(fd, bytes, n, offset);
+}
+
+ssize_t pwrite(int fd, const void *bytes, size_t n, off_t offset)
+{
+    REAL(ssize_t, "pwrite", int, const void *, size_t, off_t);
+    return fails_fd("pwrite", fd) ? -1 : real(fd, bytes, n, offset);
+}
+
+int io_uring_queue_init(unsigned entries, void *ring, unsigned flags)
+{
+    REAL(int, "io_uring_queue_init", unsigned, void *, unsigned);
+    const char *which = getenv("FAULT_CALLS");
+    return which && which[0] == 'p' ? -EPERM : real(entries, ring, flags);
 }
 
 int rename(const char *from, const char *to)

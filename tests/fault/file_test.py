@@ -89,8 +89,11 @@ def check(root, job, output, name):
 
 
 def each_operation(root, path, calls, number, most):
+    return each_operation_of(root, *stopped_at_two(root), path, calls, number, most)
+
+
+def each_operation_of(root, start, output, path, calls, number, most):
     """Fail the 1st, 2nd, ... operation of a run; beyond `most` of them a spread over all."""
-    start, output = stopped_at_two(root)
     fault = Fault(root)
     code, count = fault.run(copy(root, start, "count"), path, calls, 0)
     assert code == 0 and count > 0, (code, count)
@@ -183,9 +186,26 @@ def a_small_disk(root):
     equal(job.leftovers(), [])
 
 
+def disks_of_states(root):
+    """Optimizer states on a volume that is full, or does not give back what was written."""
+    start, output = stopped_at_two(root)
+    volume = os.path.join(root, "volume")
+    os.mkdir(volume)
+    start.spec["placement"].update(policy="cpu")
+    rig.write_json(start.path("spec.json"), start.spec)
+    host = start.plan()[1]["memory"]["host"]
+    start.spec["placement"].update(nvme_path="fast", host_memory_limit=host["total"] - host["optimizer"] // 2)
+    start.spec["files"]["nvme"]["path"] = volume
+    rig.write_json(start.path("spec.json"), start.spec)
+    equal(set(each_operation_of(root, start, output, "/volume/", "reserve", errno.ENOSPC, 1)), {"failed"})
+    equal(set(each_operation_of(root, start, output, "/volume/", "pread", errno.EIO, 4)), {"failed"})
+    equal(set(each_operation_of(root, start, output, "/volume/", "pwrite", errno.EIO, 4)), {"failed"})
+    equal(os.listdir(volume), [])
+
+
 CASES = [writes_of_checkpoints, failing_writes_of_checkpoints, fsyncs_of_checkpoints, renames_and_directories,
          exports, ends_of_exports, old_checkpoints_that_cannot_be_removed, a_disk_that_stays_full,
-         events_wait_for_room, a_small_disk]
+         events_wait_for_room, disks_of_states, a_small_disk]
 
 if __name__ == "__main__":
     rig.main(CASES, __doc__)

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "api/capability.h"
@@ -334,6 +335,30 @@ static int64_t host_memory(const struct device_profile *profile)
                    : (int64_t)sysconf(_SC_PHYS_PAGES) * (int64_t)sysconf(_SC_PAGESIZE);
 }
 
+/* Without a limit, what is free there now, as a share. */
+static const double volume_share = 0.9;
+
+static int set_disk(const struct spec_placement *place, struct plan_input *in, struct err *err)
+{
+    struct statvfs volume;
+
+    if (!place->nvme_path)
+        return 0;
+    if (!place->nvme_directory || statvfs(place->nvme_directory, &volume) != 0) {
+        int rc = err_set(err, ERR_NOT_FOUND,
+                         "the volume \"%s\" %s%s is not there; name another one in "
+                         "placement.nvme_path or leave it out",
+                         place->nvme_path, place->nvme_directory ? "at " : "",
+                         place->nvme_directory ? place->nvme_directory : "");
+        return err_set_param(err, rc, "placement.nvme_path");
+    }
+    in->limit[TIER_NVME] =
+        place->nvme_limit > 0
+            ? (size_t)place->nvme_limit
+            : (size_t)((double)volume.f_bavail * (double)volume.f_frsize * volume_share);
+    return 0;
+}
+
 static void set_placement(const struct session *s, struct plan_input *in)
 {
     const struct spec_placement *place = &s->spec.placement;
@@ -388,6 +413,7 @@ int session_plan(const struct session *s, const struct op_table *ops,
         in.embed_dropout = dropout->value;
     if (!dropout->is_auto && c->attn_dropout > 0)
         in.attn_dropout = dropout->value;
+    TRY(set_disk(&s->spec.placement, &in, err));
     set_placement(s, &in);
     TRY(mesh_init(&in.mesh, axes, err));
     TRY(plan_build(&in, out, err));

@@ -170,6 +170,7 @@ static int prepare_executor(struct run *r, struct err *err)
                                      .device = r->device,
                                      .data_comm = r->comm,
                                      .crumb = r->crumb,
+                                     .nvme_directory = r->session.spec.placement.nvme_directory,
                                      .seed = (uint64_t)r->session.spec.seed,
                                      .beta1 = o->beta1,
                                      .beta2 = o->beta2,

@@ -507,6 +507,29 @@ Test(jobs, metadata_filters_reach_the_store)
     answer_fini(&a);
 }
 
+static const char on_volume[] = "{\"model\":\"org/name\",\"training_file\":\"file-1\","
+                                "\"placement\":{\"policy\":\"cpu\",\"nvme_path\":\"fast\"}}";
+
+Test(jobs, a_volume_must_be_one_of_the_servers)
+{
+    struct answer a = ask(&h, "POST", jobs_uri, NULL, on_volume);
+    assert_error(a, 400, "unknown_volume", "placement.nvme_path");
+    cr_expect_not_null(strstr(error_member(&a, "message"), "no volumes"));
+    answer_fini(&a);
+    h.config.volumes[h.config.n_volumes++] =
+        (struct volume){.name = "slow", .path = xstrdup("/tmp")};
+    a = ask(&h, "POST", jobs_uri, NULL, on_volume);
+    assert_error(a, 400, "unknown_volume", "placement.nvme_path");
+    cr_expect_not_null(strstr(error_member(&a, "message"), "it has: slow"));
+    answer_fini(&a);
+    h.config.volumes[h.config.n_volumes++] =
+        (struct volume){.name = "fast", .path = xstrdup("/usr")};
+    a = ask(&h, "POST", jobs_uri, NULL, on_volume);
+    cr_expect_eq(a.rep.status, 200);
+    cr_expect_null(strstr(buf_str(&a.rep.body), "/usr"), "where it lies is not the client's");
+    answer_fini(&a);
+}
+
 Test(jobs, a_hub_must_be_one_of_the_servers)
 {
     struct answer a;
