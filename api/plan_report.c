@@ -116,6 +116,8 @@ json_t *plan_report_to_json(const struct plan_report *r)
     json_object_set_new(object, "fits", json_boolean(r->fits));
     if (!r->fits) {
         json_object_set_new(object, "error", error_to_json(&r->error));
+        json_object_set_new(object, "alternatives",
+                            r->alternatives ? json_incref(r->alternatives) : json_array());
         return object;
     }
     json_object_set_new(object, "spec", job_spec_to_json(&r->spec));
@@ -228,8 +230,8 @@ int plan_report_from_json(const json_t *value, struct plan_report *out, struct e
         }
         TRY(read_numbers(value, &r, err));
         TRY(read_notes(value, "warnings", &r.warnings, err));
-        TRY(read_notes(value, "alternatives", &r.alternatives, err));
     }
+    TRY(read_notes(value, "alternatives", &r.alternatives, err));
     *out = r;
     return 0;
 out:

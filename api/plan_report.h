@@ -14,11 +14,16 @@
  *    "links":{"h2d","d2h","disk_read","disk_write","network"},        bytes a step
  *    "step_seconds":x,"step_seconds_bound":x,"basis":"measured"|"model",
  *    "warnings":[{"code","message"}],
- *    "alternatives":[{"change","memory":{...}}]}
+ *    "alternatives":[{"change":"placement.policy
+ * \"auto\"","settings":{"placement":{"policy":"auto"}},
+ *                     "memory":{"gpu","host","nvme"},"step_seconds":x}]}     settings that are
+ * faster
  *
  * or, with exit status 1,
- * {"object":"fine_tuning.plan","v":1,"fits":false,"error":{"code","reason","message","param"}}.
- * castord treats the text as untrusted: parsed with limits, the child's time and memory bounded.
+ * {"object":"fine_tuning.plan","v":1,"fits":false,"error":{"code","reason","message","param"},
+ *  "alternatives":[...]}                                          the nearest settings that would
+ * fit castord treats the text as untrusted: parsed with limits, the child's time and memory
+ * bounded.
  */
 #ifndef CASTOR_API_PLAN_REPORT_H
 #define CASTOR_API_PLAN_REPORT_H

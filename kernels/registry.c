@@ -4,6 +4,7 @@
 #include "kernels/cpu/device_cpu.h"
 #include "kernels/device.h"
 #include "kernels/device_impl.h"
+#include "kernels/registry.h"
 #ifdef CASTOR_CUDA
 #include "kernels/cuda/device_cuda.h"
 #endif
@@ -17,6 +18,30 @@ int device_count(enum device_kind kind)
 #else
     return 0;
 #endif
+}
+
+const struct op_table *device_kind_ops(enum device_kind kind, enum dtype compute)
+{
+    bool cpu = kind == DEVICE_CPU;
+    switch (compute) {
+    case DT_F64:
+        return cpu ? &cpu_ref_f64 : NULL;
+#ifdef CASTOR_CUDA
+    case DT_F32:
+        return cpu ? &cpu_fast_f32 : &cuda_f32;
+    case DT_BF16:
+        return cpu ? &cpu_fast_bf16 : &cuda_bf16;
+    case DT_F16:
+        return cpu ? NULL : &cuda_f16;
+#else
+    case DT_F32:
+        return cpu ? &cpu_fast_f32 : NULL;
+    case DT_BF16:
+        return cpu ? &cpu_fast_bf16 : NULL;
+#endif
+    default:
+        return NULL;
+    }
 }
 
 int device_open_kind(enum device_kind kind, int index, const struct device_options *options,

@@ -1,5 +1,6 @@
-/* castor-worker --plan and --print: everything up to the plan, nothing on a device but opening it,
- * no weights.
+/*
+ * castor-worker --plan and --print: everything up to the plan, from configuration and data alone.
+ * On a machine that has been probed no device is opened; else one is, to learn its name and memory.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,44 +10,102 @@
 #include "core/buf.h"
 #include "core/json.h"
 #include "kernels/device.h"
+#include "kernels/registry.h"
+#include "worker/plan/alternatives.h"
 #include "worker/plan/plan.h"
 #include "worker/train/session.h"
 #include "worker/train/trainer.h"
 #include "worker/worker.h"
 
-/* `listing` may be NULL. */
-static int make_report(const char *jobdir, struct plan_report *report, struct buf *listing,
-                       struct err *err)
+/* What a plan is made for. */
+struct machine {
+    const struct op_table *ops;
+    struct device_profile profile;
+    bool known; /* there is a profile */
+    enum device_kind kind;
+    char name[64];
+    size_t limit;
+};
+
+static const char *kind_name(enum device_kind kind)
+{
+    return kind == DEVICE_CUDA ? "cuda" : "cpu";
+}
+
+/* Does the profile tell all that the job asks? Not whether a GPU computes in eight bits, nor what
+ * is wrong with a type that none computes in. */
+static bool use_profile(const struct job_spec *spec, struct machine *m)
+{
+    enum dtype compute = session_dtype(spec);
+    size_t limit = (size_t)spec->placement.gpu_memory_limit;
+    char *path = device_profile_path(kind_name(m->kind));
+    bool found = device_profile_load(path, &m->profile, NULL) == 0;
+
+    free(path);
+    m->ops = device_kind_ops(m->kind, compute);
+    if (!found || !m->ops || spec->precision.compute == COMPUTE_FP8 ||
+        (m->kind == DEVICE_CPU && compute != DT_F32))
+        return false;
+    snprintf(m->name, sizeof m->name, "%s", m->profile.device);
+    m->limit = trainer_limit(m->kind, limit ? limit : (size_t)m->profile.memory,
+                             (size_t)m->profile.memory_free);
+    return true;
+}
+
+static int use_device(const struct job_spec *spec, struct machine *m, struct err *err)
+{
+    struct device *d = NULL;
+    int rc = 0;
+
+    TRY(trainer_open_device(spec, &d, err));
+    TRY(trainer_pick_ops(d, spec, &m->ops, err)); /* the table outlives the device */
+    m->kind = d->kind;
+    m->known = m->known && strcmp(m->profile.device, d->name) == 0;
+    snprintf(m->name, sizeof m->name, "%s", d->name);
+    TRY(trainer_device_limit(d, &m->limit, err));
+out:
+    if (d)
+        device_close(d);
+    return rc;
+}
+
+static int find_machine(const struct job_spec *spec, struct machine *m, struct err *err)
+{
+    m->kind = session_device(spec);
+    m->known = use_profile(spec, m);
+    /* A job for a GPU where there is none is the device's to refuse. */
+    if (m->known && (spec->resources.device != DEVICE_ONLY_GPU || m->kind == DEVICE_CUDA))
+        return 0;
+    return use_device(spec, m, err);
+}
+
+/* `listing` may be NULL. `alternatives` is filled also where the job does not fit. */
+static int make_report(const char *jobdir, struct plan_report *report, json_t **alternatives,
+                       struct buf *listing, struct err *err)
 {
     char *path = job_dir_spec(jobdir);
     struct session_options options = {.scratch_dir = jobdir};
     struct job_spec spec = {0};
     struct session session = {0};
-    struct device *device = NULL;
+    struct machine m = {0};
+    struct plan_input in;
     struct plan *plan = NULL;
-    const struct op_table *ops = NULL;
-    struct device_profile profile;
     int rc = 0;
 
     TRY(job_spec_load(path, &spec, err));
     TRY(session_prepare(&spec, &options, &session, err));
-    TRY(trainer_open_device(&session.spec, &device, err));
-    TRY(trainer_pick_ops(device, &session.spec, &ops, err));
-    const char *kind = device->kind == DEVICE_CUDA ? "cuda" : "cpu";
-    char *profile_path = device_profile_path(kind);
-    bool known = device_profile_load(profile_path, &profile, NULL) == 0 &&
-                 strcmp(profile.device, device->name) == 0;
-    free(profile_path);
-    TRY(session_plan(&session, ops, known ? &profile : NULL,
-                     device->memory_limit ? device->memory_limit : device->memory_total, &plan,
-                     err));
-    TRY(session_report(&session, plan, kind, device->name, report, err));
+    TRY(find_machine(&session.spec, &m, err));
+    TRY(session_plan_input(&session, m.ops, m.known ? &m.profile : NULL, m.limit, &in, err));
+    rc = plan_build(&in, &plan, err);
+    if (alternatives && (rc == 0 || rc == ERR_DEVICE_OOM))
+        *alternatives = plan_alternatives(&in, plan);
+    if (rc)
+        goto out;
+    TRY(session_report(&session, plan, kind_name(m.kind), m.name, report, err));
     if (listing)
         plan_print(plan, LIST_TRAIN, listing);
 out:
     plan_destroy(plan);
-    if (device)
-        device_close(device);
     session_fini(&session);
     job_spec_fini(&spec);
     free(path);
@@ -57,11 +116,13 @@ int worker_plan(const char *jobdir)
 {
     struct plan_report report = {0};
     struct err err = {0};
-    int rc = make_report(jobdir, &report, NULL, &err);
+    json_t *alternatives = NULL;
+    int rc = make_report(jobdir, &report, &alternatives, NULL, &err);
     if (rc) {
         report.fits = false;
         report.error = err;
     }
+    report.alternatives = alternatives;
     json_t *j = plan_report_to_json(&report);
     char *line = json_to_line(j);
     puts(line);
@@ -76,7 +137,7 @@ int worker_print(const char *jobdir)
     struct plan_report report = {0};
     struct buf listing = {0};
     struct err err = {0};
-    int rc = make_report(jobdir, &report, &listing, &err);
+    int rc = make_report(jobdir, &report, NULL, &listing, &err);
     if (rc)
         fprintf(stderr, "castor-worker --print: %s\n", err.msg);
     fputs(buf_str(&listing), stdout);

@@ -13,14 +13,13 @@
 #include "kernels/device.h"
 #include "kernels/op_table.h"
 #include "worker/plan/profile.h"
+#include "worker/probe_host.h"
 #include "worker/worker.h"
 
 enum {
-    PROBE_RUNS = 5,
     GEMM_CPU = 768,  /* square sizes: a second or less on two cores, ... */
     GEMM_GPU = 8192, /* ... and enough to fill a GPU */
     STREAM_BYTES = 256 << 20,
-    UPDATE_PARAMS = 16 << 20, /* beyond any cache */
     DISK_BYTES = 64 << 20,
 };
 
@@ -35,12 +34,6 @@ struct probe {
 
 typedef int (*work_fn)(struct probe *p, const void *ud, struct err *err);
 
-static int compare(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 /* Median seconds of the work, after one run that does not count. */
 static int measure(struct probe *p, work_fn work, const void *ud, double *seconds, struct err *err)
 {
@@ -53,8 +46,7 @@ static int measure(struct probe *p, work_fn work, const void *ud, double *second
         if (k >= 0)
             t[k] = clock_monotonic() - start;
     }
-    qsort(t, PROBE_RUNS, sizeof *t, compare);
-    *seconds = t[PROBE_RUNS / 2];
+    *seconds = probe_median(t);
 out:
     return rc;
 }
@@ -86,30 +78,6 @@ static int do_copy(struct probe *p, const void *ud, struct err *err)
     return device_copy(p->device, p->stream, kind, dst, src, STREAM_BYTES, err);
 }
 
-static int do_update(struct probe *p, const void *ud, struct err *err)
-{
-    const struct op_table *ops = ud;
-    static struct adamw_step step = {.lr = 1e-3f, .bias1 = 0.1f, .bias2 = 0.001f};
-    static struct clip_result clip = {.coef = 1, .finite = 1};
-    float *v = (float *)p->b + UPDATE_PARAMS;
-    struct adamw_args a = {.n = UPDATE_PARAMS,
-                           .beta1 = 0.9f,
-                           .beta2 = 0.999f,
-                           .eps = 1e-8f,
-                           .step = &step,
-                           .clip = &clip,
-                           .grad_type = DT_F32,
-                           .master_type = DT_F32,
-                           .moment_type = DT_F32,
-                           .param_type = DT_F32,
-                           .grad = p->a,
-                           .master = p->c,
-                           .m = p->b,
-                           .v = v};
-    int rc = ops->adamw(p->stream, &a);
-    return rc ? err_set(err, rc, "AdamW of %d parameters", UPDATE_PARAMS) : 0;
-}
-
 static int gemm_rate(struct probe *p, enum dtype compute, double *rate, struct err *err)
 {
     const struct op_table *ops = device_ops(p->device, compute);
@@ -137,33 +105,6 @@ static int copy_rate(struct probe *p, enum copy_kind kind, double *rate, struct 
     int rc = measure(p, do_copy, &kind, &seconds, err);
     if (rc == 0)
         *rate = (kind == COPY_D2D ? 2.0 : 1.0) * STREAM_BYTES / seconds;
-    return rc;
-}
-
-/* AdamW on the CPU, whatever the device is. */
-static int update_rate(double *rate, struct err *err)
-{
-    struct device_options o = {0};
-    struct probe p = {0};
-    double seconds;
-    int rc = 0;
-    TRY(device_open(DEVICE_CPU, 0, &o, &p.device, err));
-    TRY(device_stream_create(p.device, 0, &p.stream, err));
-    p.a = xcalloc(UPDATE_PARAMS, sizeof(float));
-    p.b = xcalloc(UPDATE_PARAMS, 2 * sizeof(float));
-    p.c = xcalloc(UPDATE_PARAMS, sizeof(float));
-    for (int64_t i = 0; i < UPDATE_PARAMS; i++) /* untouched pages would all be one page of zeros */
-        ((float *)p.a)[i] = 1e-3f;
-    TRY(measure(&p, do_update, device_ops(p.device, DT_F32), &seconds, err));
-    *rate = UPDATE_PARAMS / seconds;
-out:
-    free(p.a);
-    free(p.b);
-    free(p.c);
-    if (p.stream)
-        device_stream_destroy(p.device, p.stream);
-    if (p.device)
-        device_close(p.device);
     return rc;
 }
 
@@ -215,6 +156,15 @@ static void free_buffers(struct probe *p)
         device_close(p->device);
 }
 
+/* Before anything is allocated. A CPU's is the host's, which others use and give back. */
+static int memory_free(struct device *d, struct device_profile *out, struct err *err)
+{
+    size_t bytes = d->memory_total;
+    int rc = d->kind == DEVICE_CUDA ? device_memory_free(d, &bytes, err) : 0;
+    out->memory_free = (int64_t)bytes;
+    return rc;
+}
+
 static int probe_device(enum device_kind kind, const char *dir, struct device_profile *out,
                         struct err *err)
 {
@@ -224,18 +174,19 @@ static int probe_device(enum device_kind kind, const char *dir, struct device_pr
 
     TRY(device_open(kind, 0, &o, &p.device, err));
     TRY(device_stream_create(p.device, 0, &p.stream, err));
-    TRY(alloc_buffers(&p, err));
     snprintf(out->device, sizeof out->device, "%s", p.device->name);
     snprintf(out->kind, sizeof out->kind, "%s", kind == DEVICE_CUDA ? "cuda" : "cpu");
     out->memory = (int64_t)p.device->memory_total;
+    TRY(memory_free(p.device, out, err));
     out->host_memory = (int64_t)sysconf(_SC_PHYS_PAGES) * (int64_t)sysconf(_SC_PAGESIZE);
+    TRY(alloc_buffers(&p, err));
     TRY(gemm_rate(&p, DT_F32, &out->flops_f32, err));
     out->flops_bf16 = out->flops_f32;
     TRY(gemm_rate(&p, DT_BF16, &out->flops_bf16, err));
     TRY(copy_rate(&p, COPY_D2D, &out->memory_rate, err));
     TRY(copy_rate(&p, COPY_H2D, &out->h2d_rate, err));
     TRY(copy_rate(&p, COPY_D2H, &out->d2h_rate, err));
-    TRY(update_rate(&out->cpu_update_rate, err));
+    TRY(probe_host(p.device, p.a, p.host, STREAM_BYTES, out, err));
     TRY(disk_rates(&p, dir, out, err));
 out:
     free_buffers(&p);

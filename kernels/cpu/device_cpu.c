@@ -9,6 +9,7 @@
 #include "core/alloc.h"
 #include "core/clock.h"
 #include "kernels/cpu/fast.h"
+#include "kernels/registry.h"
 
 struct event_mark {
     double time;
@@ -149,13 +150,9 @@ static int cpu_word_stream_wait(struct device *d, struct seq_word *w, uint32_t v
 static const struct op_table *cpu_ops(struct device *d, enum dtype compute)
 {
     const struct cpu_state *state = d->state;
-    if (compute == DT_F64)
-        return &cpu_ref_f64;
-    if (compute == DT_F32)
-        return state->reference_ops ? &cpu_ref_f32 : &cpu_fast_f32;
-    if (compute == DT_BF16)
-        return &cpu_fast_bf16;
-    return NULL;
+    if (compute == DT_F32 && state->reference_ops)
+        return &cpu_ref_f32;
+    return device_kind_ops(DEVICE_CPU, compute);
 }
 
 static const struct device_impl IMPL = {

@@ -8,6 +8,7 @@
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/pinned.h"
 #include "kernels/cuda/state.h"
+#include "kernels/registry.h"
 #include "kernels/seq_word.h"
 
 struct event_mark {
@@ -317,13 +318,7 @@ out:
 
 static const struct op_table *cuda_ops(struct device *d, enum dtype compute)
 {
-    if (compute == DT_F32)
-        return &cuda_f32;
-    if (compute == DT_BF16)
-        return &cuda_bf16;
-    if (compute == DT_F16)
-        return &cuda_f16;
-    return NULL;
+    return device_kind_ops(DEVICE_CUDA, compute);
 }
 
 static void cuda_tune(struct device *d, bool on)

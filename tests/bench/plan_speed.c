@@ -18,7 +18,11 @@ static const struct device_profile h100 = {.device = "H100",
                                            .memory_rate = 3.0e12,
                                            .h2d_rate = 55.2e9,
                                            .d2h_rate = 55.1e9,
+                                           .h2d_both_rate = 43.6e9,
+                                           .d2h_both_rate = 43.6e9,
+                                           .host_memory_rate = 160e9,
                                            .cpu_update_rate = 4.4e9,
+                                           .cpu_update_copy_rate = 3.4e9,
                                            .disk_read_rate = 1.1e9,
                                            .disk_write_rate = 1.5e9};
 

@@ -462,6 +462,40 @@ def too_little_memory(root):
                                      ).plan()[1]["error"]["message"]
 
 
+def alternatives(root):
+    """What a report proposes fits, or is faster, when it is asked for; a probed machine's device is not opened."""
+    def proposals(name, **changes):
+        job = Job(root, name, steps=3, **changes)
+        report = job.plan()[1]
+        for k, a in enumerate(report["alternatives"]):
+            other = {**changes, **{key: {**changes.get(key, {}), **v} for key, v in a["settings"].items()}}
+            equal(list(a["settings"])[0], a["change"].split(".")[0])
+            if "nvme_limit" in a["change"]:
+                continue  # needs a volume
+            code, there = Job(root, "%s%d" % (name, k), steps=3, **other).plan()
+            equal((a["change"], code, there["memory"]["gpu"]["total"]), (a["change"], 0, a["memory"]["gpu"]))
+        return report, [a["change"] for a in report["alternatives"]]
+
+    peak = Job(root, "peak", steps=3, placement={"policy": "cuda"}).plan()[1]["memory"]["gpu"]["total"]
+    report, changes = proposals("refused", placement={"policy": "cuda", "gpu_memory_limit": peak // 2})
+    equal(report["fits"], False)
+    assert 'placement.policy "auto"' in changes, changes
+    report, changes = proposals("fits", placement={"policy": "cpu"})
+    equal((report["fits"], changes), (True, []))  # without a profile nothing is known to be faster
+    job = Job(root, "probed", steps=3, placement={"policy": "cpu"})
+    equal(job.run("--probe").returncode, 0)
+    path = os.path.join(job.env["XDG_CACHE_HOME"], "castor", "profile-cpu.json")
+    profile = json.loads(rig.read_bytes(path))
+    profile.update(device="Imaginary", memory=1 << 40, memory_free=1 << 40, h2d_rate=1e6)
+    rig.write_json(path, profile)
+    report = job.plan()[1]
+    equal((report["device"]["name"], report["memory"]["gpu"]["limit"], report["basis"]), ("Imaginary", 1 << 40, "measured"))
+    auto = [a for a in report["alternatives"] if a["change"] == 'placement.policy "auto"']
+    assert auto and auto[0]["step_seconds"] < 0.98 * report["step_seconds"], report["alternatives"]
+    times = [a["step_seconds"] for a in report["alternatives"]]
+    equal(times, sorted(times))
+
+
 def placement_never_changes_the_numbers(root):
     """The same job in device memory and in host memory, within half the device's memory, and resumed elsewhere."""
     here = Job(root, "cuda", steps=6, validation=6, placement={"policy": "cuda"})
@@ -581,7 +615,8 @@ def probe_serves_plans(root):
     equal(p.returncode, 0)
     profile = json.loads(p.stdout.splitlines()[0])
     equal(profile["kind"], "cpu")
-    for rate in ("flops_f32", "memory_rate", "h2d_rate", "cpu_update_rate", "disk_read_rate", "disk_write_rate"):
+    for rate in ("flops_f32", "memory_rate", "h2d_rate", "h2d_both_rate", "d2h_both_rate", "host_memory_rate",
+                 "cpu_update_rate", "cpu_update_copy_rate", "disk_read_rate", "disk_write_rate"):
         assert 1e6 < profile[rate] < 1e16, (rate, profile[rate])
     # AdamW reads four floats a parameter and writes three
     assert profile["cpu_update_rate"] * 28 < 4 * profile["memory_rate"], profile
@@ -697,7 +732,7 @@ CASES = [trains, prints_the_step, profiles_a_step, overlapped_steps_report_the_s
          killed_supervisor_resumes, killed_while_writing_resumes, terminated_stops_and_resumes, pauses_and_goes_on,
          cancels, cancelled_before_it_starts, checkpoints_on_request, keeps_newest_checkpoints,
          early_stopping_exports_best, two_attempts_at_once, broken_models, bad_data, unsupported_specs,
-         too_little_memory, placement_never_changes_the_numbers, placement_on_disk, not_finite, damaged_checkpoint, check_command,
+         too_little_memory, alternatives, placement_never_changes_the_numbers, placement_on_disk, not_finite, damaged_checkpoint, check_command,
          probe_serves_plans, usage, model_from_hub, hub_faults]
 
 if __name__ == "__main__":

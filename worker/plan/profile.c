@@ -8,7 +8,7 @@
 #include "core/fs.h"
 #include "core/json.h"
 
-enum { PROFILE_VERSION = 1, PROFILE_MAX_BYTES = 1 << 16 };
+enum { PROFILE_VERSION = 2, PROFILE_MAX_BYTES = 1 << 16 };
 
 struct rate_field {
     const char *key;
@@ -20,7 +20,11 @@ static const struct rate_field rates[] = {
     {"memory_rate", offsetof(struct device_profile, memory_rate)},
     {"h2d_rate", offsetof(struct device_profile, h2d_rate)},
     {"d2h_rate", offsetof(struct device_profile, d2h_rate)},
+    {"h2d_both_rate", offsetof(struct device_profile, h2d_both_rate)},
+    {"d2h_both_rate", offsetof(struct device_profile, d2h_both_rate)},
+    {"host_memory_rate", offsetof(struct device_profile, host_memory_rate)},
     {"cpu_update_rate", offsetof(struct device_profile, cpu_update_rate)},
+    {"cpu_update_copy_rate", offsetof(struct device_profile, cpu_update_copy_rate)},
     {"disk_read_rate", offsetof(struct device_profile, disk_read_rate)},
     {"disk_write_rate", offsetof(struct device_profile, disk_write_rate)},
 };
@@ -44,6 +48,7 @@ int device_profile_load(const char *path, struct device_profile *out, struct err
     TRY(json_get_string(j, "", "device", true, &device, err));
     TRY(json_get_string(j, "", "kind", true, &kind, err));
     TRY(json_get_int64(j, "", "memory", true, 0, INT64_MAX, &p.memory, err));
+    TRY(json_get_int64(j, "", "memory_free", true, 0, p.memory, &p.memory_free, err));
     TRY(json_get_int64(j, "", "host_memory", true, 0, INT64_MAX, &p.host_memory, err));
     for (int r = 0; r < N_RATES; r++)
         TRY(json_get_double(j, "", rates[r].key, true, 1.0, 1e21, rate_of(&p, &rates[r]), err));
@@ -59,9 +64,10 @@ out:
 
 int device_profile_save(const char *path, const struct device_profile *p, struct err *err)
 {
-    json_t *j = json_pack("{s:i, s:s, s:s, s:I, s:I}", "v", PROFILE_VERSION, "device", p->device,
-                          "kind", p->kind, "memory", (json_int_t)p->memory, "host_memory",
-                          (json_int_t)p->host_memory);
+    json_t *j =
+        json_pack("{s:i, s:s, s:s, s:I, s:I, s:I}", "v", PROFILE_VERSION, "device", p->device,
+                  "kind", p->kind, "memory", (json_int_t)p->memory, "memory_free",
+                  (json_int_t)p->memory_free, "host_memory", (json_int_t)p->host_memory);
     struct device_profile copy = *p;
     for (int r = 0; r < N_RATES; r++)
         json_object_set_new(j, rates[r].key, json_real(*rate_of(&copy, &rates[r])));

@@ -15,11 +15,15 @@ struct device_profile {
     char device[64];              /* the device's name                              */
     char kind[16];                /* "cpu" | "cuda"                                 */
     int64_t memory;               /* bytes of the compute device                    */
+    int64_t memory_free;          /* of these, what a process of its own found free          */
     int64_t host_memory;          /* bytes                                          */
     double flops_f32, flops_bf16; /* GEMM, multiply-add = 2                      */
     double memory_rate;           /* device memory, bytes read + written a second   */
     double h2d_rate, d2h_rate;    /* pinned                                         */
-    double cpu_update_rate;       /* AdamW on the CPU, parameters a second          */
+    double h2d_both_rate, d2h_both_rate; /* each, while the other runs              */
+    double host_memory_rate;             /* bytes read + written a second, all processors   */
+    double cpu_update_rate;              /* AdamW on the CPU, parameters a second          */
+    double cpu_update_copy_rate;         /* while copies run both ways                     */
     double disk_read_rate, disk_write_rate;
 };
 

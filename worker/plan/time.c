@@ -12,11 +12,6 @@
 #include "core/alloc.h"
 #include "worker/plan/build.h"
 
-/* Measured on an H100 with PCIe 5: 55.2 GB/s one way, 43.6 each when both; AdamW on 16 cores 4.4
- * Gparam/s alone, 3.4 while copies run both ways. */
-static const double duplex_rate = 43.6 / 55.2;
-static const double update_loss_a_link = 0.5 * (1.0 - 3.4 / 4.4);
-
 enum { PASSES = 4 };
 
 size_t plan_move_bytes(const struct plan *p, const struct instr *i)
@@ -38,9 +33,12 @@ size_t plan_move_bytes(const struct plan *p, const struct instr *i)
 
 /* Bytes that an update touches: gradient, master, both moments in; master, moments, parameter out.
  */
-static double update_bytes(const struct plan *p, int64_t chunk, const struct plan_slice *s)
+static double update_bytes(const struct plan *p, const struct instr *i)
 {
-    enum dtype type = chunk_grad_type(&p->chunks.chunks[chunk], p->types);
+    const struct plan_slice *s = &p->chunk[i->chunk].slices[i->slice];
+    enum dtype type = i->queue == QUEUE_CPU
+                          ? p->types.compute /* it has travelled rounded */
+                          : chunk_grad_type(&p->chunks.chunks[i->chunk], p->types);
     double param = (double)s->n * (double)dtype_size(p->types.compute);
     double grad = (double)s->n * (double)dtype_size(type);
     return 2 * (double)plan_slice_bytes(p, s) + grad +
@@ -60,11 +58,10 @@ static double instr_seconds(const struct plan *p, enum plan_list list, const str
     case INSTR_REDUCE:
         return (double)chunk_payload_bytes(&p->chunks.chunks[i->chunk], PAYLOAD_GRAD, p->types) /
                d->memory_rate;
-    case INSTR_UPDATE: {
-        const struct plan_slice *s = &p->chunk[i->chunk].slices[i->slice];
-        return i->queue == QUEUE_CPU ? (double)s->n / d->cpu_update_rate
-                                     : update_bytes(p, i->chunk, s) / d->memory_rate;
-    }
+    case INSTR_UPDATE:
+        if (i->queue == QUEUE_CPU)
+            return (double)p->chunk[i->chunk].slices[i->slice].n / d->cpu_update_rate;
+        return update_bytes(p, i) / d->memory_rate;
     case INSTR_FETCH:
     case INSTR_LOAD_ACT:
         return (double)plan_move_bytes(p, i) / d->h2d_rate;
@@ -86,6 +83,7 @@ static double instr_seconds(const struct plan *p, enum plan_list list, const str
 
 struct run {
     const struct instr_list *l;
+    const struct device_profile *profile;
     const double *alone;           /* seconds by instruction           */
     int32_t *order[QUEUE_COUNT];   /* instructions of a queue          */
     int64_t count[QUEUE_COUNT];    /* of a pass                        */
@@ -121,11 +119,14 @@ static bool may_start(const struct run *r, const struct instr *i, int64_t pass)
 
 static double speed(const struct run *r, int q)
 {
+    const struct device_profile *d = r->profile;
     bool up = busy(r, QUEUE_H2D), down = busy(r, QUEUE_D2H);
-    if ((q == QUEUE_H2D || q == QUEUE_D2H) && up && down)
-        return duplex_rate;
-    if (q == QUEUE_CPU)
-        return 1.0 - update_loss_a_link * (up + down);
+    if (q == QUEUE_H2D && down)
+        return d->h2d_both_rate / d->h2d_rate;
+    if (q == QUEUE_D2H && up)
+        return d->d2h_both_rate / d->d2h_rate;
+    if (q == QUEUE_CPU) /* each direction costs half of what both do */
+        return 1.0 - 0.5 * (1.0 - d->cpu_update_copy_rate / d->cpu_update_rate) * (up + down);
     return 1.0;
 }
 
@@ -187,21 +188,40 @@ static double run_passes(struct run *r, int64_t passes)
     return ended[passes] - ended[passes - 1];
 }
 
+/* Bytes that an instruction reads and writes in host memory. */
+static double host_bytes(const struct plan *p, const struct instr *i)
+{
+    switch (i->op) {
+    case INSTR_UPDATE:
+        return i->queue == QUEUE_CPU ? update_bytes(p, i) : 0;
+    case INSTR_FETCH:
+    case INSTR_EVICT:
+    case INSTR_SPILL:
+    case INSTR_SAVE_ACT:
+    case INSTR_LOAD_ACT:
+    case INSTR_STAGE:
+    case INSTR_UNSTAGE:
+        return (double)plan_move_bytes(p, i);
+    default:
+        return 0;
+    }
+}
+
 /* The busiest queue alone; host memory, which updates and copies share; and with clipping, updates
  * that run from the norm to the next forward's end while no backward can. */
-static double lower_bound(const struct plan *p, const struct instr_list *l, const double *alone)
+static double lower_bound(const struct plan *p, const struct instr_list *l, const double *alone,
+                          const struct device_profile *d)
 {
-    double queue[QUEUE_COUNT] = {0}, backward = 0, most = 0;
+    double queue[QUEUE_COUNT] = {0}, backward = 0, host = 0, most = 0;
     for (int64_t n = 0; n < l->n; n++) {
         queue[l->items[n].queue] += alone[n];
+        host += host_bytes(p, &l->items[n]);
         if (l->items[n].op == INSTR_BACKWARD)
             backward += alone[n];
     }
     for (int q = 0; q < QUEUE_COUNT; q++)
         most = fmax(most, queue[q]);
-    if (queue[QUEUE_CPU] > 0)
-        most = fmax(most,
-                    queue[QUEUE_CPU] + update_loss_a_link * (queue[QUEUE_H2D] + queue[QUEUE_D2H]));
+    most = fmax(most, host / d->host_memory_rate);
     if (p->in.clip && queue[QUEUE_CPU] > 0)
         most = fmax(most, queue[QUEUE_CPU] + backward);
     return most;
@@ -214,7 +234,7 @@ double plan_time_bound(const struct plan *p, enum plan_list list,
     double *alone = xcalloc((size_t)l->n + 1, sizeof *alone);
     for (int64_t n = 0; n < l->n; n++)
         alone[n] = instr_seconds(p, list, &l->items[n], profile);
-    double bound = lower_bound(p, l, alone);
+    double bound = lower_bound(p, l, alone, profile);
     free(alone);
     return bound;
 }
@@ -224,7 +244,7 @@ void plan_time(const struct plan *p, enum plan_list list, const struct device_pr
 {
     const struct instr_list *l = &p->lists[list];
     double *alone = xcalloc((size_t)l->n + 1, sizeof *alone);
-    struct run r = {.l = l, .alone = alone};
+    struct run r = {.l = l, .alone = alone, .profile = profile};
 
     r.rank = xcalloc((size_t)l->n + 1, sizeof *r.rank);
     for (int q = 0; q < QUEUE_COUNT; q++)
@@ -236,7 +256,8 @@ void plan_time(const struct plan *p, enum plan_list list, const struct device_pr
         r.order[q][r.count[q]++] = (int32_t)n;
     }
     *seconds = run_passes(&r, list == LIST_TRAIN ? PASSES : 1);
-    *bound = fmin(lower_bound(p, l, alone), *seconds); /* sums of the same terms, rounded apart */
+    *bound = fmin(lower_bound(p, l, alone, profile),
+                  *seconds); /* sums of the same terms, rounded apart */
     for (int q = 0; q < QUEUE_COUNT; q++)
         free(r.order[q]);
     free(r.rank);

@@ -377,9 +377,9 @@ static void set_placement(const struct session *s, struct plan_input *in)
         in->policy = PLACE_CUDA;
 }
 
-int session_plan(const struct session *s, const struct op_table *ops,
-                 const struct device_profile *profile, size_t device_limit, struct plan **out,
-                 struct err *err)
+int session_plan_input(const struct session *s, const struct op_table *ops,
+                       const struct device_profile *profile, size_t device_limit,
+                       struct plan_input *out, struct err *err)
 {
     const struct spec_parallelism *par = &s->spec.parallelism;
     const struct auto_real *dropout = &s->spec.optimization.dropout;
@@ -416,6 +416,19 @@ int session_plan(const struct session *s, const struct op_table *ops,
     TRY(set_disk(&s->spec.placement, &in, err));
     set_placement(s, &in);
     TRY(mesh_init(&in.mesh, axes, err));
+    *out = in;
+out:
+    return rc;
+}
+
+int session_plan(const struct session *s, const struct op_table *ops,
+                 const struct device_profile *profile, size_t device_limit, struct plan **out,
+                 struct err *err)
+{
+    struct plan_input in;
+    int rc = 0;
+
+    TRY(session_plan_input(s, ops, profile, device_limit, &in, err));
     TRY(plan_build(&in, out, err));
 out:
     return rc;

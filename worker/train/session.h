@@ -51,6 +51,10 @@ int session_prepare(const struct job_spec *spec, const struct session_options *o
                     struct session *out, struct err *err);
 void session_fini(struct session *s);
 
+/* What the planner is asked for this session; borrows from it. */
+int session_plan_input(const struct session *s, const struct op_table *ops,
+                       const struct device_profile *profile, size_t device_limit,
+                       struct plan_input *out, struct err *err);
 /* The plan for this session on an op table within a limit of device bytes (0 = none). `profile` may
  * be NULL. */
 int session_plan(const struct session *s, const struct op_table *ops,

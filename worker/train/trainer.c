@@ -109,20 +109,24 @@ static int on_progress(void *ud, const char *file, int64_t done, int64_t total, 
 /* ---- preparing
  * ----------------------------------------------------------------------------------- */
 
-/* Device memory that a plan may use. What a GPU's driver and other processes hold is gone; and
- * kernels that are loaded when they are first used, and their stacks, need some more. */
-static int plan_limit(struct device *d, size_t *limit, struct err *err)
+/* What a GPU's driver and other processes hold is gone; and kernels that are loaded when they are
+ * first used, and their stacks, need some more. */
+size_t trainer_limit(enum device_kind kind, size_t wanted, size_t left)
 {
-    size_t wanted = d->memory_limit ? d->memory_limit : d->memory_total, left = 0;
+    if (kind != DEVICE_CUDA)
+        return wanted;
+    left = left > GPU_RESERVE ? left - GPU_RESERVE : 0;
+    return wanted < left ? wanted : left;
+}
+
+int trainer_device_limit(struct device *d, size_t *limit, struct err *err)
+{
+    size_t left = 0;
     int rc = 0;
 
-    if (d->kind == DEVICE_CUDA) {
+    if (d->kind == DEVICE_CUDA)
         TRY(device_memory_free(d, &left, err));
-        left = left > GPU_RESERVE ? left - GPU_RESERVE : 0;
-        if (wanted > left)
-            wanted = left;
-    }
-    *limit = wanted;
+    *limit = trainer_limit(d->kind, d->memory_limit ? d->memory_limit : d->memory_total, left);
 out:
     return rc;
 }
@@ -143,7 +147,7 @@ static int prepare_plan(struct run *r, struct err *err)
     bool known = device_profile_load(path, &profile, NULL) == 0 &&
                  strcmp(profile.device, r->device->name) == 0;
     free(path);
-    TRY(plan_limit(r->device, &limit, err));
+    TRY(trainer_device_limit(r->device, &limit, err));
     TRY(session_plan(&r->session, r->ops, known ? &profile : NULL, limit, &r->plan, err));
     TRY(plan_simulate(r->plan, LIST_TRAIN, &sim, err));
     r->planned_seconds = sim.seconds;

@@ -12,6 +12,7 @@
 
 #include "api/job_spec.h"
 #include "core/err.h"
+#include "kernels/device.h"
 
 struct trainer_options {
     const char *jobdir;
@@ -28,11 +29,13 @@ struct trainer_options {
 int trainer_run(const struct trainer_options *options, struct err *err);
 
 /* The device a spec asks for: the GPU when there is one, else the CPU. */
-struct device;
 int trainer_open_device(const struct job_spec *spec, struct device **out, struct err *err);
 /* Its op table for spec.precision.compute. */
 struct op_table;
 int trainer_pick_ops(struct device *d, const struct job_spec *spec, const struct op_table **out,
                      struct err *err);
+/* Device memory that a plan may use: of `wanted` bytes, when `left` are free. */
+size_t trainer_limit(enum device_kind kind, size_t wanted, size_t left);
+int trainer_device_limit(struct device *d, size_t *limit, struct err *err);
 
 #endif

@@ -158,7 +158,11 @@ Test(plan, time_is_that_of_the_busiest_queue_at_least)
                                      .memory_rate = 1e9,
                                      .h2d_rate = 1e9,
                                      .d2h_rate = 1e9,
-                                     .cpu_update_rate = 1e9};
+                                     .h2d_both_rate = 1e9,
+                                     .d2h_both_rate = 1e9,
+                                     .host_memory_rate = 1e11,
+                                     .cpu_update_rate = 1e9,
+                                     .cpu_update_copy_rate = 1e9};
     struct plan_simulation one, four;
     struct rig r;
     rig_init(&r, 2, 1);
@@ -301,7 +305,11 @@ Test(profile, survives_a_round_trip_and_refuses_nonsense)
                                 .memory_rate = 3e10,
                                 .h2d_rate = 4e10,
                                 .d2h_rate = 5e10,
+                                .h2d_both_rate = 2e10,
+                                .d2h_both_rate = 3e10,
+                                .host_memory_rate = 9e10,
                                 .cpu_update_rate = 6e8,
+                                .cpu_update_copy_rate = 5e8,
                                 .disk_read_rate = 7e8,
                                 .disk_write_rate = 8e8};
     struct device_profile out;
