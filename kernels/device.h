@@ -84,6 +84,8 @@ struct device_impl {
                         double *seconds, struct err *err);
     int (*word_stream_wait)(struct device *d, struct seq_word *w, uint32_t value, struct stream *s,
                             struct err *err);
+    int (*word_stream_set)(struct device *d, struct seq_word *w, uint32_t value, struct stream *s,
+                           struct err *err);
     const struct op_table *(*ops)(struct device *d, enum dtype compute); /* NULL = not supported */
     /* NULL where products are not planned */
     void (*tune)(struct device *d, bool on);
@@ -140,6 +142,11 @@ int device_word_stream_wait(struct device *d, struct seq_word *w, uint32_t value
                             struct err *err);
 /* Block the calling thread until then. */
 void device_word_sync(struct seq_word *w, uint32_t value);
+/* The other way round, for words that nobody waits for: the stream sets the word when all that was
+ * queued on it before is done, and device_word_value says how far it came, also after a fault. */
+int device_word_stream_set(struct device *d, struct seq_word *w, uint32_t value, struct stream *s,
+                           struct err *err);
+uint32_t device_word_value(const struct seq_word *w);
 
 /* Plans of matrix products: which algorithm each shape has, and so the roundings of its results.
  * While tuning is on, a product of a shape without a plan is planned by timing (the call then waits

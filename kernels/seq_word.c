@@ -61,3 +61,14 @@ int device_word_stream_wait(struct device *d, struct seq_word *w, uint32_t value
 {
     return d->impl->word_stream_wait(d, w, value, s, err);
 }
+
+int device_word_stream_set(struct device *d, struct seq_word *w, uint32_t value, struct stream *s,
+                           struct err *err)
+{
+    return d->impl->word_stream_set(d, w, value, s, err);
+}
+
+uint32_t device_word_value(const struct seq_word *w)
+{
+    return __atomic_load_n(w->value, __ATOMIC_ACQUIRE);
+}

@@ -18,10 +18,12 @@ $(foreach p,$(OPS_BINS),$(eval $(call program_rules,$(p),tests/ops/$(notdir $(p)
 ops-tests: $(OPS_BINS)  ## ops: gradients in double, and every op table against the double one
 	@$(call run_suites,$(filter ops/%,$(TEST_SUITES)))
 
-test-gpu: $(OPS_BINS)  ## ops on this machine's GPU: every CUDA table against the CPU's, twice, bit for bit
-	@$(B)/castor-worker --devices | grep -q '"cuda":[1-9]' || { echo 'test-gpu: this machine has no GPU that works'; exit 1; }
-	@$(call run_suites,$(filter ops/%,$(TEST_SUITES)))
-test-gpu: $(B)/castor-worker
+# The engine on a GPU: no part of `make test`, and run by a script that needs no compiler.
+GPU_BIN := $(B)/tests/gpu/test_engine
+$(eval $(call program_rules,$(GPU_BIN),$(wildcard tests/gpu/*.c),worker/train))
+test-gpu: $(OPS_BINS) $(GPU_BIN) $(B)/castor-worker  ## ops, models, jobs and faults on this machine's GPU; PEER=python with torch: losses beside PyTorch's
+	@tests/gpu/run $(B) $(PEER)
+.PHONY: test-gpu
 
 # Fuzz targets: tests/fuzz/<folder>/NAME.c, see tests/fuzz/fuzz.h. Without SAN=fuzz they replay their seeds.
 FUZZ_SRCS := $(wildcard tests/fuzz/*/*.c tests/fuzz/*/*/*.c)

@@ -147,6 +147,13 @@ static int cpu_word_stream_wait(struct device *d, struct seq_word *w, uint32_t v
     return 0;
 }
 
+static int cpu_word_stream_set(struct device *d, struct seq_word *w, uint32_t value,
+                               struct stream *s, struct err *err)
+{
+    device_word_advance(w, value);
+    return 0;
+}
+
 static const struct op_table *cpu_ops(struct device *d, enum dtype compute)
 {
     const struct cpu_state *state = d->state;
@@ -174,6 +181,7 @@ static const struct device_impl IMPL = {
     .mark_sync = cpu_mark_sync,
     .mark_elapsed = cpu_mark_elapsed,
     .word_stream_wait = cpu_word_stream_wait,
+    .word_stream_set = cpu_word_stream_set,
     .ops = cpu_ops,
 };
 

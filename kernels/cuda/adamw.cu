@@ -84,32 +84,50 @@ __device__ __forceinline__ void store_state4(S *p, float (&x)[4], const struct r
         __stcs((uint2 *)p, out.u2);
 }
 
+/* Groups of four elements that a thread works on, all of them fetched before the first is used. */
+enum { GROUPS = 2 };
+
 /* T: parameter; G: gradient; M: master; S: moments. */
 template <typename T, typename G, typename M, typename S>
-__global__ void adamw_wide_kernel(const __grid_constant__ struct adamw_args a, int64_t groups)
+__global__ void __launch_bounds__(THREADS)
+    adamw_wide_kernel(const __grid_constant__ struct adamw_args a, int64_t groups)
 {
     constexpr bool DRAWS = sizeof(M) == 2 || sizeof(S) == 2;
-    int64_t at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
-    if (at >= groups || !a.clip->finite)
+    int64_t first = (int64_t)blockIdx.x * THREADS * GROUPS + threadIdx.x;
+    float g[GROUPS][4], w[GROUPS][4], m[GROUPS][4], v[GROUPS][4];
+    if (!a.clip->finite)
         return;
+#pragma unroll
+    for (int k = 0; k < GROUPS; k++) {
+        int64_t at = first + k * THREADS;
+        if (at < groups) {
+            load4((const G *)a.grad + at * 4, g[k]);
+            load4((const M *)a.master + at * 4, w[k]);
+            load4((const S *)a.m + at * 4, m[k]);
+            load4((const S *)a.v + at * 4, v[k]);
+        }
+    }
     struct adamw_consts c = consts_of(a), plain = c;
     plain.decay = 1.0f;
-    float g[4], w[4], m[4], v[4];
-    load4((const G *)a.grad + at * 4, g);
-    load4((const M *)a.master + at * 4, w);
-    load4((const S *)a.m + at * 4, m);
-    load4((const S *)a.v + at * 4, v);
-    struct rng_block draw = {};
-    if constexpr (DRAWS)
-        draw = rng_draw4(adamw_stream(a.seed, a.step->step, a.site), (uint64_t)a.first / 4 + at);
 #pragma unroll
-    for (int i = 0; i < 4; i++)
-        adamw_element(at * 4 + i < a.n_decay ? &c : &plain, rounded<T>(g[i]), &w[i], &m[i], &v[i]);
-    store_state4<M, 16>((M *)a.master + at * 4, w, draw);
-    store_state4<S, 8>((S *)a.m + at * 4, m, draw);
-    store_state4<S, 0>((S *)a.v + at * 4, v, draw);
-    if (a.param)
-        store_param4((T *)a.param + at * 4, w);
+    for (int k = 0; k < GROUPS; k++) {
+        int64_t at = first + k * THREADS;
+        if (at >= groups)
+            return;
+        struct rng_block draw = {};
+        if constexpr (DRAWS)
+            draw =
+                rng_draw4(adamw_stream(a.seed, a.step->step, a.site), (uint64_t)a.first / 4 + at);
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            adamw_element(at * 4 + i < a.n_decay ? &c : &plain, rounded<T>(g[k][i]), &w[k][i],
+                          &m[k][i], &v[k][i]);
+        store_state4<M, 16>((M *)a.master + at * 4, w[k], draw);
+        store_state4<S, 8>((S *)a.m + at * 4, m[k], draw);
+        store_state4<S, 0>((S *)a.v + at * 4, v[k], draw);
+        if (a.param)
+            store_param4((T *)a.param + at * 4, w[k]);
+    }
 }
 
 template <typename T, typename G, typename M, typename S>
@@ -140,7 +158,7 @@ static int adamw(cudaStream_t s, const struct adamw_args *a)
     int64_t groups = wide ? a->n / 4 : 0, rest = a->n - groups * 4;
     if (groups > 0)
         adamw_wide_kernel<T, G, M, S>
-            <<<(unsigned)ceil_div(groups, THREADS), THREADS, 0, s>>>(*a, groups);
+            <<<(unsigned)ceil_div(groups, THREADS * GROUPS), THREADS, 0, s>>>(*a, groups);
     if (rest > 0)
         adamw_kernel<T, G, M, S>
             <<<(unsigned)ceil_div(rest, THREADS), THREADS, 0, s>>>(*a, groups * 4);

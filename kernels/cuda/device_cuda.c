@@ -316,6 +316,35 @@ out:
     return rc;
 }
 
+static void CUDART_CB set_word(void *ud)
+{
+    struct word_wait *w = ud;
+    device_word_advance(w->word, w->value);
+    free(w);
+}
+
+static int cuda_word_stream_set(struct device *d, struct seq_word *w, uint32_t value,
+                                struct stream *s, struct err *err)
+{
+    const struct cuda_state *state = d->state;
+    int rc = 0;
+
+    TRY_CUDA(cudaSetDevice(d->index));
+    if (state->stream_write_value) {
+        CUresult code = state->stream_write_value(s->handle, (CUdeviceptr)(uintptr_t)w->value,
+                                                  value, CU_STREAM_WRITE_VALUE_DEFAULT);
+        if (code != CUDA_SUCCESS)
+            rc = err_set(err, ERR_DEVICE, "cuStreamWriteValue32 failed on cuda:%d (%s): error %d",
+                         d->index, d->name, (int)code);
+        goto out;
+    }
+    struct word_wait *ud = xcalloc(1, sizeof *ud);
+    *ud = (struct word_wait){.word = w, .value = value};
+    TRY_CUDA(cudaLaunchHostFunc(s->handle, set_word, ud));
+out:
+    return rc;
+}
+
 static const struct op_table *cuda_ops(struct device *d, enum dtype compute)
 {
     return device_kind_ops(DEVICE_CUDA, compute);
@@ -358,6 +387,7 @@ static const struct device_impl IMPL = {
     .mark_sync = cuda_mark_sync,
     .mark_elapsed = cuda_mark_elapsed,
     .word_stream_wait = cuda_word_stream_wait,
+    .word_stream_set = cuda_word_stream_set,
     .ops = cuda_ops,
     .tune = cuda_tune,
     .plans_save = cuda_plans_save,
@@ -365,17 +395,17 @@ static const struct device_impl IMPL = {
 };
 
 /* Found at run time: nothing links the driver's library. NULL when it has no such function. */
-static stream_wait_value_fn find_stream_wait_value(void)
+static stream_value_fn find_stream_value(const char *name)
 {
     enum cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
     void *entry = NULL;
-    if (cudaGetDriverEntryPointByVersion("cuStreamWaitValue32", &entry, 12000, cudaEnableDefault,
-                                         &found) != cudaSuccess ||
+    if (cudaGetDriverEntryPointByVersion(name, &entry, 12000, cudaEnableDefault, &found) !=
+            cudaSuccess ||
         found != cudaDriverEntryPointSuccess) {
         (void)cudaGetLastError();
         return NULL;
     }
-    return (stream_wait_value_fn)entry;
+    return (stream_value_fn)entry;
 }
 
 int device_cuda_open(int index, const struct device_options *options, struct device *d,
@@ -392,7 +422,8 @@ int device_cuda_open(int index, const struct device_options *options, struct dev
     d->fp8 = prop.major * 10 + prop.minor >= 89;
     state = xcalloc(1, sizeof *state);
     state->index = index;
-    state->stream_wait_value = find_stream_wait_value();
+    state->stream_wait_value = find_stream_value("cuStreamWaitValue32");
+    state->stream_write_value = find_stream_value("cuStreamWriteValue32");
     state->capability = prop.major * 10 + prop.minor;
     cublasStatus_t status = cublasLtCreate(&state->blas);
     if (status != CUBLAS_STATUS_SUCCESS) {

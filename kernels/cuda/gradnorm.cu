@@ -11,27 +11,6 @@
 
 enum { THREADS = 512, CLIP_THREADS = 512 };
 
-static __device__ __forceinline__ void load4(const float *p, float (&v)[4])
-{
-    float4 f = *reinterpret_cast<const float4 *>(p);
-    v[0] = f.x;
-    v[1] = f.y;
-    v[2] = f.z;
-    v[3] = f.w;
-}
-
-template <typename T> __device__ __forceinline__ void load4(const T *p, float (&v)[4])
-{
-    union {
-        uint2 bits;
-        T v[4];
-    } x;
-    x.bits = *reinterpret_cast<const uint2 *>(p);
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-        v[i] = to_float(x.v[i]);
-}
-
 /* T: the table's type; X: that of x. */
 template <typename T, typename X, bool Wide>
 __global__ void sumsq_kernel(int64_t n, const X *x, double *partial)
@@ -39,24 +18,25 @@ __global__ void sumsq_kernel(int64_t n, const X *x, double *partial)
     __shared__ double scratch[THREADS / 32];
     int64_t first = (int64_t)blockIdx.x * SUMSQ_BLOCK;
     int count = (int)(n - first < SUMSQ_BLOCK ? n - first : SUMSQ_BLOCK);
+    constexpr int W = pack<X>::N;
     double sum[4] = {0, 0, 0, 0};
-    /* Thread t owns elements 4 t + {0..3} of every 4 * THREADS, aligned or not: same bits. */
+    /* Thread t owns elements W t + {0..W} of every W * THREADS, aligned or not: same bits. */
 #pragma unroll 4
-    for (int i = threadIdx.x * 4; i < count; i += THREADS * 4) {
-        float v[4] = {0, 0, 0, 0};
-        if (Wide && i + 4 <= count) {
-            load4(x + first + i, v);
+    for (int i = threadIdx.x * W; i < count; i += THREADS * W) {
+        float v[W] = {};
+        if (Wide && i + W <= count) {
+            load_pack(x + first + i, v);
         } else {
 #pragma unroll
-            for (int j = 0; j < 4; j++) {
+            for (int j = 0; j < W; j++) {
                 if (i + j < count)
                     v[j] = to_float(x[first + i + j]);
             }
         }
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
+        for (int j = 0; j < W; j++) {
             double x = (double)rounded<T>(v[j]);
-            sum[j] = fma(x, x, sum[j]);
+            sum[j % 4] = fma(x, x, sum[j % 4]);
         }
     }
     double total = block_sum<THREADS>((sum[0] + sum[1]) + (sum[2] + sum[3]), scratch);

@@ -17,15 +17,15 @@ struct pinned_block;
 
 enum { CUDA_MAX_PINNED = 4 }; /* large blocks at a time */
 
-typedef CUresult (*stream_wait_value_fn)(CUstream, CUdeviceptr, cuuint32_t, unsigned int);
+typedef CUresult (*stream_value_fn)(CUstream, CUdeviceptr, cuuint32_t, unsigned int);
 
 struct cuda_state {
     int index;
     int capability; /* 90 = compute capability 9.0 */
     cublasLtHandle_t blas;
-    struct gemm_cache *gemms;                     /* owned; see gemm.h */
-    stream_wait_value_fn stream_wait_value;       /* or NULL           */
-    struct pinned_block *pinned[CUDA_MAX_PINNED]; /* owned; or NULL; see pinned.h */
+    struct gemm_cache *gemms;                              /* owned; see gemm.h */
+    stream_value_fn stream_wait_value, stream_write_value; /* or NULL */
+    struct pinned_block *pinned[CUDA_MAX_PINNED];          /* owned; or NULL; see pinned.h */
 };
 
 struct stream {

@@ -113,6 +113,7 @@ int executor_create(const struct executor_config *config, struct executor **out,
         TRY(nvme_file_create(config->nvme_directory, p->claim[TIER_NVME], &e->nvme, err));
     TRY(create_streams(e, err));
     TRY(executor_edges_init(e, err));
+    TRY(executor_trail_init(e, err));
     TRY(create_updates(e, err));
     for (int s = 0; s < STEP_SLOTS; s++)
         TRY(device_mark_create(e->device, &e->done[s], err));
@@ -133,6 +134,7 @@ void executor_destroy(struct executor *e)
         return;
     executor_quiesce(e, NULL);
     executor_edges_fini(e);
+    executor_trail_fini(e);
     for (int q = 0; q < QUEUE_COUNT; q++)
         device_stream_destroy(e->device, e->stream[q]);
     update_pool_destroy(e->updates);
@@ -264,6 +266,7 @@ int executor_collect(struct executor *e, int slot, struct step_result *out, stru
     TRY(executor_host_error(e, err));
     *out = r;
 out:
+    rc = executor_trail_explain(e, rc, err);
     return rc ? err_wrap(err, rc, "step %lld", (long long)e->step) : 0;
 }
 

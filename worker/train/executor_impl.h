@@ -19,6 +19,19 @@ struct list_edges {
     int64_t pass;                /* passes issued since all queues were idle             */
 };
 
+/* executor_trail.c */
+struct footprint {
+    int64_t step;
+    enum plan_list list;
+    const struct instr *instr;
+};
+struct trail {
+    struct seq_word *word;
+    struct footprint *prints; /* a ring of the newest */
+    int64_t cap;
+    uint32_t issued;
+};
+
 struct executor {
     struct executor_config config;
     const struct plan *plan;
@@ -31,6 +44,7 @@ struct executor {
     struct update_pool *updates;          /* of the cpu queue, likewise                 */
     struct list_edges edges[LIST_COUNT];
     struct event_mark *done[STEP_SLOTS];
+    struct trail trail;
     bool in_flight[STEP_SLOTS];
     bool scales_losses;
     const struct op_watch *watch; /* or NULL */
@@ -53,6 +67,14 @@ int executor_end(int rc, struct executor *e, const struct instr *i, struct strea
                  struct err *err);
 /* The latter without a watch: host threads. */
 int executor_launched(int rc, const struct executor *e, const struct instr *i, struct err *err);
+
+/* executor_trail.c: footprints of the compute stream's instructions. explain: what the device was
+ * doing goes in front of an error of the device; returns rc. */
+int executor_trail_init(struct executor *e, struct err *err);
+void executor_trail_fini(struct executor *e);
+int executor_trail_mark(struct executor *e, enum plan_list list, const struct instr *i,
+                        struct stream *s, struct err *err);
+int executor_trail_explain(const struct executor *e, int rc, struct err *err);
 
 /* executor_issue.c */
 int executor_edges_init(struct executor *e, struct err *err);

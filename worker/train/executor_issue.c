@@ -202,6 +202,8 @@ static int issue_one(struct executor *e, enum plan_list list, int64_t n, struct 
     TRY(run_on_stream(e, list, i, s, err));
     if (mark)
         TRY(device_mark_record(e->device, mark, s, err));
+    if (i->queue == QUEUE_COMPUTE)
+        TRY(executor_trail_mark(e, list, i, s, err));
 out:
     return rc;
 }
@@ -237,6 +239,7 @@ int executor_issue(struct executor *e, enum plan_list list, struct err *err)
         TRY(issue_one(e, list, n, err));
     e->edges[list].pass++;
 out:
+    rc = executor_trail_explain(e, rc, err);
     return rc ? err_wrap(err, rc, "list %s", plan_list_name(list)) : 0;
 }
 
@@ -263,5 +266,5 @@ int executor_quiesce(struct executor *e, struct err *err)
         e->edges[list].pass = 0;
     TRY(executor_host_error(e, err));
 out:
-    return rc;
+    return executor_trail_explain(e, rc, err);
 }

@@ -1,0 +1,70 @@
+#!/usr/bin/env python3
+"""castor-worker on a GPU, end to end: the same job gives the same bits, fp16 scales its losses, what does not fit says so."""
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "e2e"))
+import rig  # noqa: E402
+from rig import Job, differences, finish  # noqa: E402
+
+GPU = {"device": "gpu"}
+
+
+def equal(got, want):
+    assert got == want, "%r is not %r" % (got, want)
+
+
+def job(root, name, compute, steps=24, **more):
+    precision = {"compute": compute, **more.pop("precision", {})}
+    return Job(root, name, steps=steps, precision=precision, resources=GPU, **more)
+
+
+def same_job_same_bits(root):
+    for compute, states in (("fp32", {}), ("bf16", {}), ("fp16", {}),
+                            ("bf16", {"master": "bf16", "gradients": "bf16", "optimizer_state": "bf16"})):
+        runs = [job(root, "%s-%d-%d" % (compute, len(states), k), compute, precision=states) for k in range(2)]
+        for run in runs:
+            equal(run.run().returncode, 0)
+        equal(runs[0].losses(), runs[1].losses())
+        equal(differences(runs[0].output(), runs[1].output()), [])
+
+
+def resumes_with_its_loss_scale(root):
+    whole = job(root, "whole", "fp16")
+    equal(whole.run().returncode, 0)
+    steps = whole.events(type="step")
+    assert all(e["loss_scale"] > 0 and e["skipped_steps"] >= 0 for e in steps), steps[-1]
+    assert steps[-1]["loss"] < steps[0]["loss"] - 0.5, (steps[0]["loss"], steps[-1]["loss"])
+    cut = job(root, "cut", "fp16", optimization={"checkpoint_interval": 5})
+    process = cut.start()
+    cut.wait_step(8)
+    cut.control("pause")
+    equal(finish(process), 0)
+    equal(cut.end()["reason"], "paused")
+    equal(cut.run().returncode, 0)
+    equal({**cut.losses(1), **cut.losses(2)}, whole.losses())
+    scales = {e["step"]: (e["loss_scale"], e["skipped_steps"]) for k in (1, 2) for e in cut.events(k, "step")}
+    equal(scales, {e["step"]: (e["loss_scale"], e["skipped_steps"]) for e in steps})
+    equal(differences(cut.output(), whole.output()), [])
+
+
+def too_little_memory(root):
+    small = job(root, "small", "bf16", placement={"policy": "cuda", "gpu_memory_limit": 20000})
+    code, report = small.plan()
+    equal((code, report["error"]["code"]), (1, "device_oom"))
+    equal(small.run().returncode, 1)
+    end = small.end()
+    equal((end["type"], end["reason"]), ("failed", "insufficient_memory"))
+    for word in ("MiB", "short"):
+        assert word in end["message"], end["message"]
+
+
+def profiles_a_step(root):
+    profiled = job(root, "profiled", "bf16")
+    done = profiled.run("--profile", profiled.dir)
+    equal(done.returncode, 0)
+    assert done.stdout.splitlines()[-1].startswith("profile: "), done.stdout
+
+
+if __name__ == "__main__":
+    rig.main([same_job_same_bits, resumes_with_its_loss_scale, too_little_memory, profiles_a_step], __doc__)
