@@ -1,21 +1,13 @@
 #include "kernels/cuda/gemm.h"
 
 #include <assert.h>
-#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/alloc.h"
-
-/* Everything that the choice of an algorithm may depend on. Compared as bytes: zero it first. */
-struct gemm_key {
-    int64_t m, n, k, lda, ldb, ldc, ldd, ld_aux;
-    int32_t trans_a, trans_b, type_in, type_out, epilogue;
-    int32_t align_a, align_b, align_c, align_d;
-    int32_t type_b; /* 0: as type_in */
-};
+#include "kernels/gemm_file.h"
 
 struct gemm_plan {
     struct gemm_key key;
@@ -366,95 +358,46 @@ void gemm_cache_set_tuning(struct gemm_cache *cache, bool on)
     cache->tuning = on;
 }
 
-/* --- the file: a line of identity, then key and algorithm of each usable plan in hexadecimal. The
- * library documents its algorithm struct as plain data for the same version of the library. --- */
+/* --- the file --- */
 
-static const char FILE_HEAD[] = "castor gemm plans 1";
-
-static void put_hex(FILE *f, const void *data, size_t bytes)
-{
-    for (size_t i = 0; i < bytes; i++)
-        fprintf(f, "%02x", ((const unsigned char *)data)[i]);
-}
-
-static bool get_hex(FILE *f, void *data, size_t bytes)
-{
-    for (size_t i = 0; i < bytes; i++) {
-        unsigned value;
-        if (fscanf(f, "%2x", &value) != 1)
-            return false;
-        ((unsigned char *)data)[i] = (unsigned char)value;
-    }
-    return true;
-}
+_Static_assert(sizeof(cublasLtMatmulAlgo_t) == sizeof(((struct gemm_file_plan *)0)->algo),
+               "an algorithm is as long as the file's");
 
 int gemm_cache_save(const struct gemm_cache *cache, const char *gpu, const char *path,
                     struct err *err)
 {
-    FILE *f = fopen(path, "w");
-    if (!f)
-        return err_set_errno(err, errno, "cannot write the GEMM plans to %s", path);
-    fprintf(f, "%s\n%s\n%zu\n", FILE_HEAD, gpu, cublasLtGetVersion());
+    struct gemm_file_owner owner = {.gpu = gpu, .version = cublasLtGetVersion()};
+    struct gemm_file_plan *plans = xcalloc(cache->used + 1, sizeof *plans);
+    int64_t n = 0;
+
     for (size_t i = 0; i < cache->capacity; i++) {
         const struct gemm_plan *plan = cache->slots[i];
         if (!plan || !plan->usable)
             continue;
-        put_hex(f, &plan->key, sizeof plan->key);
-        fputc(' ', f);
-        put_hex(f, &plan->algo, sizeof plan->algo);
-        fputc('\n', f);
+        plans[n].key = plan->key;
+        memcpy(plans[n++].algo, &plan->algo, sizeof plan->algo);
     }
-    bool failed = ferror(f) != 0;
-    if (fclose(f) != 0 || failed)
-        return err_set_errno(err, errno, "cannot write the GEMM plans to %s", path);
-    return 0;
-}
-
-static int load_plans(struct gemm_cache *cache, FILE *f, const char *path, struct err *err)
-{
-    struct gemm_plan loaded;
-
-    for (;;) {
-        memset(&loaded, 0, sizeof loaded);
-        int c = fgetc(f);
-        if (c == EOF)
-            return 0;
-        ungetc(c, f);
-        if (!get_hex(f, &loaded.key, sizeof loaded.key) || fgetc(f) != ' ' ||
-            !get_hex(f, &loaded.algo, sizeof loaded.algo) || fgetc(f) != '\n')
-            return err_set(err, ERR_CORRUPT, "%s is damaged; delete it and the plans are made anew",
-                           path);
-        if (*cache_slot(cache, &loaded.key))
-            continue;
-        struct gemm_plan *plan = xcalloc(1, sizeof *plan);
-        plan->key = loaded.key;
-        plan->algo = loaded.algo;
-        plan->usable = plan_describe(plan);
-        cache_put(cache, plan);
-    }
+    int rc = gemm_file_save(path, &owner, plans, n, err);
+    free(plans);
+    return rc;
 }
 
 int gemm_cache_load(struct gemm_cache *cache, const char *gpu, const char *path, struct err *err)
 {
-    char head[64] = "", name[80] = "";
-    size_t version = 0;
-    int rc;
+    struct gemm_file_owner owner = {.gpu = gpu, .version = cublasLtGetVersion()};
+    struct gemm_file_plan *plans = NULL;
+    int64_t n = 0;
+    int rc = gemm_file_load(path, &owner, &plans, &n, err);
 
-    FILE *f = fopen(path, "r");
-    if (!f)
-        return err_set_errno(err, errno, "cannot read the GEMM plans in %s", path);
-    bool complete =
-        fscanf(f, "%63[^\n]%*1[\n]%79[^\n]%*1[\n]%zu%*1[\n]", head, name, &version) == 3;
-    if (!complete || strcmp(head, FILE_HEAD) != 0)
-        rc = err_set(err, ERR_CORRUPT, "%s holds no GEMM plans; delete it and they are made anew",
-                     path);
-    else if (strcmp(name, gpu) != 0 || version != cublasLtGetVersion())
-        rc = err_set(err, ERR_CONFLICT,
-                     "the GEMM plans in %s were made on %s with cuBLASLt %zu, this is %s with %zu; "
-                     "continue there, or delete the file and accept other roundings",
-                     path, name, version, gpu, cublasLtGetVersion());
-    else
-        rc = load_plans(cache, f, path, err);
-    fclose(f);
+    for (int64_t i = 0; i < n; i++) {
+        if (*cache_slot(cache, &plans[i].key))
+            continue;
+        struct gemm_plan *plan = xcalloc(1, sizeof *plan);
+        plan->key = plans[i].key;
+        memcpy(&plan->algo, plans[i].algo, sizeof plan->algo);
+        plan->usable = plan_describe(plan);
+        cache_put(cache, plan);
+    }
+    free(plans);
     return rc;
 }

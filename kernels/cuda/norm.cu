@@ -142,43 +142,14 @@ __global__ void __launch_bounds__(row_shape<T, LANES, ITERS>::THREADS)
     }
 }
 
-/* What a thread holds of a row in backward. Packs stay packed until used, twice: registers are what
- * bounds the rows in flight. */
-template <typename T, int LANES, int ITERS> struct held_row {
-    pack<T> x[ITERS], dy[ITERS], rest[ITERS];
-    float rstd, mean;
-
-    __device__ __forceinline__ void fetch(const struct norm_args &a, int64_t row, int lane)
-    {
-        const T *from = (const T *)a.x + row * a.C, *grad = (const T *)a.dy + row * a.C;
-        rstd = ((const float *)a.rstd)[row];
-        mean = a.kind == NORM_LAYER ? ((const float *)a.mean)[row] : 0.0f;
-#pragma unroll
-        for (int i = 0; i < ITERS; i++) {
-            int c = (i * LANES + lane) * pack<T>::N;
-            if (c < (int)a.C) {
-                x[i].bits = *reinterpret_cast<const uint4 *>(from + c);
-                dy[i].bits = *reinterpret_cast<const uint4 *>(grad + c);
-                if (a.dresidual)
-                    rest[i].bits =
-                        *reinterpret_cast<const uint4 *>((const T *)a.dresidual + row * a.C + c);
-            }
-        }
-    }
-};
-
 /* With g = dy * scale and xhat = (x - mean) * rstd:
- * dx = rstd * (g - mean(g) - xhat * mean(g * xhat)) + dresidual, without mean(g) for RMS.
- * A block that has a row at a time fetches the next one before the barriers of this one, where the
- * registers suffice. */
+ * dx = rstd * (g - mean(g) - xhat * mean(g * xhat)) + dresidual, without mean(g) for RMS. */
 template <typename T, int LANES, int ITERS>
 __global__ void __launch_bounds__(row_shape<T, LANES, ITERS>::THREADS, 2)
     norm_bwd_kernel(const __grid_constant__ struct norm_args a)
 {
     using shape = row_shape<T, LANES, ITERS>;
     constexpr int W = shape::W;
-    constexpr bool AHEAD = LANES > 32 && ITERS <= 2;
-    constexpr int64_t STRIDE = (int64_t)PARTIALS * shape::ROWS;
     __shared__ float scratch[32];
     __shared__ float sums[shape::ROWS > 1 ? 2 * shape::MAX_C : 1];
     int lane = threadIdx.x % LANES, slot = threadIdx.x / LANES, C = (int)a.C;
@@ -189,16 +160,25 @@ __global__ void __launch_bounds__(row_shape<T, LANES, ITERS>::THREADS, 2)
         for (int j = 0; j < W; j++)
             dw[i][j] = db[i][j] = 0;
     }
-    struct held_row<T, LANES, ITERS> h, next;
-    int64_t first = (int64_t)blockIdx.x * shape::ROWS + slot;
-    if (AHEAD && first < a.N)
-        h.fetch(a, first, lane);
-    for (int64_t row = first; row < a.N; row += STRIDE) {
-        if (!AHEAD)
-            h.fetch(a, row, lane);
-        else if (row + STRIDE < a.N)
-            next.fetch(a, row + STRIDE, lane);
+    for (int64_t row = (int64_t)blockIdx.x * shape::ROWS + slot; row < a.N;
+         row += (int64_t)PARTIALS * shape::ROWS) {
+        const T *x = (const T *)a.x + row * C, *dy = (const T *)a.dy + row * C;
+        float rstd = ((const float *)a.rstd)[row];
+        float mean = a.kind == NORM_LAYER ? ((const float *)a.mean)[row] : 0.0f;
+        /* Packs stay packed until used, twice: registers are what bounds the rows in flight. */
+        pack<T> x_row[ITERS], dy_row[ITERS], rest[ITERS];
         float sum_g = 0, sum_gx = 0;
+#pragma unroll
+        for (int i = 0; i < ITERS; i++) {
+            int c = (i * LANES + lane) * W;
+            if (c < C) {
+                x_row[i].bits = *reinterpret_cast<const uint4 *>(x + c);
+                dy_row[i].bits = *reinterpret_cast<const uint4 *>(dy + c);
+                if (a.dresidual)
+                    rest[i].bits =
+                        *reinterpret_cast<const uint4 *>((const T *)a.dresidual + row * C + c);
+            }
+        }
 #pragma unroll
         for (int i = 0; i < ITERS; i++) {
             int c = (i * LANES + lane) * W;
@@ -208,8 +188,8 @@ __global__ void __launch_bounds__(row_shape<T, LANES, ITERS>::THREADS, 2)
                     load_pack((const T *)a.weight + c, w);
 #pragma unroll
                 for (int j = 0; j < W; j++) {
-                    float xhat = (to_float(h.x[i].v[j]) - h.mean) * h.rstd;
-                    float g = to_float(h.dy[i].v[j]);
+                    float xhat = (to_float(x_row[i].v[j]) - mean) * rstd;
+                    float g = to_float(dy_row[i].v[j]);
                     dw[i][j] += g * xhat;
                     db[i][j] += g;
                     g *= a.weight ? weight_of(a, w[j]) : 1.0f;
@@ -229,16 +209,14 @@ __global__ void __launch_bounds__(row_shape<T, LANES, ITERS>::THREADS, 2)
                     load_pack((const T *)a.weight + c, w);
 #pragma unroll
                 for (int j = 0; j < W; j++) {
-                    float xhat = (to_float(h.x[i].v[j]) - h.mean) * h.rstd;
-                    float g = to_float(h.dy[i].v[j]) * (a.weight ? weight_of(a, w[j]) : 1.0f);
-                    d[j] = h.rstd * (g - mean_g - xhat * mean_gx) +
-                           (a.dresidual ? to_float(h.rest[i].v[j]) : 0.0f);
+                    float xhat = (to_float(x_row[i].v[j]) - mean) * rstd;
+                    float g = to_float(dy_row[i].v[j]) * (a.weight ? weight_of(a, w[j]) : 1.0f);
+                    d[j] = rstd * (g - mean_g - xhat * mean_gx) +
+                           (a.dresidual ? to_float(rest[i].v[j]) : 0.0f);
                 }
                 store_pack((T *)a.dx + row * C + c, d);
             }
         }
-        if (AHEAD)
-            h = next;
     }
     if (!a.dweight && !a.dbias)
         return;
