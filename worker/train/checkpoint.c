@@ -253,6 +253,9 @@ static int load_payload(void *ud, int64_t chunk, enum payload payload, void *hos
                         struct err *err)
 {
     struct loading *l = ud;
+    bool moments = payload == PAYLOAD_STATE && !chunk_has_master(l->plan->types);
+    if (moments && !l->file)
+        return PAYLOAD_IS_ZERO; /* they start so */
     l->payload = host;
     memset(host, 0, bytes); /* the gaps between tensors */
     bool saved = l->file && l->plan->chunks.chunks[chunk].trainable;

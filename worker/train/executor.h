@@ -78,6 +78,9 @@ int executor_eval(struct executor *e, struct step_result *out, struct err *err);
 /* Logits (vocab), float, behind token `position` of row 0 of slot 0's micro-batch 0. */
 int executor_logits(struct executor *e, int64_t position, float *logits, struct err *err);
 
+/* What a payload_fn returns for a payload to LOAD that is zero all over: `host` may hold anything.
+ */
+enum { PAYLOAD_IS_ZERO = -1 };
 /* Called for every payload in list order, the optimizer state's slices put together. LOAD: fill
  * `host`; SAVE: `host` holds the payload. */
 typedef int (*payload_fn)(void *ud, int64_t chunk, enum payload payload, void *host, size_t bytes,

@@ -53,6 +53,7 @@ struct executor {
     int64_t logit_position;
     payload_fn transfer;
     void *transfer_ud;
+    bool loads_zeros; /* the payload at hand is all zeros, the staging place is not */
 };
 
 /* The address of a place; NULL for NO_PLACE. */

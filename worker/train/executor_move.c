@@ -42,7 +42,14 @@ static int copy_between(struct executor *e, int32_t home, void *at_home, void *s
                         size_t bytes, bool load, struct err *err)
 {
     void *to = load ? at_home : staging, *from = load ? staging : at_home;
-    if (e->plan->places[home].tier == TIER_HOST) {
+    bool host = e->plan->places[home].tier == TIER_HOST;
+    if (load && e->loads_zeros && host) {
+        memset(to, 0, bytes);
+        return 0;
+    }
+    if (load && e->loads_zeros)
+        return device_zero(e->device, e->stream[QUEUE_COMPUTE], to, bytes, err);
+    if (host) {
         memcpy(to, from, bytes);
         return 0;
     }
@@ -82,8 +89,13 @@ static int transfer_payload(struct executor *e, const struct instr *i, int32_t h
     bool sliced = i->payload == PAYLOAD_STATE;
     int rc = 0;
 
-    if (load && (!sliced || i->slice == 0))
-        TRY(e->transfer(e->transfer_ud, i->chunk, i->payload, staging, bytes, err));
+    if (load && (!sliced || i->slice == 0)) {
+        rc = e->transfer(e->transfer_ud, i->chunk, i->payload, staging, bytes, err);
+        e->loads_zeros = rc == PAYLOAD_IS_ZERO;
+        if (rc != 0 && !e->loads_zeros)
+            goto out;
+        rc = 0;
+    }
     if (sliced)
         TRY(copy_slice(e, i, home, load, err));
     else

@@ -377,6 +377,14 @@ static void set_placement(const struct session *s, struct plan_input *in)
         in->policy = PLACE_CUDA;
 }
 
+/* Of one micro-batch there is no sum to keep, and the gradient is rounded where it is consumed:
+ * float32 would be twice the bytes for the same numbers. */
+static bool narrow_gradients(const struct session *s)
+{
+    bool one = s->micro_batches == 1 && session_dtype(&s->spec) == DT_BF16;
+    return one || s->spec.precision.gradients == STATE_BF16;
+}
+
 int session_plan_input(const struct session *s, const struct op_table *ops,
                        const struct device_profile *profile, size_t device_limit,
                        struct plan_input *out, struct err *err)
@@ -393,7 +401,7 @@ int session_plan_input(const struct session *s, const struct op_table *ops,
                                     s->spec.precision.compute == COMPUTE_FP16,
                             .bf16_master = s->spec.precision.master == STATE_BF16,
                             .bf16_moments = s->spec.precision.optimizer_state == STATE_BF16,
-                            .bf16_grads = s->spec.precision.gradients == STATE_BF16,
+                            .bf16_grads = narrow_gradients(s),
                             .force = PLAN_CHOICES_AUTO,
                             .micro_batch = s->micro_batch,
                             .micro_batches = s->micro_batches,

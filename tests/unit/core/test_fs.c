@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "core/alloc.h"
 #include "core/fs.h"
 #include "tests/unit/core/tmpdir.h"
 
@@ -283,6 +284,29 @@ Test(fs, write_all_goes_on_after_short_writes)
     cr_assert_eq(waitpid(reader, &status, 0), reader);
     cr_assert_eq(status, 0);
     free(bytes);
+}
+
+/* Read by several threads: every byte from its place, and what is missing is missed. */
+Test(fs, pread_all_of_much)
+{
+    enum { BYTES = 40 << 20, FROM = 12345 };
+    struct tmpdir d = tmpdir_make();
+    const char *path = tmpdir_at(&d, "much");
+    unsigned char *wrote = xmalloc(BYTES), *read = xcalloc(BYTES, 1);
+    struct err err = {0};
+
+    for (size_t i = 0; i < BYTES; i++)
+        wrote[i] = (unsigned char)(i * 2654435761u >> 13);
+    cr_assert_eq(fs_write_file_atomic(path, wrote, BYTES, NULL), 0);
+    int fd = open(path, O_RDONLY);
+    cr_assert_eq(fs_pread_all(fd, read, BYTES - FROM, FROM, path, NULL), 0);
+    cr_assert_eq(memcmp(read, wrote + FROM, BYTES - FROM), 0);
+    cr_assert_eq(fs_pread_all(fd, read, BYTES - FROM, FROM + 1, path, &err), ERR_CORRUPT);
+    cr_assert(strstr(err.msg, path), "%s", err.msg);
+    close(fd);
+    free(wrote);
+    free(read);
+    tmpdir_fini(&d);
 }
 
 Test(fs, pread_all)

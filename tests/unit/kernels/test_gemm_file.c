@@ -89,8 +89,9 @@ Test(gemm_file, damage_is_found)
     cr_assert_eq(fs_read_file(path, 1 << 20, &file, &err), 0, "%s", err.msg);
     size_t size = file.len;
     char *text = buf_take(&file);
-    for (size_t cut = 0; cut < size; cut++) {
-        if (cut > 0 && text[cut - 1] == '\n' && cut > strlen("castor gemm plans 2\n") + 30)
+    for (size_t cut = 0, lines = 0; cut < size; cut++) {
+        lines += cut > 0 && text[cut - 1] == '\n';
+        if (lines >= 3 && text[cut - 1] == '\n') /* fewer plans */
             continue;
         cr_assert_eq(fs_write_file_atomic(path, text, cut, &err), 0, "%s", err.msg);
         cr_assert_eq(gemm_file_load(path, &here, &loaded, &n, &err), ERR_CORRUPT, "cut at %zu",
