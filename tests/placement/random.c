@@ -109,13 +109,13 @@ out:
 /* ---- trials -------------------------------------------------------------------------------------
  */
 
-static struct trial_job change_job(struct chance *c)
+static struct trial_job change_job(struct chance *c, int64_t longest)
 {
     static const double dropouts[] = {0, 0.1, 0.5}, norms[] = {0, 1e-2, 1e9};
     struct trial_job job = {.compute = DT_F32,
                             .micro_batch = between(c, 1, 3),
                             .micro_batches = between(c, 1, 5),
-                            .seq_length = between(c, 2, 20),
+                            .seq_length = between(c, 2, longest < 20 ? longest : 20),
                             .dropout = pick(c, dropouts, 3),
                             .max_grad_norm = pick(c, norms, 3),
                             .bf16_moments = between(c, 0, 2) == 0,
@@ -199,7 +199,7 @@ static int one_trial(struct chance *c, struct tally *t, const char *family_dir, 
                                                     .force = PLAN_CHOICES_AUTO};
     struct decoder_config config = {0};
     struct trial_model model = {0};
-    struct trial_job job = change_job(c);
+    struct trial_job job = {0};
     struct trial_result want = {0};
     struct device *d = NULL;
     struct subject s = {.tally = t, .name = family_dir, .variant = "random", .job = &job};
@@ -207,6 +207,7 @@ static int one_trial(struct chance *c, struct tally *t, const char *family_dir, 
 
     TRY(decoder_config_load(family_dir, &config, err));
     change_sizes(c, &config);
+    job = change_job(c, config.max_positions);
     TRY(decoder_config_check(&config, err));
     TRY(write_weights(&config, dir, draw(c), err));
     TRY(trial_model_init(&config, dir, between(c, 0, 3) == 0, &model, err));

@@ -53,9 +53,14 @@ int32_t plan_place_for_good(struct plan *p, enum plan_tier tier, enum plan_purpo
     return n;
 }
 
-int32_t plan_add_stage(struct plan *p, const struct plan_slice *s)
+int32_t plan_add_stage(struct plan *p)
 {
-    return plan_add_place(p, TIER_HOST, PURPOSE_OPTIMIZER, plan_slice_bytes(p, s), false);
+    size_t largest = 0;
+    for (int64_t c = 0; c < p->chunks.n_chunks; c++) /* a chunk's first slice is its largest */
+        if (p->chunk[c].n_slices > 0 && p->places[p->chunk[c].slices[0].home].tier == TIER_NVME &&
+            plan_slice_bytes(p, &p->chunk[c].slices[0]) > largest)
+            largest = plan_slice_bytes(p, &p->chunk[c].slices[0]);
+    return plan_add_place(p, TIER_HOST, PURPOSE_OPTIMIZER, largest, false);
 }
 
 int32_t plan_add_operands(struct plan *p, struct block_operands o)
@@ -177,13 +182,21 @@ static void put(struct plan *p, struct span *done, int64_t *n, const struct span
         p->claim[place->tier] = place->offset + place->bytes;
 }
 
-/* A tier that does not hold the list is not laid out to the end: its claim is too large already. */
-static void lay_out_tier(struct plan *p, enum plan_tier tier, const struct span *spans)
+size_t plan_over(const struct plan *p, enum plan_tier tier)
 {
+    size_t limit = p->in.limit[tier];
+    bool unlimited = limit == 0 && tier != TIER_NVME;
+    return unlimited || p->claim[tier] <= limit ? 0 : p->claim[tier] - limit;
+}
+
+void plan_lay_out(struct plan *p, enum plan_list list, enum plan_tier tier)
+{
+    struct span *spans = xcalloc((size_t)p->n_places, sizeof *spans);
     struct span *todo = xcalloc((size_t)p->n_places, sizeof *todo);
     struct span *done = xcalloc((size_t)p->n_places, sizeof *done);
     int64_t n = 0, n_done = 0;
 
+    find_spans(p, list, spans);
     for (int64_t k = 0; k < p->n_places; k++)
         if (spans[k].bytes > 0 && p->places[k].tier == tier && k != p->io.staging)
             todo[n++] = spans[k];
@@ -193,23 +206,7 @@ static void lay_out_tier(struct plan *p, enum plan_tier tier, const struct span 
         put(p, done, &n_done, &spans[p->io.staging]);
     for (int64_t k = 0; k < n && plan_over(p, tier) == 0; k++)
         put(p, done, &n_done, &todo[k]);
+    free(spans);
     free(todo);
     free(done);
-}
-
-size_t plan_over(const struct plan *p, enum plan_tier tier)
-{
-    size_t limit = p->in.limit[tier];
-    bool unlimited = limit == 0 && tier != TIER_NVME;
-    return unlimited || p->claim[tier] <= limit ? 0 : p->claim[tier] - limit;
-}
-
-void plan_lay_out(struct plan *p, enum plan_list list)
-{
-    struct span *spans = xcalloc((size_t)p->n_places, sizeof *spans);
-
-    find_spans(p, list, spans);
-    for (int t = 0; t < TIER_COUNT; t++)
-        lay_out_tier(p, t, spans);
-    free(spans);
 }

@@ -98,7 +98,8 @@ struct plan *plan_make(const struct plan_input *in, const struct plan_choices *c
 {
     struct plan *p = plan_draft(in, choices);
     for (int list = 0; list < LIST_COUNT; list++)
-        plan_lay_out(p, list);
+        for (int tier = 0; tier < TIER_COUNT; tier++)
+            plan_lay_out(p, list, tier);
     return p;
 }
 

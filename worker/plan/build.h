@@ -34,6 +34,7 @@ struct itinerary {
     int64_t n_visits;
     struct stay *stays; /* of chunks that are not resident, by fetch */
     int64_t n_stays;
+    int64_t *ends;      /* their numbers, by last */
     int64_t n_optional; /* pairs of uses that `turn` may join        */
 };
 
@@ -52,8 +53,8 @@ int32_t plan_add_place(struct plan *p, enum plan_tier tier, enum plan_purpose pu
 /* Behind what is there for good already. */
 int32_t plan_place_for_good(struct plan *p, enum plan_tier tier, enum plan_purpose purpose,
                             size_t bytes);
-/* Host memory for a slice of optimizer state on its way from or to the disk. */
-int32_t plan_add_stage(struct plan *p, const struct plan_slice *s);
+/* Host memory for any slice of optimizer state on its way from or to the disk. */
+int32_t plan_add_stage(struct plan *p);
 int32_t plan_add_operands(struct plan *p, struct block_operands o);
 bool plan_is_resident(const struct plan *p, int64_t chunk);
 
@@ -65,6 +66,10 @@ void plan_place_io(struct plan *p);
 void plan_train_itinerary(const struct plan *p, struct itinerary *out);
 void plan_forward_itinerary(const struct plan *p, struct itinerary *out);
 void plan_itinerary_fini(struct itinerary *i);
+/* The first of the stays that are fetched at a visit or later; of `ends`, that end there or later.
+ */
+int64_t plan_first_fetch(const struct itinerary *it, int64_t visit);
+int64_t plan_first_end(const struct itinerary *it, int64_t visit);
 
 void plan_emit_train(struct plan *p);
 void plan_emit_forward(struct plan *p, enum plan_list list);
@@ -81,9 +86,9 @@ size_t plan_boundary_bytes(const struct plan *p, enum plan_list list);
 
 /* address.c. The floor: no layout of the list claims less. */
 void plan_claim_floor(struct plan *p, enum plan_list list);
-/* Addresses, behind what is there for good. Raises the claim; a tier whose limit does not hold it
- * claims more than the limit, and its places have no addresses then. */
-void plan_lay_out(struct plan *p, enum plan_list list);
+/* Addresses of one tier, behind what is there for good. Raises the claim; a tier whose limit does
+ * not hold it claims more than the limit, and its places have no addresses then. */
+void plan_lay_out(struct plan *p, enum plan_list list, enum plan_tier tier);
 /* Bytes that the claim is over the tier's limit. */
 size_t plan_over(const struct plan *p, enum plan_tier tier);
 /* waits.c */

@@ -33,7 +33,8 @@ struct emit {
     int64_t arrived;                  /* chunks spilled so far                                */
     bool *updated;                    /* by chunk                                             */
     struct instr staged[STAGE_AHEAD]; /* updates whose state is on its way from the disk */
-    int64_t n_staged;
+    int64_t n_staged, n_stagings;     /* now, and in all */
+    int32_t stage[STAGE_AHEAD];       /* used in turn    */
 };
 
 static int32_t *no_places(int64_t n)
@@ -315,7 +316,10 @@ static void update(struct emit *e, int64_t chunk)
         }
         if (e->n_staged == STAGE_AHEAD)
             finish_oldest_staged(e);
-        int32_t at = plan_add_stage(p, &p->chunk[chunk].slices[k]);
+        int64_t turn = e->n_stagings++ % STAGE_AHEAD;
+        if (e->n_stagings <= STAGE_AHEAD)
+            e->stage[turn] = plan_add_stage(p);
+        int32_t at = e->stage[turn];
         add_disk(e, INSTR_STAGE, &i, i.state, at);
         i.state = at;
         e->staged[e->n_staged++] = i;

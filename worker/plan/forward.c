@@ -28,10 +28,8 @@ struct block_operands plan_operands(const struct plan *p, int64_t block, const i
 void plan_emit_fetches(struct plan *p, enum plan_list list, const struct itinerary *it, int64_t v,
                        int32_t *param_at)
 {
-    for (int64_t k = 0; k < it->n_stays; k++) {
+    for (int64_t k = plan_first_fetch(it, v); k < it->n_stays && it->stays[k].fetch == v; k++) {
         const struct stay *s = &it->stays[k];
-        if (s->fetch != v)
-            continue;
         const struct chunk *c = &p->chunks.chunks[s->chunk];
         struct instr i = instr_make(INSTR_FETCH, QUEUE_H2D);
         i.chunk = (int32_t)s->chunk;
@@ -46,10 +44,10 @@ void plan_emit_fetches(struct plan *p, enum plan_list list, const struct itinera
 void plan_emit_drops(struct plan *p, enum plan_list list, const struct itinerary *it, int64_t v,
                      int32_t *param_at)
 {
-    for (int64_t k = 0; k < it->n_stays; k++) {
-        const struct stay *s = &it->stays[k];
+    for (int64_t k = plan_first_end(it, v); k < it->n_stays; k++) {
+        const struct stay *s = &it->stays[it->ends[k]];
         if (s->last != v)
-            continue;
+            break;
         struct instr i = instr_make(INSTR_DROP, QUEUE_COMPUTE);
         i.chunk = (int32_t)s->chunk;
         i.payload = PAYLOAD_PARAM;

@@ -30,28 +30,32 @@ static void add_disk(struct plan *p, enum plan_list list, int64_t chunk, int64_t
     instr_list_add(&p->lists[list], i);
 }
 
-static void add_slice(struct plan *p, enum plan_list list, int64_t chunk, int64_t slice)
+/* *stage: where slices pass through host memory, one at a time; NO_PLACE before the first. */
+static void add_slice(struct plan *p, enum plan_list list, int64_t chunk, int64_t slice,
+                      int32_t *stage)
 {
     const struct plan_slice *s = &p->chunk[chunk].slices[slice];
     if (p->places[s->home].tier != TIER_NVME) {
         add_move(p, list, chunk, slice, s->home);
         return;
     }
-    int32_t at = plan_add_stage(p, s);
+    if (*stage == NO_PLACE)
+        *stage = plan_add_stage(p);
     if (list == LIST_SAVE)
-        add_disk(p, list, chunk, slice, at);
-    add_move(p, list, chunk, slice, at);
+        add_disk(p, list, chunk, slice, *stage);
+    add_move(p, list, chunk, slice, *stage);
     if (list == LIST_LOAD)
-        add_disk(p, list, chunk, slice, at);
+        add_disk(p, list, chunk, slice, *stage);
 }
 
 void plan_emit_moves(struct plan *p, enum plan_list list)
 {
+    int32_t stage = NO_PLACE;
     for (int64_t c = 0; c < p->chunks.n_chunks; c++) {
         if (list == LIST_SAVE && !p->chunks.chunks[c].trainable)
             continue;
         add_move(p, list, c, -1, p->chunk[c].param);
         for (int64_t k = 0; k < p->chunk[c].n_slices; k++)
-            add_slice(p, list, c, k);
+            add_slice(p, list, c, k, &stage);
     }
 }

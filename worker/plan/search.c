@@ -77,10 +77,16 @@ static struct plan_choices forced(const struct search *s, struct plan_choices c)
 static bool fits_in(struct search *s, struct plan_choices c, unsigned tiers, bool draft)
 {
     c = forced(s, c);
-    struct plan *p = draft ? plan_draft(s->in, &c) : plan_make(s->in, &c);
+    struct plan *p = plan_draft(s->in, &c);
     bool fits = true;
-    for (int t = 0; t < TIER_COUNT; t++)
-        fits = fits && (!(tiers >> t & 1) || plan_over(p, t) == 0);
+    for (int t = 0; t < TIER_COUNT; t++) {
+        if (!(tiers >> t & 1))
+            continue;
+        fits = fits && plan_over(p, t) == 0;
+        for (int list = 0; list < LIST_COUNT && fits && !draft; list++)
+            plan_lay_out(p, list, t);
+        fits = fits && plan_over(p, t) == 0;
+    }
     remember_nearest(s, p);
     plan_destroy(p);
     return fits;
@@ -107,15 +113,23 @@ static int64_t halve(struct search *s, struct plan_choices *c, int64_t *member, 
     return *member = good;
 }
 
-/* The value of a member nearest to `best` with which the plan fits; `good` does. Drafts, which are
- * quickly made, say where to look: a plan needs little more than its draft. */
+/* The value of a member nearest to `best` with which the draft fits; `good` does. */
+static int64_t best_draft(struct search *s, struct plan_choices *c, int64_t *member, int64_t good,
+                          int64_t best, unsigned tiers)
+{
+    *member = best;
+    if (best != good && !fits_in(s, *c, tiers, true))
+        halve(s, c, member, good, best, tiers, true);
+    return *member;
+}
+
+/* Likewise the plan. Drafts, which are quickly made, say where to look: a plan needs little more
+ * than its draft. */
 static int64_t best_that_fits(struct search *s, struct plan_choices *c, int64_t *member,
                               int64_t good, int64_t best, unsigned tiers)
 {
     int64_t step = best < good ? 1 : -1;
-    *member = best;
-    if (best != good && !fits_in(s, *c, tiers, true))
-        halve(s, c, member, good, best, tiers, true);
+    best_draft(s, c, member, good, best, tiers);
     for (int k = 0; k < 3; k++) {
         if (*member == good || fits_in(s, *c, tiers, false))
             return *member;
@@ -226,6 +240,13 @@ static bool search_split(struct search *s, struct plan_choices c)
     int64_t last = s->n_chunks - 1;
     c.early = s->in->clip ? 0 : s->n_chunks; /* gradients leave soon */
     int64_t visits = 2 * s->in->model->n_blocks * ((s->in->micro_batches + c.group - 1) / c.group);
+    if (!fits_in(s, c, GPU_ONLY, true))
+        return false;
+    if (s->in->policy == PLACE_AUTO)
+        last = best_draft(s, &c, &c.resident, 0, last, GPU_ONLY);
+    if (hopeless(s, c, visits))
+        return true;
+    c.resident = 0;
     if (!fits_in(s, c, GPU_ONLY, false))
         return false;
     if (s->in->policy == PLACE_AUTO)

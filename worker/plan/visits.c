@@ -91,6 +91,20 @@ static void join_pairs(const struct plan *p, struct itinerary *it, bool *joined)
     free(pairs);
 }
 
+/* Counting sort; those of one visit stay in the order of their fetches. */
+static void sort_ends(struct itinerary *it)
+{
+    int64_t *at = xcalloc((size_t)it->n_visits + 1, sizeof *at);
+    it->ends = xcalloc((size_t)it->n_stays + 1, sizeof *it->ends);
+    for (int64_t k = 0; k < it->n_stays; k++)
+        at[it->stays[k].last + 1]++;
+    for (int64_t v = 0; v < it->n_visits; v++)
+        at[v + 1] += at[v];
+    for (int64_t k = 0; k < it->n_stays; k++)
+        it->ends[at[it->stays[k].last]++] = k;
+    free(at);
+}
+
 static void find_stays(const struct plan *p, struct itinerary *it)
 {
     bool *joined = xcalloc((size_t)(p->chunks.n_chunks * it->n_visits), sizeof *joined);
@@ -116,6 +130,7 @@ static void find_stays(const struct plan *p, struct itinerary *it)
         }
     }
     qsort(it->stays, (size_t)it->n_stays, sizeof *it->stays, by_fetch);
+    sort_ends(it);
     free(joined);
     free(open);
 }
@@ -151,5 +166,32 @@ void plan_itinerary_fini(struct itinerary *i)
 {
     free(i->visits);
     free(i->stays);
+    free(i->ends);
     *i = (struct itinerary){0};
+}
+
+int64_t plan_first_fetch(const struct itinerary *it, int64_t visit)
+{
+    int64_t low = 0, high = it->n_stays;
+    while (low < high) {
+        int64_t middle = low + (high - low) / 2;
+        if (it->stays[middle].fetch < visit)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+int64_t plan_first_end(const struct itinerary *it, int64_t visit)
+{
+    int64_t low = 0, high = it->n_stays;
+    while (low < high) {
+        int64_t middle = low + (high - low) / 2;
+        if (it->stays[it->ends[middle]].last < visit)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
 }

@@ -140,7 +140,7 @@ int executor_host_disk(void *ud, const struct host_job *job, struct err *err)
     const struct instr *i = job->instr;
     bool read = i->op == INSTR_STAGE;
     int32_t disk = read ? i->src : i->dst, host = read ? i->dst : i->src;
-    size_t bytes = e->plan->places[host].bytes, offset = e->plan->places[disk].offset;
+    size_t bytes = e->plan->places[disk].bytes, offset = e->plan->places[disk].offset;
 
     assert(i->op == INSTR_STAGE || i->op == INSTR_UNSTAGE);
     if (read)
