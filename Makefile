@@ -52,7 +52,7 @@ OPENMP := $(if $(filter fuzz,$(SAN)),,-fopenmp)
 LIBS_kernels := $(BLAS_LIBS) $(CUDA_LIBS) $(OPENMP)
 LIBS_worker/hub := -lcurl -lyaml
 LIBS_worker/memory := -luring
-LIBS_worker/text := -lonig -lutf8proc -lz -lzstd -lsnappy -llz4
+LIBS_worker/text := -lonig -lutf8proc -lz -lzstd -lsnappy -llz4 -lbrotlidec
 LIBS_scheduler := -lsqlite3
 LIBS_server := -lmicrohttpd
 

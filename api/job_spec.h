@@ -93,6 +93,10 @@ struct spec_hyper {
     struct auto_real learning_rate_multiplier; /* > 0; times the model's default learning rate */
 };
 
+/* The members that a training example may have, ending with NULL: what column_mapping may name, and
+ * what worker/text/shapes.h knows. */
+extern const char *const example_members[];
+
 struct spec_dataset {
     enum data_format format;
     enum loss_on loss_on;

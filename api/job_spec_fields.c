@@ -335,12 +335,14 @@ void spec_read_metadata(struct spec_reader *r, const json_t *value, const char *
     r->spec->metadata = json_deep_copy(value);
 }
 
+const char *const example_members[] = {"text",     "prompt",        "completion", "instruction",
+                                       "input",    "output",        "system",     "history",
+                                       "messages", "conversations", "tools",      NULL};
+
 void spec_read_column_mapping(struct spec_reader *r, const json_t *value, const char *path)
 {
-    static const char *const members[] = {"text",     "prompt",        "completion", "instruction",
-                                          "input",    "output",        "system",     "history",
-                                          "messages", "conversations", "tools",      NULL};
     int64_t faults_before = r->faults->n_found;
+    struct buf known = {0};
     const char *key;
     json_t *item;
 
@@ -351,22 +353,23 @@ void spec_read_column_mapping(struct spec_reader *r, const json_t *value, const 
                   path);
         return;
     }
+    for (int i = 0; example_members[i]; i++)
+        buf_printf(&known, "%s%s", i ? ", " : "", example_members[i]);
     json_object_foreach((json_t *)value, key, item)
     {
         char full[SPEC_PATH_CAP];
 
         snprintf(full, sizeof(full), "%s.%s", path, key);
-        if (record_word_index(members, key) < 0)
+        if (record_word_index(example_members, key) < 0)
             fault_add(r->faults, full, "unknown_parameter",
-                      "Unknown parameter: '%s'. Known here: text, prompt, completion, instruction, "
-                      "input, output, system, history, messages, conversations, tools.",
-                      full);
+                      "Unknown parameter: '%s'. Known here: %s.", full, buf_str(&known));
         else if (!json_is_string(item) || json_string_length(item) == 0 ||
                  json_string_length(item) > METADATA_MAX_VALUE)
             fault_add(r->faults, full, "invalid_type",
                       "%s must be the name of a column, a string of 1 to %d bytes", full,
                       METADATA_MAX_VALUE);
     }
+    buf_fini(&known);
     if (r->faults->n_found != faults_before)
         return;
     json_decref(r->spec->dataset.column_mapping);

@@ -17,7 +17,7 @@
 #include "core/log.h"
 #include "scheduler/spawn.h"
 
-enum { ANSWER_MAX_BYTES = 64 * 1024 };
+enum { ANSWER_MAX_BYTES = 1 << 20 }; /* the checker names up to 10,000 lines */
 
 static int child_start(const struct file_check *check, const char *path, int out_fd, pid_t *pid,
                        struct err *err)

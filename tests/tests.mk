@@ -167,8 +167,9 @@ bench-plan: $(B)/tests/bench/plan_speed  ## seconds that plans of large models t
 
 # The CPU beside its peers.
 $(eval $(call program_rules,$(B)/tests/bench/tokenizer_speed,tests/bench/tokenizer_speed.c,worker/text))
-bench-cpu: $(B)/tests/bench/tokenizer_speed $(PYTHON)  ## tokenizers beside the Python libraries, one line a case
-	@tests/bench/bench_cpu $(B) $(PYTHON)
+$(eval $(call program_rules,$(B)/tests/bench/data_speed,tests/bench/data_speed.c,worker/text))
+bench-cpu: $(B)/tests/bench/tokenizer_speed $(B)/tests/bench/data_speed $(PYTHON)  ## tokenizers and data pipeline beside the Python libraries, one line a case (PEER=python with transformers and pyarrow)
+	@tests/bench/bench_cpu $(B) $(or $(PEER),$(PYTHON))
 .PHONY: bench-ops bench-ops-gpu bench-gpu bench-cpu
 
 # --- the demonstration ------------------------------------------------------------------------------

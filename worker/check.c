@@ -12,6 +12,7 @@
 
 struct check {
     json_t *faults;
+    int64_t bad_lines;
     const char *file; /* NULL where there is one only */
     struct dataset_summary sum;
 };
@@ -19,22 +20,27 @@ struct check {
 static int note_fault(void *ud, int64_t line, const char *message)
 {
     struct check *c = ud;
-    json_t *fault = json_pack("{s:I, s:s}", "line", (json_int_t)line, "message", message);
+    json_t *fault;
 
+    if (c->bad_lines++ >= CHECK_MAX_LINES)
+        return 0;
+    fault = json_pack("{s:I}", "line", (json_int_t)line);
+    if (c->bad_lines <= CHECK_MAX_FAULTS)
+        json_object_set_new(fault, "message", json_string(message));
     if (c->file)
         json_object_set_new(fault, "file", json_string(c->file));
     json_array_append_new(c->faults, fault);
-    return json_array_size(c->faults) >= CHECK_MAX_FAULTS;
+    return 0;
 }
 
 static void check_file(struct check *c, const char *path)
 {
     struct dataset_summary one = {.format = "empty", .shape = "none"};
     struct err err = {0};
-    size_t before = json_array_size(c->faults);
+    int64_t before = c->bad_lines;
     int rc = dataset_check(path, DATA_AUTO, note_fault, c, &one, &err);
 
-    if (rc && json_array_size(c->faults) == before)
+    if (rc && c->bad_lines == before)
         note_fault(c, 0, err.msg);
     if (c->sum.examples == 0)
         c->sum.shape = one.shape;
@@ -52,7 +58,7 @@ static void check_dataset(struct check *c, const char *reference)
 
     if (sources_fetch_dataset(reference, &data, &err) != 0)
         note_fault(c, 0, err.msg);
-    for (int64_t i = 0; i < data.n && json_array_size(c->faults) < CHECK_MAX_FAULTS; i++) {
+    for (int64_t i = 0; i < data.n; i++) {
         c->file = strrchr(data.paths[i], '/') + 1;
         check_file(c, data.paths[i]);
     }
@@ -67,10 +73,11 @@ int worker_check(const char *path)
         check_dataset(&c, path);
     else
         check_file(&c, path);
-    bool ok = json_array_size(c.faults) == 0;
-    json_t *j = json_pack("{s:b, s:s, s:s, s:I, s:I, s:o}", "ok", ok, "format", c.sum.format,
+    bool ok = c.bad_lines == 0;
+    json_t *j = json_pack("{s:b, s:s, s:s, s:I, s:I, s:I, s:o}", "ok", ok, "format", c.sum.format,
                           "shape", c.sum.shape, "bytes", (json_int_t)c.sum.bytes, "examples",
-                          (json_int_t)c.sum.examples, "faults", c.faults);
+                          (json_int_t)c.sum.examples, "bad_lines", (json_int_t)c.bad_lines,
+                          "faults", c.faults);
     char *line = json_to_line(j);
     puts(line);
     free(line);

@@ -208,6 +208,30 @@ def adapters_from_upload_to_model(root):
         equal((job["status"], job["error"]["param"]), ("failed", "lora.target_modules"))
 
 
+def columns_of_a_parquet_file(root):
+    """Mapped columns of an uploaded Parquet file train as the same rows in JSON lines do."""
+    golden = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "golden", "parquet", "pairs_brotli_v2")
+    mapped = {"max_seq_length": 64, "column_mapping": {"prompt": "question", "completion": "answer"}}
+
+    def job_of(c, kind, dataset):
+        status, _, file = c.upload(rig.read_bytes(golden + kind), name="pairs" + kind)
+        equal((status, file["status"]), (200, "processed"))
+        return wait_end(c, create(c, body(root, file["id"], dataset=dataset)))
+
+    with service(root) as c:
+        losses = []
+        for kind in (".parquet", ".jsonl"):
+            job = job_of(c, kind, mapped)
+            equal((job["status"], job["error"]), ("succeeded", None))
+            losses.append([e["loss"] for e in worker_events(c, job["id"]) if e["type"] == "step"])
+        assert len(losses[0]) > 5, losses
+        equal(losses[0], losses[1])
+        for wrong, words in (({"column_mapping": {"text": "story"}}, '"story"'), ({}, "no columns make an example")):
+            error = job_of(c, ".parquet", wrong)["error"]
+            assert words in error["message"] and '"question"' in error["message"], error
+            equal(error["param"], "dataset.column_mapping")
+
+
 def castord_killed_while_training(root):
     c = service(root)
     try:
@@ -392,7 +416,7 @@ def disk_full_at_upload(root):
         equal(job["status"], "succeeded")
 
 
-CASES = [from_upload_to_model, adapters_from_upload_to_model, castord_killed_while_training, finished_while_castord_was_dead, worker_killed,
+CASES = [from_upload_to_model, adapters_from_upload_to_model, columns_of_a_parquet_file, castord_killed_while_training, finished_while_castord_was_dead, worker_killed,
          worker_killed_and_restarted, cancels, queue_runs_in_order, pauses_and_resumes, failures_say_why, time_limit,
          disk_full_at_upload]
 

@@ -594,7 +594,7 @@ def check_command(root):
 
     data = rig.make_data(12).encode()
     equal(check(data), (0, {"ok": True, "format": "jsonl", "shape": "text", "bytes": len(data), "examples": 12,
-                            "faults": []}))
+                            "bad_lines": 0, "faults": []}))
     code, report = check(b'{"question": "a", "answer": "b"}\n[]\n')
     equal((code, report["shape"], report["examples"], [f["line"] for f in report["faults"]]), (1, "columns", 1, [2]))
     parquet = Path(__file__).parent.parent / "golden" / "parquet"
@@ -602,8 +602,10 @@ def check_command(root):
     equal((code, report["format"], report["examples"], [f["line"] for f in report["faults"]]), (1, "parquet", 2, [2]))
     code, report = check(b'{"text": "a"}\n{"text": 1}\n\n{"txt": "b"}\n')
     equal((code, report["ok"], [f["line"] for f in report["faults"]]), (1, False, [2, 4]))
-    code, report = check(b'{"text": 7}\n' * 1000 + b'{"text": "a"}\n')
-    equal((code, len(report["faults"])), (1, 100))
+    code, report = check(b'{"text": 7}\n' * 1000 + b'{"text": "a"}\n' + b'{"text": 7}\n' * 20000)
+    equal((code, report["examples"], report["bad_lines"]), (1, 1, 21000))
+    equal([f["line"] for f in report["faults"]], [*range(1, 1001), *range(1002, 10002)])
+    equal(["message" in f for f in report["faults"]], [True] * 100 + [False] * 9900)
     p = Job(root, "none").run("--check", os.path.join(root, "nothing"))
     equal((p.returncode, json.loads(p.stdout)["ok"]), (1, False))
 

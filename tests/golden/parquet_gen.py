@@ -101,6 +101,14 @@ def write(name, table, **options):
             out.write(json.dumps({k: v for k, v in members.items() if v is not None}, ensure_ascii=False) + "\n")
 
 
+def pairs(rng):
+    """Questions and answers, as hub data sets call them; none is empty."""
+    for version in ("1.0", "2.0"):
+        table = pa.table({"id": pa.array(range(60), pa.int64()), "question": [f"what is {i}? {text(rng)}" for i in range(60)],
+                          "answer": [f"{i} is {text(rng)}." for i in range(60)]})
+        write(f"pairs_brotli_v{version[0]}", table, compression="brotli", data_page_version=version, row_group_size=33)
+
+
 def hostile():
     """Files that are to be refused, or hold a bad row, in hostile/."""
     folder = OUT / "hostile"
@@ -128,10 +136,19 @@ def hostile():
     keep("index", pa.table({"text": ["a"] * 1000 + ["b", "c"]}), replaced(b"\x02\xd0\x0f\x00", b"\x02\xd0\x0f\x03"),
          compression="none")
     small = pa.table({"text": ["a fine text", "caf\u00e9!", "the end"]})
+
+    def with_codec(number):
+        """Another codec's number in the only column's metadata: field 4 of a compact struct, an i32 in zigzag form."""
+        return replaced(b"\x15\x04\x16\x06", bytes([0x15, number * 2, 0x16, 0x06]))
+
     keep("footer", small, lambda data: data[:-8] + b"\xff\xff\xff\xff" + data[-4:])
     keep("checksum", small, replaced(b"a fine text", b"a fine test"), write_page_checksum=True, compression="none",
          use_dictionary=False, write_statistics=False)
-    keep("brotli", small, compression="brotli")
+    for name, number in (("lzo", 3), ("lz4_old", 5), ("codec_42", 42)):
+        keep(name, small, with_codec(number), compression="gzip", use_dictionary=False)
+    texts = [f"row {i}" for i in range(1, 101)]
+    texts[2], texts[49], texts[39] = None, None, ""
+    keep("bad_rows", pa.table({"text": texts}), replaced(b"row 99", b"row \xff9"), row_group_size=33, compression="none", use_dictionary=False, write_statistics=False)
     keep("fixed", pa.table({"text": pa.array([b"0123"], pa.binary(4))}))
     keep("latin1", small, replaced(b"caf\xc3\xa9!", b"caf\xe9!!"), compression="none", use_dictionary=False,
          write_statistics=False)
@@ -146,6 +163,7 @@ def main():
                        "write_batch_size": 16, "write_page_checksum": codec != "gzip"}
             write(f"flat_{codec}_v{version[0]}", flat(rng, 60, True), **options)
             write(f"chats_{codec}_v{version[0]}", chats(rng, 24, version == "1.0"), **options)
+    pairs(random.Random(8))
     write("required", required(rng, 100), row_group_size=33, use_dictionary=False)
     write("no_nulls", flat(rng, 80, False), use_dictionary=False, data_page_version="2.0")
     write("all_null", pa.table({"text": pa.array([None] * 40, pa.string()), "flag": pa.array([None] * 40, pa.bool_()),

@@ -4,7 +4,7 @@
  * Columns may be strings, whole numbers, reals and booleans, and lists, groups and maps of such,
  * nested as they like; a map becomes a list of {"key", "value"}. A null member is left out of its
  * object, a null element of a list is null. Encodings: PLAIN, dictionary, RLE, the DELTA ones and
- * BYTE_STREAM_SPLIT; pages of both kinds; uncompressed, snappy, gzip, zstd and lz4_raw.
+ * BYTE_STREAM_SPLIT; pages of both kinds; uncompressed, snappy, gzip, zstd, brotli and lz4_raw.
  *
  * Only the columns that were selected are read, row group by row group and page by page: memory is
  * a page and a dictionary for each. The file is untrusted (parquet_meta.h, parquet_column.h): it

@@ -1,3 +1,4 @@
+#include <brotli/decode.h>
 #include <lz4.h>
 #include <snappy-c.h>
 #include <string.h>
@@ -41,6 +42,16 @@ static bool unpack_snappy(const unsigned char *from, size_t from_n, unsigned cha
            snappy_uncompress((const char *)from, from_n, (char *)to, &n) == SNAPPY_OK && n == to_n;
 }
 
+/* Its window is at most 16 MiB: what it unpacks to is bounded, and so is what it takes meanwhile.
+ */
+static bool unpack_brotli(const unsigned char *from, size_t from_n, unsigned char *to, size_t to_n)
+{
+    size_t n = to_n;
+
+    return BrotliDecoderDecompress(from_n, from, &n, to) == BROTLI_DECODER_RESULT_SUCCESS &&
+           n == to_n;
+}
+
 int parquet_unpack(int codec, const unsigned char *from, size_t from_n, unsigned char *to,
                    size_t to_n, struct err *err)
 {
@@ -61,6 +72,9 @@ int parquet_unpack(int codec, const unsigned char *from, size_t from_n, unsigned
     case CODEC_ZSTD:
         ok = ZSTD_decompress(to, to_n, from, from_n) == to_n;
         break;
+    case CODEC_BROTLI:
+        ok = unpack_brotli(from, from_n, to, to_n);
+        break;
     case CODEC_LZ4_RAW:
         ok = LZ4_decompress_safe((const char *)from, (char *)to, (int)from_n, (int)to_n) ==
              (int)to_n;
@@ -68,11 +82,10 @@ int parquet_unpack(int codec, const unsigned char *from, size_t from_n, unsigned
     default:
         return err_set(err, ERR_UNSUPPORTED,
                        "the Parquet file is compressed with %s; write it with zstd, snappy, gzip, "
-                       "lz4_raw or uncompressed",
-                       codec == CODEC_LZO      ? "LZO"
-                       : codec == CODEC_BROTLI ? "Brotli"
-                       : codec == CODEC_LZ4    ? "the old LZ4 framing"
-                                               : "an unknown codec");
+                       "brotli, lz4_raw or uncompressed",
+                       codec == CODEC_LZO   ? "LZO"
+                       : codec == CODEC_LZ4 ? "the old LZ4 framing"
+                                            : "an unknown codec");
     }
     return ok ? 0 : parquet_corrupt(err, "a page does not unpack to the size it states");
 }

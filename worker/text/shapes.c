@@ -341,10 +341,7 @@ bool shape_member_is_optional(const char *name)
 
 bool shape_has_member(const char *name)
 {
-    for (int i = 0; i < N_SHAPES; i++)
-        if (strcmp(name, shapes[i].member) == 0 || strcmp(name, shapes[i].also) == 0)
-            return true;
-    return shape_member_is_optional(name);
+    return is_one_of(name, example_members);
 }
 
 bool shape_fits(const char *const *names, size_t n)

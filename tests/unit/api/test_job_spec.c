@@ -539,3 +539,32 @@ Test(job_spec, a_job_directory_says_where_the_model_is)
     job_spec_fini(&spec);
     job_spec_fini(&back);
 }
+
+/* Somewhere below: what dataset.column_mapping may name, as the published document has it. */
+static const json_t *find_mapping(const json_t *value)
+{
+    const json_t *found =
+        json_object_get(json_object_get(value, "column_mapping"), "propertyNames");
+    const char *key;
+    json_t *inner;
+    size_t i;
+
+    if (found)
+        return json_object_get(found, "enum");
+    json_object_foreach((json_t *)value, key, inner) if (!found) found = find_mapping(inner);
+    json_array_foreach((json_t *)value, i, inner) if (!found) found = find_mapping(inner);
+    return found;
+}
+
+Test(job_spec, the_published_document_names_the_members_of_examples)
+{
+    json_t *document = json_load_file("api/openapi.json", 0, NULL);
+    const json_t *names = find_mapping(document);
+    size_t n = 0;
+
+    cr_assert(json_is_array(names));
+    for (; example_members[n]; n++)
+        cr_expect_str_eq(json_string_value(json_array_get(names, n)), example_members[n]);
+    cr_expect_eq(json_array_size(names), n);
+    json_decref(document);
+}

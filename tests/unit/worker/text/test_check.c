@@ -283,3 +283,94 @@ Test(check, bombs_are_refused)
     free(text);
     free(packed);
 }
+
+/* --- every format ----------------------------------------------------------------------------- */
+
+struct numbers {
+    int n;
+    int64_t line[2000];
+};
+
+static int note_number(void *ud, int64_t line, const char *message)
+{
+    struct numbers *f = ud;
+
+    cr_assert_lt(f->n, 2000);
+    cr_assert_neq(message[0], '\0');
+    f->line[f->n++] = line;
+    return 0;
+}
+
+static void expect_numbers(const char *what, const char *bytes, size_t n, const char *format)
+{
+    static struct numbers f;
+    struct dataset_summary summary = {0};
+    struct scratch_dir d;
+    struct err err = {0};
+
+    f.n = 0;
+    scratch_dir_init(&d);
+    cr_assert_eq(dataset_check(scratch_dir_write(&d, "f", bytes, n), DATA_AUTO, note_number, &f,
+                               &summary, &err),
+                 0, "%s: %s", what, err.msg);
+    scratch_dir_fini(&d);
+    cr_expect_str_eq(summary.format, format);
+    cr_expect_eq(summary.examples, 2000);
+    cr_expect_eq(f.n, 1000, "%s: %d bad lines", what, f.n);
+    for (int i = 0; i < f.n; i++) /* the second of each three, behind a first line */
+        cr_assert_eq(f.line[i], 3 + 3 * i, "%s: %d", what, (int)f.line[i]);
+}
+
+/* Three thousand lines behind one that is blank or a header, the second of each three bad. */
+Test(check, every_bad_line_has_its_number_in_every_format)
+{
+    static const struct {
+        const char *what, *first, *good, *bad, *format;
+    } cases[] = {
+        {"text", "", "{\"text\": \"a\"}", "{\"text\": \"\"}", "jsonl"},
+        {"prompt", "", "{\"prompt\": \"a\", \"completion\": \"b\"}", "{\"prompt\": \"a\"}",
+         "jsonl"},
+        {"messages", "", "{\"messages\": [{\"role\": \"assistant\", \"content\": \"a\"}]}",
+         "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}", "jsonl"},
+        {"alpaca", "", "{\"instruction\": \"a\", \"input\": \"\", \"output\": \"b\"}",
+         "{\"instruction\": \"a\", \"input\": \"b\"}", "jsonl"},
+        {"sharegpt", "", "{\"conversations\": [{\"from\": \"gpt\", \"value\": \"a\"}]}",
+         "{\"conversations\": [{\"from\": \"gpt\"}]}", "jsonl"},
+        {"not JSON", "", "{\"text\": \"a\"}", "{\"text\": ", "jsonl"},
+        {"not UTF-8", "", "{\"text\": \"a\"}", "{\"text\": \"\xE9\"}", "jsonl"},
+        {"CSV", "prompt,completion", "a,\"b, c\"", "a,b,c", "csv"},
+        {"CSV, empty", "text", "a", "\"\"", "csv"},
+    };
+    size_t cap = 1 << 20;
+    unsigned char *packed = malloc(cap);
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct buf text = {0};
+        buf_printf(&text, "%s\n", cases[i].first);
+        for (int k = 0; k < 1000; k++)
+            buf_printf(&text, "%s\n%s\n%s\n", cases[i].good, cases[i].bad, cases[i].good);
+        expect_numbers(cases[i].what, text.data, text.len, cases[i].format);
+        size_t n = gzip(text.data, text.len, packed, cap);
+        expect_numbers(cases[i].what, (char *)packed, n, cases[i].format);
+        n = ZSTD_compress(packed, cap, text.data, text.len, 3);
+        expect_numbers(cases[i].what, (char *)packed, n, cases[i].format);
+        buf_fini(&text);
+    }
+    free(packed);
+}
+
+/* Of a Parquet file the row, over all row groups. tests/golden/parquet_gen.py made these bad. */
+Test(check, every_bad_row_of_a_parquet_file_has_its_number)
+{
+    struct dataset_summary summary = {0};
+    struct numbers f = {0};
+    struct err err = {0};
+
+    cr_assert_eq(dataset_check("tests/golden/parquet/hostile/bad_rows", DATA_AUTO, note_number, &f,
+                               &summary, &err),
+                 0, "%s", err.msg);
+    cr_expect_str_eq(summary.format, "parquet");
+    cr_expect_eq(summary.examples, 96);
+    cr_assert_eq(f.n, 4);
+    cr_expect(f.line[0] == 3 && f.line[1] == 40 && f.line[2] == 50 && f.line[3] == 99);
+}

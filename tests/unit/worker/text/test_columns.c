@@ -8,6 +8,7 @@
 #include "worker/text/columns.h"
 #include "worker/text/dataset.h"
 #include "worker/text/examples.h"
+#include "worker/text/shapes.h"
 
 /* What was read, an example a line: "prompt|text" or "faults: ...". */
 static int add_example(void *ud, int64_t line, const struct example *x, struct err *err)
@@ -110,4 +111,23 @@ Test(columns, files_without_a_shape_wait_for_a_mapping)
            "fault in 1: the object has no \"text\", \"messages\", \"prompt\" with \"completion\", "
            "or \"instruction\" "
            "with \"output\"\n");
+}
+
+/* api/job_spec.h has the one list of members: each is optional or makes a shape with another. */
+Test(columns, the_members_that_a_mapping_may_name_are_those_of_shapes)
+{
+    int members = 0, optional = 0;
+
+    for (const char *const *m = example_members; *m; m++, members++) {
+        bool makes_one = false;
+        for (const char *const *other = example_members; *other; other++)
+            makes_one = makes_one || (shape_fits((const char *const[]){*m, *other}, 2) &&
+                                      (m == other || !shape_fits(other, 1)));
+        optional += shape_member_is_optional(*m);
+        cr_expect(shape_has_member(*m));
+        cr_expect_neq(makes_one, shape_member_is_optional(*m), "%s", *m);
+    }
+    cr_expect_eq(members, 11);
+    cr_expect_eq(optional, 4);
+    cr_expect_not(shape_has_member("question"));
 }
