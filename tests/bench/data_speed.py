@@ -101,10 +101,6 @@ def rows_peer(path):
     return n
 
 
-def columns_peer(path):
-    return pq.read_table(path, use_threads=False).num_rows
-
-
 def ask(program, command, path):
     program.stdin.write(f"{command} {path}\n")
     program.stdin.flush()
@@ -139,7 +135,6 @@ def main():
         lines, table = home / f"{name}.jsonl", home / f"{name}.parquet"
         measure(program, f"{name}-to-rows", "load", lines, lambda: load_peer(tokenizer, lines), "Mtoken/s", 1e6)
         measure(program, f"parquet-{name}", "rows", table, lambda: rows_peer(table), "krow/s", 1e3)
-        measure(program, f"parquet-{name}-columns", "rows", table, lambda: columns_peer(table), "krow/s", 1e3)
     program.stdin.close()
     program.wait()
 

@@ -21,9 +21,9 @@
  * cursor of a checkpoint is (epoch, row index) and nothing else.
  *
  * Memory does not grow with the set: a file is read as a stream and tokenized once, into files
- * without names in scratch_dir (4 bytes a token, 32 an example; worker/text/token_store.h), from
- * which batches are read. A loaded dataset is immutable (dataset_split changes it: before anyone
- * else has it); batches are filled into caller's buffers, from any thread.
+ * without names in scratch_dir (4 bytes a token, 48 an example at most; worker/text/token_store.h),
+ * from which batches are read. A loaded dataset is immutable (dataset_split changes it: before
+ * anyone else has it); batches are filled into caller's buffers, from any thread.
  */
 #ifndef CASTOR_WORKER_TEXT_DATASET_H
 #define CASTOR_WORKER_TEXT_DATASET_H

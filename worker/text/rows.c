@@ -99,18 +99,19 @@ int rows_init(struct rows *rows, const char *dir, const int64_t *starts, int64_t
 {
     struct open_rows open = {0};
     struct rows r = {0};
-    struct spool row_of = {0};
+    struct spool row_of = {0}, order = {0};
     int rc = 0;
 
     TRY(spool_zeros(&r.first_file, dir, sizeof(int64_t), examples + 2, err));
     TRY(spool_zeros(&r.members_file, dir, sizeof(int64_t), examples + 1, err));
     TRY(spool_zeros(&row_of, dir, sizeof(int64_t), examples + 1, err));
-    int64_t *f = r.first_file.map, *m = r.members_file.map, *of = row_of.map;
-    /* of[i]: the row of the i-th example in packing order; f[row + 2] counts, so that after the
-     * running sum f[row + 1] is where the row begins, and after filling where it ends. */
+    TRY(spool_zeros(&order, dir, sizeof(int64_t), examples + 1, err));
+    int64_t *f = r.first_file.map, *m = r.members_file.map, *of = row_of.map, *nth = order.map;
+    /* nth[i]: the i-th example in packing order, of[i]: its row; f[row + 2] counts, so that after
+     * the running sum f[row + 1] is where the row begins, and after filling where it ends. */
     for (int64_t i = 0; i < examples; i++) {
-        int64_t example = packing ? packing_order(i, examples, seed) : i;
-        int64_t length = starts[example + 1] - starts[example];
+        nth[i] = packing ? packing_order(i, examples, seed) : i;
+        int64_t length = starts[nth[i] + 1] - starts[nth[i]];
         assert(length >= 1 && length <= row_length);
         of[i] = packing ? place(&open, length, row_length, &r.n) : r.n++;
         f[of[i] + 2]++;
@@ -118,7 +119,7 @@ int rows_init(struct rows *rows, const char *dir, const int64_t *starts, int64_t
     for (int64_t row = 0; row <= examples; row++)
         f[row + 1] += f[row];
     for (int64_t i = 0; i < examples; i++)
-        m[f[of[i] + 1]++] = packing ? packing_order(i, examples, seed) : i;
+        m[f[of[i] + 1]++] = nth[i];
     r.first = f;
     r.members = m;
     *rows = r;
@@ -126,6 +127,7 @@ int rows_init(struct rows *rows, const char *dir, const int64_t *starts, int64_t
 out:
     rows_fini(&r);
     spool_fini(&row_of);
+    spool_fini(&order);
     return rc;
 }
 

@@ -22,7 +22,7 @@
 enum { ROWS_WINDOW = 64 };
 
 /* Row r holds the examples members[first[r]] .. members[first[r + 1] - 1]. On disk: 16 bytes an
- * example, and 8 more while the rows are made. */
+ * example, and 16 more while the rows are made. */
 struct rows {
     const int64_t *first;   /* [n + 1] */
     const int64_t *members; /* [examples] */

@@ -46,12 +46,13 @@ void tokenizer_destroy(struct tokenizer *t);
  * failure `out` is as before. */
 int tokenizer_encode(const struct tokenizer *t, const char *text, size_t bytes, bool add_special,
                      struct token_list *out, struct err *err);
-/* The same without special tokens, and told where the `cuts` are (byte positions, ascending): at[i]
- * is the number of ids in `out` in front of cuts[i]. No token lies on both sides of a cut. Where
- * none of the whole text's does, ids are those of the whole text; otherwise the text in front of
- * the cut keeps the ids that it has by itself, as it has when a model is given it to go on from,
- * and what is behind is encoded as its continuation: without the space that some tokenizers write
- * in front of a text. A cut inside an added token, or the white space it swallows, lies behind it.
+/* The same without special tokens, and told where the `cuts` are (byte positions between
+ * characters, ascending): at[i] is the number of ids in `out` in front of cuts[i]. No token lies on
+ * both sides of a cut. Where none of the whole text's does, ids are those of the whole text;
+ * otherwise the text in front of the cut keeps the ids that it has by itself, as it has when a
+ * model is given it to go on from, and what is behind is encoded as its continuation: without the
+ * space that some tokenizers write in front of a text. A cut inside an added token, or the white
+ * space it swallows, lies behind it.
  */
 int tokenizer_encode_cut(const struct tokenizer *t, const char *text, size_t bytes,
                          const size_t *cuts, size_t n_cuts, int64_t *at, struct token_list *out,
