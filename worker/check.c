@@ -17,15 +17,16 @@ struct check {
     struct dataset_summary sum;
 };
 
+/* Line 0: the whole file. */
 static int note_fault(void *ud, int64_t line, const char *message)
 {
     struct check *c = ud;
     json_t *fault;
 
-    if (c->bad_lines++ >= CHECK_MAX_LINES)
+    if (line > 0 && c->bad_lines++ >= CHECK_MAX_LINES)
         return 0;
     fault = json_pack("{s:I}", "line", (json_int_t)line);
-    if (c->bad_lines <= CHECK_MAX_FAULTS)
+    if (line == 0 || c->bad_lines <= CHECK_MAX_FAULTS)
         json_object_set_new(fault, "message", json_string(message));
     if (c->file)
         json_object_set_new(fault, "file", json_string(c->file));
@@ -37,10 +38,9 @@ static void check_file(struct check *c, const char *path)
 {
     struct dataset_summary one = {.format = "empty", .shape = "none"};
     struct err err = {0};
-    int64_t before = c->bad_lines;
     int rc = dataset_check(path, DATA_AUTO, note_fault, c, &one, &err);
 
-    if (rc && c->bad_lines == before)
+    if (rc)
         note_fault(c, 0, err.msg);
     if (c->sum.examples == 0)
         c->sum.shape = one.shape;
@@ -73,7 +73,7 @@ int worker_check(const char *path)
         check_dataset(&c, path);
     else
         check_file(&c, path);
-    bool ok = c.bad_lines == 0;
+    bool ok = json_array_size(c.faults) == 0;
     json_t *j = json_pack("{s:b, s:s, s:s, s:I, s:I, s:I, s:o}", "ok", ok, "format", c.sum.format,
                           "shape", c.sum.shape, "bytes", (json_int_t)c.sum.bytes, "examples",
                           (json_int_t)c.sum.examples, "bad_lines", (json_int_t)c.bad_lines,

@@ -16,9 +16,9 @@ int worker_print(const char *jobdir);
 /* Print
  * {"ok":bool,"format":...,"shape":...,"bytes":n,"examples":n,"bad_lines":n,"faults":[{"line":n,
  * "message":"..."}]} for a data file (struct dataset_summary); a line is a row of a Parquet file.
- * All bad lines are counted, the first CHECK_MAX_LINES listed, and CHECK_MAX_FAULTS of these with
- * what is wrong. "hf://datasets/..." is the split train of a data set on the hub; its faults have
- * the "file" too. */
+ * All bad lines are counted, the first CHECK_MAX_LINES listed, CHECK_MAX_FAULTS of these with what
+ * is wrong; line 0 is the file as a whole. "hf://datasets/..." is the split train of a data set on
+ * the hub; its faults have the "file" too. */
 enum { CHECK_MAX_FAULTS = 100, CHECK_MAX_LINES = 10000 };
 int worker_check(const char *path);
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """castor-worker end to end, without a server: a job directory goes in, events, checkpoints and a model come out."""
+import gzip
 import json
 import os
 import random
@@ -606,6 +607,10 @@ def check_command(root):
     equal((code, report["examples"], report["bad_lines"]), (1, 1, 21000))
     equal([f["line"] for f in report["faults"]], [*range(1, 1001), *range(1002, 10002)])
     equal(["message" in f for f in report["faults"]], [True] * 100 + [False] * 9900)
+    code, report = check(gzip.compress(b'{"text": 7}\n{"text": "a"}\n' * 50000)[:-20])
+    equal((code, report["faults"][0]["line"], report["faults"][-1]["line"]), (1, 1, 0))
+    assert 40000 < report["bad_lines"] <= 50000, report["bad_lines"]
+    assert "end too early" in report["faults"][-1]["message"], report["faults"][-1]
     p = Job(root, "none").run("--check", os.path.join(root, "nothing"))
     equal((p.returncode, json.loads(p.stdout)["ok"]), (1, False))
 
