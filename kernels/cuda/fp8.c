@@ -5,9 +5,11 @@
 /* Behind GEMM_WORKSPACE: the scales, then the copies. */
 enum { SCALES = 256, SIDE = 16 };
 
-struct scales { /* device memory; [0] of A, [1] of B */
-    uint32_t amax[2];
-    float back[2];
+/* Device memory; [0] of A, [1] of B. The library reads its scales at addresses of whole 16 bytes.
+ */
+struct scales {
+    uint32_t amax[4]; /* the first two count */
+    float back[2][4]; /* the first of four counts */
 };
 
 static size_t aligned(size_t bytes)
@@ -51,7 +53,7 @@ static int round_operand(struct stream *s, bool narrow, enum fp8_format format, 
         .ld = ld,
         .x = x,
         .amax = &scales->amax[which],
-        .back = &scales->back[which],
+        .back = scales->back[which],
         .out = to,
     };
     int rc = launch_fp8_amax(s->handle, &c);
@@ -95,7 +97,7 @@ int fp8_round_operands(struct stream *s, enum fp8_format format_b, struct gemm *
     g->lda = g->ldb = g->k;
     g->type_in = CUDA_R_8F_E4M3;
     g->type_b = format_b == FP8_E4M3 ? CUDA_R_8F_E4M3 : CUDA_R_8F_E5M2;
-    g->scale_a = &scales->back[0];
-    g->scale_b = &scales->back[1];
+    g->scale_a = scales->back[0];
+    g->scale_b = scales->back[1];
     return 0;
 }

@@ -267,18 +267,20 @@ static void bench_norm(int64_t N, int64_t C, enum norm_kind kind)
     }
 }
 
-static void bench_linear(int64_t N, int64_t I, int64_t O, enum act_kind act)
+/* fp8: the floor is that of 16 bits. */
+static void bench_linear(int64_t N, int64_t I, int64_t O, enum act_kind act, bool fp8)
 {
+    const char *bits = fp8 ? " fp8" : "";
     static const char *const ACTS[] = {"", " relu", " gelu-erf", " gelu-tanh", " silu"};
     char name[80];
     double flops = 2.0 * (double)N * (double)I * (double)O;
     double io = 2.0 * ((double)N * (double)(I + O) + (double)I * (double)O);
     size_t x = (size_t)(N * I) * 2, y = (size_t)(N * O) * 2, w = (size_t)(I * O) * 2;
 
-    snprintf(name, sizeof name, "linear_fwd %ldx%ldx%ld bias%s", (long)N, (long)I, (long)O,
-             ACTS[act]);
+    snprintf(name, sizeof name, "linear_fwd %ldx%ldx%ld bias%s%s", (long)N, (long)I, (long)O,
+             ACTS[act], bits);
     if (wanted(name)) {
-        struct linear_args a = {.N = N, .I = I, .O = O, .act = act};
+        struct linear_args a = {.N = N, .I = I, .O = O, .fp8 = fp8, .act = act};
         a.x = take(x);
         a.w = take(w);
         a.bias = take((size_t)O * 2);
@@ -287,11 +289,11 @@ static void bench_linear(int64_t N, int64_t I, int64_t O, enum act_kind act)
         a.workspace = take(ops->workspace(OP_LINEAR_FWD, &a));
         report(name, OP_LINEAR_FWD, &a, io, flops);
     }
-    snprintf(name, sizeof name, "linear_bwd_data %ldx%ldx%ld%s", (long)N, (long)O, (long)I,
-             ACTS[act]);
+    snprintf(name, sizeof name, "linear_bwd_data %ldx%ldx%ld%s%s", (long)N, (long)O, (long)I,
+             ACTS[act], bits);
     if (wanted(name)) {
         /* The activation belongs to the input of the layer that maps O back to I. */
-        struct linear_args a = {.N = N, .I = O, .O = I, .act_x = act};
+        struct linear_args a = {.N = N, .I = O, .O = I, .fp8 = fp8, .act_x = act};
         a.dy = take(x);
         a.w = take(w);
         a.dx = take(y);
@@ -302,11 +304,11 @@ static void bench_linear(int64_t N, int64_t I, int64_t O, enum act_kind act)
     if (act)
         return;
     for (int bias = 0; bias < 2; bias++) {
-        snprintf(name, sizeof name, "linear_bwd_weight %ldx%ldx%ld%s", (long)N, (long)I, (long)O,
-                 bias ? " bias" : "");
+        snprintf(name, sizeof name, "linear_bwd_weight %ldx%ldx%ld%s%s", (long)N, (long)I, (long)O,
+                 bias ? " bias" : "", bits);
         if (!wanted(name))
             continue;
-        struct linear_args a = {.N = N, .I = I, .O = O, .dw_accum = ACCUM_ADD};
+        struct linear_args a = {.N = N, .I = I, .O = O, .fp8 = fp8, .dw_accum = ACCUM_ADD};
         a.x = take(x);
         a.dy = take(y);
         a.dw = take(2 * w);
@@ -516,19 +518,26 @@ int main(int argc, char **argv)
     bench_attention(8, 1024, 32, 32, 64, 0, 0);
     bench_attention(4, 4096, 32, 32, 128, 0, 0);
     bench_attention(4, 4096, 32, 8, 128, 0, 0);
+    bench_attention(4, 4096, 16, 8, 256, 0, 0); /* Gemma 2 9B */
     bench_attention(32, 1024, 12, 12, 64, 0, 128);
     bench_attention(4, 4096, 32, 8, 128, 0, 512);
     bench_attention(32, 1024, 12, 12, 64, 0.1f, 0);
     bench_norm(32768, 768, NORM_LAYER);
     bench_norm(8192, 2048, NORM_LAYER);
     bench_norm(16384, 4096, NORM_RMS);
-    bench_linear(32768, 768, 2304, ACT_NONE);
-    bench_linear(32768, 768, 768, ACT_NONE);
-    bench_linear(32768, 768, 3072, ACT_GELU_TANH);
-    bench_linear(32768, 768, 3072, ACT_RELU);
-    bench_linear(32768, 3072, 768, ACT_NONE);
-    bench_linear(32768, 768, 50304, ACT_NONE);
-    bench_linear(8192, 4096, 11008, ACT_NONE);
+    bench_linear(32768, 768, 2304, ACT_NONE, false);
+    bench_linear(32768, 768, 768, ACT_NONE, false);
+    bench_linear(32768, 768, 3072, ACT_GELU_TANH, false);
+    bench_linear(32768, 768, 3072, ACT_RELU, false);
+    bench_linear(32768, 3072, 768, ACT_NONE, false);
+    bench_linear(32768, 768, 50304, ACT_NONE, false);
+    bench_linear(8192, 4096, 11008, ACT_NONE, false);
+    for (int fp8 = 0; fp8 < 2; fp8++) { /* Qwen2.5-7B's layer */
+        bench_linear(16384, 3584, 4608, ACT_NONE, fp8);
+        bench_linear(16384, 3584, 3584, ACT_NONE, fp8);
+        bench_linear(16384, 3584, 37888, ACT_NONE, fp8);
+        bench_linear(16384, 18944, 3584, ACT_NONE, fp8);
+    }
     bench_embed(32768, 768, 50257);
     bench_loss(32768, 50257, 50304);
     bench_loss(32768, 50257, 50257);
