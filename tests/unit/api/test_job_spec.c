@@ -231,7 +231,6 @@ Test(job_spec, what_is_not_built_is_refused_by_name)
         {",\"method\":{\"type\":\"reinforcement\"}", "method.type", "unsupported_method"},
         {",\"integrations\":[{\"type\":\"wandb\"}]", "integrations", "unsupported_integration"},
         {",\"webhook\":{\"url\":\"https://example.org\"}", "webhook", "unsupported_webhook"},
-        {",\"precision\":{\"compute\":\"fp8\"}", "precision.compute", "unsupported_precision"},
         {",\"precision\":{\"master\":\"int8\"}", "precision.master", "unsupported_precision"},
         {",\"precision\":{\"gradients\":\"int8\"}", "precision.gradients", "unsupported_precision"},
         {",\"precision\":{\"optimizer_state\":\"int8\"}", "precision.optimizer_state",
