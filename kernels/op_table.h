@@ -70,8 +70,8 @@ enum act_kind { ACT_NONE, ACT_RELU, ACT_GELU_ERF, ACT_GELU_TANH, ACT_SILU };
 enum accum { ACCUM_ASSIGN, ACCUM_ADD };
 enum rope_style { ROPE_HALF, ROPE_INTERLEAVED }; /* pairs (i, i + dim/2) or (2i, 2i + 1) */
 
-/* Inverted dropout. Element i of the tensor is dropped when the draw of index first + i lies under
- * p (core/rng.h), else multiplied by 1 / (1 - p). `first` is the element's index in the whole
+/* Inverted dropout. Element i of the tensor is dropped or not as kernels/dropout.h says of index
+ * first + i, and if not, multiplied by 1 / (1 - p). `first` is the element's index in the whole
  * step's batch, so the mask does not depend on how the batch is cut into micro-batches. p == 0: no
  * dropout, nothing drawn. */
 struct op_dropout {

@@ -3,6 +3,7 @@
 #include "kernels/cpu/device_cpu.h"
 #include "kernels/cpu/fast.h"
 #include "kernels/cpu/fast_math.h"
+#include "kernels/dropout.h"
 
 /* --- embedding --- */
 
@@ -104,25 +105,24 @@ int fast_rope(struct stream *s, const struct rope_args *a)
 
 FAST_CLONES void fast_dropout_mask(const struct op_dropout *d, int64_t i0, int64_t i1, float *mask)
 {
-    uint32_t threshold = rng_drop_threshold(d->p);
+    enum { GROUP = DROPOUT_GROUP };
+    uint32_t threshold = dropout_threshold(d->p);
     float kept = 1.0f / (1.0f - d->p);
     uint64_t first = (uint64_t)(d->first + i0), end = (uint64_t)(d->first + i1), i = first;
 
-    for (; i < end && i % 4 != 0; i++)
-        mask[i - first] = rng_draw(d->stream, i) >= threshold ? kept : 0.0f;
-    uint64_t groups = i < end ? (end - i) / 4 : 0;
+    for (; i < end && i % GROUP != 0; i++)
+        mask[i - first] = dropout_drops(d->stream, threshold, i) ? 0.0f : kept;
+    uint64_t groups = i < end ? (end - i) / GROUP : 0;
     float *whole = mask + (i - first);
 #pragma omp simd
     for (uint64_t g = 0; g < groups; g++) {
-        struct rng_block r = rng_draw4(d->stream, i / 4 + g);
-        whole[4 * g] = r.v[0] >= threshold ? kept : 0.0f;
-        whole[4 * g + 1] = r.v[1] >= threshold ? kept : 0.0f;
-        whole[4 * g + 2] = r.v[2] >= threshold ? kept : 0.0f;
-        whole[4 * g + 3] = r.v[3] >= threshold ? kept : 0.0f;
+        struct rng_block r = rng_draw4(d->stream, i / GROUP + g);
+        for (int j = 0; j < GROUP; j++)
+            whole[GROUP * g + (uint64_t)j] = dropout_number(&r, j) >= threshold ? kept : 0.0f;
     }
-    i += 4 * groups;
+    i += GROUP * groups;
     for (; i < end; i++)
-        mask[i - first] = rng_draw(d->stream, i) >= threshold ? kept : 0.0f;
+        mask[i - first] = dropout_drops(d->stream, threshold, i) ? 0.0f : kept;
 }
 
 FAST_CLONES void fast_dropout_span(const float *x, const float *mask, const float *residual,

@@ -5,6 +5,7 @@
 #include <math.h>
 #include <stdbool.h>
 
+#include "kernels/dropout.h"
 #include "kernels/op_table.h"
 
 static inline int64_t ld_or(int64_t ld, int64_t dense)
@@ -74,7 +75,7 @@ static inline double ref_dropout(const struct op_dropout *d, int64_t index)
 {
     if (d->p == 0)
         return 1;
-    bool keep = rng_draw(d->stream, (uint64_t)(d->first + index)) >= rng_drop_threshold(d->p);
+    bool keep = !dropout_drops(d->stream, dropout_threshold(d->p), (uint64_t)(d->first + index));
     return keep ? 1 / (1 - (double)d->p) : 0;
 }
 

@@ -95,6 +95,12 @@ static __device__ __forceinline__ float attn_factor(const struct attn_params &p,
     return p.dropout.on ? dropout_factor(p.dropout, attn_index(p, b, h, i, key)) : 1.0f;
 }
 
+/* Whether scores are more than scaled dot products. */
+__host__ __device__ static inline bool attn_has_scores(const struct attn_params &p)
+{
+    return p.cap != 0 || p.slopes;
+}
+
 static __device__ __forceinline__ float attn_slope(const struct attn_params &p, int h)
 {
     return p.slopes ? p.slopes[h] : 0.0f;

@@ -8,7 +8,7 @@
  * cache), and the copying warpgroup is already in the next item while the others finish the last.
  * Results do not depend on the number of blocks.
  *
- * Head dimensions: multiples of 8 up to D (64 or 128), the rest of D being zeros.
+ * Head dimensions: multiples of 8 up to D (64, 128, in forward 256), the rest of D being zeros.
  */
 #ifndef CASTOR_KERNELS_CUDA_ATTN_HOPPER_CUH
 #define CASTOR_KERNELS_CUDA_ATTN_HOPPER_CUH
@@ -47,14 +47,6 @@ static __device__ __forceinline__ void barrier_init(uint64_t *bar, int arrivals)
 static __device__ __forceinline__ void barrier_arrive(uint64_t *bar)
 {
     WGMMA_ASM("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(bar)) : "memory");
-}
-
-/* A warp has read what it needs of a stage. */
-static __device__ __forceinline__ void stage_release(uint64_t *empty)
-{
-    __syncwarp();
-    if (threadIdx.x % 32 == 0)
-        barrier_arrive(empty);
 }
 
 /* Arrive once the copies that this thread has queued are done. */
@@ -108,7 +100,13 @@ template <typename T, int ROWS, int D>
 __device__ __forceinline__ void panel_fill(T *tile, const T *base, int64_t ld, int first, int rows,
                                            int width)
 {
-    constexpr int CHUNKS = D / 8, STEP = GROUP / CHUNKS; /* a multiple of 8: same swizzle */
+    if constexpr (D > 128) { /* two panels at a time */
+        panel_fill<T, ROWS, 128>(tile, base, ld, first, rows, width);
+        panel_fill<T, ROWS, D - 128>(tile + ROWS * 128, base + 128, ld, first, rows, width - 128);
+        return;
+    }
+    constexpr int CHUNKS = (D > 128 ? 128 : D) / 8;
+    constexpr int STEP = GROUP / CHUNKS; /* a multiple of 8: same swizzle */
     int r = threadIdx.x % GROUP / CHUNKS, c = threadIdx.x % CHUNKS;
     T *to = tile + panel_offset(ROWS, r, c);
     const T *from = base + (int64_t)(first + r) * ld + c * 8;
@@ -289,57 +287,68 @@ static __device__ __forceinline__ int2 first_keys(const struct attn_params &p, i
     return make_int2(least, most);
 }
 
-/* --- dropout: which of the 32 pairs that a thread holds of a 64x64 tile are kept. Bit 4 n + e
- * belongs to element e of n. Four neighbouring keys share one draw of the generator (S and `first`
- * are multiples of 4), so each thread makes one for four pairs and the bits change hands. --- */
+/* --- dropout: which of the 32 pairs that a thread holds of a 64x64 tile are kept, a bit each.
+ * Eight neighbouring keys share one block of random numbers (S and `first` are multiples of 8), so
+ * each thread makes four for its warp and the bits change hands. --- */
 
+/* Bit j: whether the pair of query i and key + j is kept; key is a multiple of 8. */
 static __device__ __forceinline__ uint32_t dropout_group(const struct attn_params &p, int b, int h,
                                                          int i, int key)
 {
-    struct rng_block block = rng_draw4(p.dropout.stream, attn_index(p, b, h, i, key) >> 2);
+    struct rng_block block =
+        rng_draw4(p.dropout.stream, attn_index(p, b, h, i, key) / DROPOUT_GROUP);
     uint32_t bits = 0;
 #pragma unroll
-    for (int j = 0; j < 4; j++)
-        bits |= (uint32_t)(block.v[j] >= p.dropout.threshold) << j;
+    for (int j = 0; j < DROPOUT_GROUP; j++)
+        bits |= (uint32_t)(dropout_number(&block, j) >= p.dropout.threshold) << j;
     return bits;
 }
 
-/* Rows are queries, the thread's first `row`; columns are keys from `key0`. */
+/* Rows are queries, the thread's first `row`; columns are keys from `key0`. Lane 2 h + c of a quad
+ * draws half h of its rows, n from 4 c on. */
 static __device__ __forceinline__ uint32_t dropout_bits_rows(const struct attn_params &p, int b,
                                                              int h, int row, int key0)
 {
-    int odd = threadIdx.x % 2, key = key0 + threadIdx.x % 4 / 2 * 4;
-    uint32_t own = 0;
-#pragma unroll
-    for (int n = 0; n < 8; n++)
-        own |= dropout_group(p, b, h, row + odd * 8, key + n * 8) << n * 4;
-    uint32_t other = __shfl_xor_sync(FULL_WARP, own, 1);
-    uint32_t upper = (odd ? other : own) >> odd * 2, lower = (odd ? own : other) >> odd * 2;
-    return (upper & 0x33333333u) | (lower & 0x33333333u) << 2;
-}
-
-/* Rows are keys, the thread's first `key`; columns are queries from `row0`. */
-static __device__ __forceinline__ uint32_t dropout_bits_columns(const struct attn_params &p, int b,
-                                                                int h, int row0, int key)
-{
-    int lane = threadIdx.x % 32, mine = lane / 4 % 4;
-    int i = row0 + lane % 4 * 2 + mine % 2, group = key - mine + mine / 2 * 8;
+    int lane = threadIdx.x % 32, i = row + lane % 4 / 2 * 8, key = key0 + lane % 2 * 32;
     uint32_t own = 0, bits = 0;
 #pragma unroll
-    for (int n = 0; n < 8; n++)
-        own |= dropout_group(p, b, h, i + n * 8, group) << n * 4;
+    for (int n = 0; n < 4; n++)
+        own |= dropout_group(p, b, h, i, key + n * 8) << n * 8;
 #pragma unroll
-    for (int e = 0; e < 4; e++) {
-        uint32_t word = __shfl_sync(FULL_WARP, own, (lane & ~12) | e << 2);
-        bits |= (word >> mine & 0x11111111u) << e;
+    for (int from = 0; from < 4; from++) {
+        uint32_t word = __shfl_sync(FULL_WARP, own, (lane & ~3) | from);
+        bits |= (word >> lane % 4 * 2 & 0x03030303u) << (from % 2 * 4 + from / 2 * 2);
     }
     return bits;
 }
 
-static __device__ __forceinline__ float dropout_of_bit(const struct attn_params &p, uint32_t bits,
-                                                       int at)
+/* x where the element e of n is kept, else 0. */
+static __device__ __forceinline__ float kept_of_rows(uint32_t bits, int n, int e, float x)
 {
-    return bits >> at & 1 ? p.dropout.scale : 0.0f;
+    return bits >> (n % 4 * 8 + n / 4 * 4 + e) & 1 ? x : 0.0f;
+}
+
+/* Rows are keys, the thread's first `key`; columns are queries from `row0`. Of the eight lanes that
+ * share columns, lane l draws those of n = l. */
+static __device__ __forceinline__ uint32_t dropout_bits_columns(const struct attn_params &p, int b,
+                                                                int h, int row0, int key)
+{
+    int lane = threadIdx.x % 32, mine = lane / 4, i = row0 + mine * 8 + lane % 4 * 2;
+    uint32_t own = 0, bits = 0;
+#pragma unroll
+    for (int e = 0; e < 4; e++)
+        own |= dropout_group(p, b, h, i + e % 2, key - mine + e / 2 * 8) << e * 8;
+#pragma unroll
+    for (int n = 0; n < 8; n++) {
+        uint32_t word = __shfl_sync(FULL_WARP, own, n * 4 | lane % 4);
+        bits |= (word >> mine & 0x01010101u) << n;
+    }
+    return bits;
+}
+
+static __device__ __forceinline__ float kept_of_columns(uint32_t bits, int n, int e, float x)
+{
+    return bits >> (e * 8 + n) & 1 ? x : 0.0f;
 }
 
 /* --- items --- */
@@ -367,25 +376,154 @@ static inline int heads_at_once(int64_t bytes)
     return (int)(cache / 4 / (bytes > 0 ? bytes : 1)) + 1;
 }
 
-/* --- launching --- */
+/* --- the frame of a pass --- */
 
-static inline int persistent_blocks(int64_t items)
+/* NC warpgroups compute on stages of two tiles of ROWS rows, and of STATS floats. Each keeps KEPT
+ * times 64 rows in shared memory. An item is NC * 64 rows. */
+template <typename T_, int D_, int NC_, int ROWS_, int STAGES_, int KEPT, int STATS_ = 0>
+struct pass_shape {
+    using T = T_;
+    static constexpr int D = D_, NC = NC_, STAGES = STAGES_, STATS = STATS_;
+    static constexpr int THREADS = (NC + 1) * GROUP, BM = NC * 64, TILE = ROWS_ * D;
+    static constexpr size_t BYTES =
+        (size_t)(STAGES * 2 * TILE + KEPT * BM * D) * 2 + (size_t)STAGES * STATS * 4 + 1024;
+};
+
+template <typename S> struct stages {
+    typename S::T *tiles, *kept; /* two of each stage; rows of each warpgroup */
+    float *stats;
+    uint64_t *full, *empty;
+    struct stage_head *heads;
+};
+
+/* The copying warpgroup has queued all copies into a stage. */
+template <typename S>
+__device__ __forceinline__ void stage_filled(const struct stages<S> &shared, int stage,
+                                             const struct stage_head &head)
 {
-    int device = 0, count = 1;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-    return (int)(items < count ? items : count);
+    barrier_arrive_copied(&shared.full[stage]);
+    if (threadIdx.x % GROUP == 0) {
+        shared.heads[stage] = head;
+        barrier_arrive(&shared.full[stage]);
+    }
 }
 
-template <typename K>
-static int launch_persistent(cudaStream_t s, K kernel, int64_t items, int threads, size_t bytes,
-                             const struct attn_params &p)
+/* A thread has read what it needs of a stage. Each arrives for itself: compute-sanitizer's
+ * racecheck does not follow an order that goes by __syncwarp and one lane's arrival. */
+template <typename S>
+__device__ __forceinline__ void stage_release(const struct stages<S> &shared, int stage)
 {
-    if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes) !=
-        cudaSuccess)
+    barrier_arrive(&shared.empty[stage]);
+}
+
+/* P says what an item is, how it is copied and what is computed:
+ *   using shape = pass_shape<...>;
+ *   static int items(p);
+ *   static void copy(p, stages, at, ring);    the copying warpgroup, item `at`
+ *   static void compute(p, stages, at, ring); each of the others */
+template <typename P>
+__global__ void __launch_bounds__(P::shape::THREADS, 1)
+    attn_pass_kernel(const __grid_constant__ struct attn_params p)
+{
+    using S = typename P::shape;
+    extern __shared__ uint4 smem[];
+    __shared__ uint64_t full[S::STAGES], empty[S::STAGES];
+    __shared__ struct stage_head heads[S::STAGES];
+    struct stages<S> shared;
+    shared.tiles = (typename S::T *)(((uintptr_t)smem + 1023) & ~(uintptr_t)1023);
+    shared.kept = shared.tiles + S::STAGES * 2 * S::TILE;
+    shared.stats = (float *)((char *)smem + S::BYTES) - S::STAGES * S::STATS;
+    shared.full = full;
+    shared.empty = empty;
+    shared.heads = heads;
+    if (threadIdx.x < S::STAGES) {
+        barrier_init(&full[threadIdx.x], GROUP + 1);
+        barrier_init(&empty[threadIdx.x], S::NC * GROUP);
+    }
+    __syncthreads();
+    ring<S::STAGES> r;
+    if (threadIdx.x >= S::NC * GROUP) {
+        registers_lower<role_registers<S::NC>::COPY>();
+        for (int at = blockIdx.x; at < P::items(p); at += gridDim.x)
+            P::copy(p, shared, at, r);
+    } else {
+        registers_raise<role_registers<S::NC>::COMPUTE>();
+        for (int at = blockIdx.x; at < P::items(p); at += gridDim.x)
+            P::compute(p, shared, at, r);
+    }
+}
+
+template <typename P> static int attn_pass_launch(cudaStream_t s, const struct attn_params &p)
+{
+    using S = typename P::shape;
+    int device = 0, blocks = 1, items = P::items(p);
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&blocks, cudaDevAttrMultiProcessorCount, device);
+    if (cudaFuncSetAttribute(attn_pass_kernel<P>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             (int)S::BYTES) != cudaSuccess)
         return launch_status();
-    kernel<<<(unsigned)persistent_blocks(items), (unsigned)threads, bytes, s>>>(p);
+    blocks = items < blocks ? items : blocks;
+    attn_pass_kernel<P><<<(unsigned)blocks, (unsigned)S::THREADS, S::BYTES, s>>>(p);
     return launch_status();
 }
+
+/* --- passes over queries: an item is BM queries of a head, its stages are keys and values --- */
+
+struct query_item {
+    int b, h, row0;
+};
+
+template <typename S> __host__ __device__ static inline int query_items(const struct attn_params &p)
+{
+    return p.B * p.H * ((p.T + S::BM - 1) / S::BM);
+}
+
+template <typename S>
+__device__ __forceinline__ struct query_item query_item(const struct attn_params &p, int at)
+{
+    int blocks = (p.T + S::BM - 1) / S::BM; /* the longest rows come first */
+    struct item_place place = item_place(p, at, p.B * p.H, blocks);
+    return {place.head / p.H, place.head % p.H, (blocks - 1 - place.block) * S::BM};
+}
+
+/* Every tile of ROWS keys that a query of the item may see. */
+template <typename S, int ROWS>
+__device__ __forceinline__ void keys_copy(const struct attn_params &p,
+                                          const struct stages<S> &shared, int at,
+                                          ring<S::STAGES> &r)
+{
+    using T = typename S::T;
+    struct query_item item = query_item<S>(p, at);
+    int kv = item.h / p.group, last = min(item.row0 + S::BM, p.T) - 1 + p.S - p.T;
+    const T *k = (const T *)p.k + (int64_t)item.b * p.S * p.ldk + (int64_t)kv * p.D;
+    const T *v = (const T *)p.v + (int64_t)item.b * p.S * p.ldv + (int64_t)kv * p.D;
+    int key = first_keys(p, item.b, item.row0, item.row0 + S::BM).x / ROWS * ROWS;
+    bool ends = false;
+    for (; !ends; key += ROWS, r.next()) {
+        bool some = key <= last;
+        ends = key + ROWS > last;
+        barrier_wait(&shared.empty[r.at], r.phase ^ 1);
+        if (some) {
+            T *tile = shared.tiles + r.at * 2 * S::TILE;
+            panel_fill<T, ROWS, S::D>(tile, k, p.ldk, key, p.S, p.D);
+            panel_fill<T, ROWS, S::D>(tile + S::TILE, v, p.ldv, key, p.S, p.D);
+        }
+        stage_filled(shared, r.at,
+                     {key, item.h, 0, (some ? STAGE_TILE : 0) | (ends ? STAGE_LAST : 0)});
+    }
+}
+
+/* --- what the passes of backward share --- */
+
+enum { SPAN = 64 }; /* queries a span of first keys, and a stage of the keys' pass */
+
+/* Of each row 1 / log 2 times lse, behind delta. */
+__host__ __device__ static inline float *lse2_of(const struct attn_params &p)
+{
+    return p.delta + (((int64_t)p.B * p.H * p.T + 63) & ~(int64_t)63);
+}
+
+/* dk and dv, from delta and the spans in p. */
+int launch_attn_dkv_hopper(cudaStream_t s, enum dtype real, const struct attn_params &p);
 
 #endif

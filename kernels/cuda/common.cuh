@@ -12,6 +12,7 @@
 #include "core/err.h"
 #include "kernels/adamw_math.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/dropout.h"
 
 #define FULL_WARP 0xffffffffu
 
@@ -177,7 +178,7 @@ static inline struct dropout_params dropout_resolve(const struct op_dropout *d)
     struct dropout_params p;
     p.stream = d->stream;
     p.on = d->p > 0;
-    p.threshold = p.on ? rng_drop_threshold(d->p) : 0;
+    p.threshold = p.on ? dropout_threshold(d->p) : 0;
     p.scale = p.on ? dropout_scale(d->p) : 1.0f;
     p.first = d->first;
     return p;
@@ -187,7 +188,7 @@ static inline struct dropout_params dropout_resolve(const struct op_dropout *d)
 static __device__ __forceinline__ float dropout_factor(const struct dropout_params &d,
                                                        uint64_t index)
 {
-    return rng_draw(d.stream, index) < d.threshold ? 0.0f : d.scale;
+    return dropout_drops(d.stream, d.threshold, index) ? 0.0f : d.scale;
 }
 
 #endif

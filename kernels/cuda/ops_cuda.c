@@ -3,6 +3,7 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/state.h"
+#include "kernels/dropout.h"
 
 /* Launches go to the current device; several devices may share a thread. */
 static cudaStream_t enter(struct stream *s)
@@ -24,18 +25,20 @@ static bool attn_mma_fits(struct stream *s, enum dtype real, const struct attn_a
            rows16(a->o, a->ldo);
 }
 
-/* Those of Hopper draw one block of random numbers for four neighbouring keys. */
-static bool attn_hopper_fits(struct stream *s, enum dtype real, const struct attn_args *a)
+/* Those of Hopper draw one block of random numbers for eight neighbouring keys. */
+static bool attn_hopper_fits(struct stream *s, enum dtype real, const struct attn_args *a,
+                             int64_t most_d)
 {
-    return attn_mma_fits(s, real, a) && s->state->capability == 90 && a->D <= 128 &&
-           (a->dropout.p == 0 || (a->S % 4 == 0 && a->dropout.first % 4 == 0));
+    return attn_mma_fits(s, real, a) && s->state->capability == 90 && a->D <= most_d &&
+           (a->dropout.p == 0 ||
+            (a->S % DROPOUT_GROUP == 0 && a->dropout.first % DROPOUT_GROUP == 0));
 }
 
 static int attn_fwd(struct stream *s, enum dtype real, const struct attn_args *a)
 {
     if (a->D > 256)
         return ERR_UNSUPPORTED;
-    if (attn_hopper_fits(s, real, a))
+    if (attn_hopper_fits(s, real, a, 256))
         return launch_attn_fwd_hopper(enter(s), real, a);
     if (attn_mma_fits(s, real, a))
         return launch_attn_fwd_mma(enter(s), real, a);
@@ -48,7 +51,7 @@ static int attn_bwd(struct stream *s, enum dtype real, const struct attn_args *a
         return ERR_UNSUPPORTED;
     bool fits = attn_mma_fits(s, real, a) && rows16(a->dout, a->ldo) && rows16(a->dq, a->ldq) &&
                 rows16(a->dk, a->ldk) && rows16(a->dv, a->ldv);
-    if (fits && attn_hopper_fits(s, real, a))
+    if (fits && attn_hopper_fits(s, real, a, 128))
         return launch_attn_bwd_hopper(enter(s), real, a);
     if (fits)
         return launch_attn_bwd_mma(enter(s), real, a);

@@ -47,7 +47,14 @@ static const struct variant TABLES[] = {
     {"packed 128, window", 2, 300, 300, 2, 1, 128, .window = 70, .packed = true},
     {"d 80 packed", 2, 200, 200, 2, 2, 80, .packed = true, .strided = true},
     {"dropout 64", 1, 264, 264, 4, 2, 64, .dropout = 0.1f, .packed = true},
-    {"dropout 128", 2, 132, 132, 2, 1, 128, .dropout = 0.1f},
+    {"dropout 128", 2, 136, 136, 2, 1, 128, .dropout = 0.1f},
+    {"d 256 of many tiles", 1, 300, 300, 2, 1, 256},
+    {"d 192 packed", 2, 200, 200, 2, 2, 192, .packed = true, .strided = true},
+    {"d 256 softcap, window", 1, 200, 200, 2, 1, 256, .softcap = 5.0f, .window = 60},
+    {"d 256 dropout", 1, 136, 136, 2, 1, 256, .dropout = 0.1f},
+    {"dropout of keys in fours", 1, 132, 132, 2, 1, 64, .dropout = 0.1f},
+    {"dropout 64 of many tiles", 1, 456, 456, 2, 2, 64, .dropout = 0.2f},
+    {"dropout 128 of many tiles", 1, 200, 200, 2, 2, 128, .dropout = 0.2f},
     {"all 64", 2, 136, 136, 4, 2, 64, 3.0f, 50, true, true, false, 0.1f},
     {"all 128", 2, 136, 136, 4, 2, 128, 3.0f, 50, true, true, false, 0.1f},
 };
@@ -57,6 +64,7 @@ static const struct variant CACHED[] = {
     {"cached one", 2, 1, 37, 4, 2, 64},
     {"cached 64, tiles", 1, 70, 300, 4, 2, 64, .packed = true},
     {"cached 128, tiles", 1, 3, 517, 4, 2, 128},
+    {"cached 256, tiles", 1, 70, 300, 2, 1, 256},
     {"cached", 2, 5, 70, 3, 3, 48, .window = 30, .softcap = 4.0f},
     {"cached alibi", 1, 9, 65, 4, 2, 32, .alibi = true, .strided = true},
 };

@@ -134,7 +134,7 @@ static struct dropout_args dropout_args(int64_t n, float p)
 {
     struct dropout_args a = {.n = n};
     a.dropout.p = p;
-    a.dropout.first = 4 * 1000 + 2; /* not at the start of a group of four draws */
+    a.dropout.first = 8 * 500 + (n % 2 ? 6 : 0); /* at the start of a group of eight or not */
     a.dropout.stream = (struct rng_stream){.seed = 5, .step = 9, .site = 2, .use = 1};
     return a;
 }
@@ -193,7 +193,7 @@ static void dropout_rate(void)
     case_fini(&unused);
     dropout_cases(&part, &unused, N - PART, 0.25f, false, NULL);
     case_fini(&unused);
-    part.args.dropout.dropout.first += PART;
+    part.args.dropout.dropout.first = whole.args.dropout.dropout.first + PART;
     for (int64_t i = 0; i < N; i++)
         case_data(&whole, "x")[i] = 3;
     for (int64_t i = 0; i < N - PART; i++)
@@ -248,6 +248,7 @@ int main(void)
         dropout(13, 0.5f, residual);
         dropout(13, 0.0f, residual);
         dropout(5003, 0.1f, residual);
+        dropout(5012, 0.1f, residual);
     }
     dropout_rate();
     add(1);
