@@ -162,6 +162,22 @@ def events_wait_for_room(root):
         equal([e["step"] for e in again.events(type="step")], list(range(1, 7)))
 
 
+def tokenized_data(root):
+    """It lies in files without names in the job's directory: one that cannot be written or read ends the run."""
+    job = Job(root, **CHANGES)
+    fault = Fault(root)
+    for call, number, code, words in (("write", errno.ENOSPC, "nospace", "max_examples"), ("pread", errno.EIO, "io", "Input/output error")):
+        count = fault.run(copy(root, job, "count"), " (deleted)", call, 0)[1]
+        assert count > 3, (call, count)
+        for nth in (1, count // 2, count):
+            again = copy(root, job, "again")
+            equal(fault.run(again, " (deleted)", call, nth, number=number)[0], 1)
+            end = again.end()
+            equal((end["type"], end["code"]), ("failed", code))
+            assert words in end["message"], end
+            equal(again.leftovers(), [])
+
+
 def a_small_disk(root):
     """The whole job directory on a file system that holds one checkpoint and a half."""
     start, output = stopped_at_two(root)
@@ -203,7 +219,7 @@ def disks_of_states(root):
     equal(os.listdir(volume), [])
 
 
-CASES = [writes_of_checkpoints, failing_writes_of_checkpoints, fsyncs_of_checkpoints, renames_and_directories,
+CASES = [tokenized_data, writes_of_checkpoints, failing_writes_of_checkpoints, fsyncs_of_checkpoints, renames_and_directories,
          exports, ends_of_exports, old_checkpoints_that_cannot_be_removed, a_disk_that_stays_full,
          events_wait_for_room, disks_of_states, a_small_disk]
 

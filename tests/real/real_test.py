@@ -49,8 +49,8 @@ def conversations(name, tokenizer, limit):
 
 
 def tokens_and_targets(tokenizer, messages):
-    """Token ids, and at each position the id to predict there: what the template makes of the assistant's turn, with
-    the line break that it puts behind <|im_end|>."""
+    """Token ids, and at each position the id to predict there: what the template makes of the assistant's turn, but
+    for the line break that it puts behind <|im_end|>."""
     def render(part, more):
         return tokenizer.apply_chat_template(part, tokenize=False, add_generation_prompt=more)
 
@@ -58,7 +58,8 @@ def tokens_and_targets(tokenizer, messages):
     assert text.startswith(asked) and text.endswith("<|im_end|>\n"), text
     ids, start = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in (text, asked))
     assert ids[:len(start)] == start
-    return ids, [ids[i + 1] if len(start) <= i + 1 < len(ids) else -100 for i in range(len(ids))]
+    assert tokenizer.decode(ids[-2:]) == "<|im_end|>\n", ids
+    return ids, [ids[i + 1] if len(start) <= i + 1 < len(ids) - 1 else -100 for i in range(len(ids))]
 
 
 @torch.no_grad()
