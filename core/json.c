@@ -63,6 +63,11 @@ int json_parse_limited(const char *text, size_t n, size_t max_bytes, int max_dep
     if (rc != 0)
         return rc;
     json_t *value = json_loadb(text, n, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &error);
+    if (!value && !*error.text) /* Jansson names a cause for all else */
+        return err_set(err, ERR_NOMEM,
+                       "reading JSON of %zu bytes needs more memory than there is; raise the "
+                       "limit, or use a smaller file",
+                       n);
     if (!value) {
         /* Jansson quotes the input; it may hold a key or a person's text, and this error is
          * logged, so the place has to do. */

@@ -230,8 +230,11 @@ int safetensors_open(const char *path, struct safetensors_file *out, struct err 
 
     TRY(weight_file_open_regular(path, &f.fd, &file_bytes, err));
     TRY(read_header(&f, file_bytes, &text, &text_bytes, err));
-    if (json_parse_limited(text, text_bytes, HEADER_MAX_BYTES, HEADER_MAX_DEPTH, &header,
-                           &json_err) != 0)
+    rc = json_parse_limited(text, text_bytes, HEADER_MAX_BYTES, HEADER_MAX_DEPTH, &header,
+                            &json_err);
+    if (rc == ERR_NOMEM)
+        TRY(err_set(err, rc, "%s: %s", path, json_err.msg));
+    if (rc != 0)
         TRY(weight_file_corrupt(err, path, "the header is no valid JSON: %s", json_err.msg));
     data_start = sizeof(uint64_t) + text_bytes;
     TRY(parse_header(&f, header, data_start, file_bytes - data_start, err));

@@ -3,6 +3,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "core/buf.h"
 #include "core/json.h"
@@ -380,4 +381,28 @@ Test(json, paths_longer_than_param_are_cut)
     key[sizeof(key) - 1] = '\0';
     cr_assert_eq(json_get_int64(NULL, key, key, true, 0, 1, &i, &err), ERR_INVALID);
     cr_assert_eq(strlen(err.param), sizeof(err.param) - 1);
+}
+
+/* What is too large for memory is not called damaged. */
+Test(json, no_memory_is_no_fault_of_the_text)
+{
+#ifdef __SANITIZE_ADDRESS__
+    cr_skip_test("AddressSanitizer ends the process instead");
+#else
+    struct rlimit limit = {64 << 20, 64 << 20};
+    struct err err = {0};
+    json_t *value = NULL;
+    size_t n = 16 << 20;
+    char *text = malloc(n);
+
+    for (size_t i = 0; i < n; i += 2) /* [0,0,...,0 ] */
+        memcpy(text + i, i == 0 ? "[0" : ",0", 2);
+    text[n - 2] = ' ';
+    text[n - 1] = ']';
+    cr_assert_eq(setrlimit(RLIMIT_DATA, &limit), 0);
+    cr_expect_eq(json_parse_limited(text, n, n, 32, &value, &err), ERR_NOMEM, "%s", err.msg);
+    cr_expect_not_null(strstr(err.msg, "needs more memory"), "%s", err.msg);
+    cr_expect_null(value);
+    free(text);
+#endif
 }
