@@ -101,6 +101,7 @@ static const struct record_field step_fields[] = {
     INT("total_target_tokens", step.total_target_tokens),
     REAL("seconds", step.seconds),
     REAL("planned_seconds", step.planned_seconds),
+    REAL("bound_seconds", step.bound_seconds),
     REAL("tokens_per_second", step.tokens_per_second),
     REAL("seconds_remaining", step.seconds_remaining),
     MEMORY("gpu", step.gpu),
@@ -111,6 +112,12 @@ static const struct record_field step_fields[] = {
     INT("disk_read_bytes", step.disk_read_bytes),
     INT("disk_write_bytes", step.disk_write_bytes),
     INT("network_bytes", step.network_bytes),
+    REAL("stalls.h2d", step.stalls.h2d),
+    REAL("stalls.d2h", step.stalls.d2h),
+    REAL("stalls.disk", step.stalls.disk),
+    REAL("stalls.updates", step.stalls.updates),
+    REAL("update_seconds", step.update_seconds),
+    REAL("cpu_update_share", step.cpu_update_share),
 };
 static const struct record_field eval_fields[] = {
     NEED_INT("step", eval.step),     REAL("loss", eval.loss),

@@ -56,6 +56,12 @@ struct event_memory {
     int64_t planned_peak, peak, now; /* bytes */
 };
 
+/* Seconds of a step in which a device stood still. */
+struct event_stalls {
+    double h2d, d2h, disk; /* for what comes from host memory, leaves the device, is on the disk */
+    double updates;        /* part of h2d: fetches that waited for an update on the CPU          */
+};
+
 struct event_step {
     int64_t step, total_steps; /* step counts from 1 */
     double epoch;              /* share of the data seen: 1.25 = a quarter into the second pass */
@@ -71,10 +77,14 @@ struct event_step {
     int64_t total_target_tokens;
     double seconds;           /* wall time of this step    */
     double planned_seconds;   /* the simulator's           */
+    double bound_seconds;     /* what no order of the same work takes less than: T* */
     double tokens_per_second; /* tokens / seconds          */
     double seconds_remaining; /* estimate for the whole job */
     struct event_memory gpu, host, nvme;
     int64_t h2d_bytes, d2h_bytes, disk_read_bytes, disk_write_bytes, network_bytes;
+    struct event_stalls stalls;
+    double update_seconds;   /* that threads spent on updates in host memory               */
+    double cpu_update_share; /* of the trained parameters: updated there, not on the device */
 };
 
 struct event_eval {

@@ -165,6 +165,10 @@ bench-plan: $(B)/tests/bench/plan_speed  ## seconds that plans of large models t
 	@$<
 .PHONY: bench-plan
 
+bench-memory: $(B)/castor-worker  ## models larger than the GPU's share of memory, under a cap held by a ballast process (CASES=...)
+	@python3 tests/bench/bench_memory.py --build $(B) $(CASES)
+.PHONY: bench-memory
+
 # The CPU beside its peers.
 $(eval $(call program_rules,$(B)/tests/bench/tokenizer_speed,tests/bench/tokenizer_speed.c,worker/text))
 $(eval $(call program_rules,$(B)/tests/bench/data_speed,tests/bench/data_speed.c,worker/text))

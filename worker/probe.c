@@ -21,6 +21,7 @@ enum {
     GEMM_GPU = 8192, /* ... and enough to fill a GPU */
     STREAM_BYTES = 256 << 20,
     DISK_BYTES = 64 << 20,
+    LAYER_PASSES = 100, /* counted, of OPT, where they are not measured */
 };
 
 struct probe {
@@ -188,6 +189,12 @@ static int probe_device(enum device_kind kind, const char *dir, struct device_pr
     TRY(copy_rate(&p, COPY_D2H, &out->d2h_rate, err));
     TRY(probe_host(p.device, p.a, p.host, STREAM_BYTES, out, err));
     TRY(disk_rates(&p, dir, out, err));
+    free_buffers(&p); /* layers need the memory */
+    p = (struct probe){0};
+    out->flops_layer = out->flops_bf16;
+    out->layer_passes = LAYER_PASSES;
+    if (kind == DEVICE_CUDA) /* on a CPU a layer would take minutes */
+        TRY(probe_layers(out, err));
 out:
     free_buffers(&p);
     return rc;

@@ -24,6 +24,9 @@ int worker_check(const char *path);
 
 /* Measure the devices of this machine, keep the profiles (worker/plan/profile.h) and print them. */
 int worker_probe(void);
+/* probe_layer.c: flops_layer and layer_passes of the GPU, whose other rates are known. */
+struct device_profile;
+int probe_layers(struct device_profile *profile, struct err *err);
 
 /* Print {"cuda":n}: how many CUDA devices this machine has and this build can use. */
 int worker_devices(void);

@@ -30,6 +30,11 @@ int fast_add(struct stream *s, const struct add_args *a);
 int fast_sumsq(struct stream *s, const struct sumsq_args *a);
 int fast_adamw(struct stream *s, const struct adamw_args *a);
 int fast_cast(struct stream *s, const struct cast_args *a);
+struct adamw_consts;
+/* n elements of an update whose gradient and parameter are bfloat16 and lie apart or in the same
+ * place, its states float. */
+void fast_adamw_bf16_span(const struct adamw_consts *consts, int64_t n, const uint16_t *grad,
+                          float *master, float *m, float *v, uint16_t *param);
 
 /* Before the first op: OpenBLAS is to use the calling thread only. Process-wide. */
 void fast_init(void);

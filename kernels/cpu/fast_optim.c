@@ -172,6 +172,33 @@ static void adamw_mixed(const struct adamw_args *a, const struct adamw_consts *d
                   w, n);
 }
 
+static bool is_bf16_beside_float(const struct adamw_args *a)
+{
+    return a->param && a->grad_type == DT_BF16 && a->param_type == DT_BF16 &&
+           a->master_type == DT_F32 && a->moment_type == DT_F32;
+}
+
+static void adamw_bf16(const struct adamw_args *a, const struct adamw_consts *consts, int64_t i0,
+                       int64_t n)
+{
+    fast_adamw_bf16_span(consts, n, (const uint16_t *)a->grad + i0, (float *)a->master + i0,
+                         (float *)a->m + i0, (float *)a->v + i0, (uint16_t *)a->param + i0);
+}
+
+static int adamw_all_bf16(struct stream *s, const struct adamw_args *a)
+{
+    struct adamw_consts decayed = cpu_adamw_consts(a, true), plain = cpu_adamw_consts(a, false);
+
+#pragma omp parallel for num_threads(s->threads) schedule(static) if (a->n > SPAN)
+    for (int64_t i0 = 0; i0 < a->n; i0 += SPAN) {
+        int64_t n = span_count(a->n, i0), cut = a->n_decay - i0;
+        cut = cut < 0 ? 0 : cut > n ? n : cut;
+        adamw_bf16(a, &decayed, i0, cut);
+        adamw_bf16(a, &plain, i0 + cut, n - cut);
+    }
+    return 0;
+}
+
 static int adamw_all_mixed(struct stream *s, const struct adamw_args *a)
 {
     struct adamw_consts decayed = cpu_adamw_consts(a, true), plain = cpu_adamw_consts(a, false);
@@ -188,6 +215,8 @@ int fast_adamw(struct stream *s, const struct adamw_args *a)
 {
     if (!a->clip->finite)
         return 0;
+    if (is_bf16_beside_float(a))
+        return adamw_all_bf16(s, a);
     if (a->grad_type != DT_F32 || a->master_type != DT_F32 || a->moment_type != DT_F32 ||
         a->param_type != DT_F32)
         return adamw_all_mixed(s, a);

@@ -96,7 +96,25 @@ static void touch_span(struct span *spans, const struct place *place, int32_t n,
 {
     if (spans[n].bytes == 0)
         spans[n] = (struct span){.place = n, .first = at, .bytes = place->bytes};
-    spans[n].last = at;
+    if (spans[n].last < at)
+        spans[n].last = at;
+}
+
+/* The last instruction of the block that runs next to instruction n, whose queue goes on meanwhile.
+ */
+static int64_t end_of_next_block(const struct instr_list *l, int64_t n)
+{
+    while (n < l->n - 1 && l->items[n].op != INSTR_FORWARD && l->items[n].op != INSTR_BACKWARD)
+        n++;
+    if (n < l->n - 1 && l->items[n].op == INSTR_FORWARD && l->items[n + 1].op == INSTR_BACKWARD)
+        n++; /* its tensors have been made again */
+    return n;
+}
+
+static bool lingers(const struct plan *p, const struct instr *i, const struct touch *t)
+{
+    return p->chosen.linger && i->queue == QUEUE_D2H && t->reads &&
+           p->places[t->place].tier == TIER_GPU;
 }
 
 /* Spans of the list's places that are not persistent, by place; the others have no bytes. */
@@ -108,7 +126,8 @@ static void find_spans(const struct plan *p, enum plan_list list, struct span *s
         int n_touches = instr_touches(p, list, &l->items[n], t);
         for (int k = 0; k < n_touches; k++)
             if (!p->places[t[k].place].persistent)
-                touch_span(spans, &p->places[t[k].place], t[k].place, n);
+                touch_span(spans, &p->places[t[k].place], t[k].place,
+                           lingers(p, &l->items[n], &t[k]) ? end_of_next_block(l, n) : n);
     }
     /* The staging place and the logits are used before and behind the list as well. */
     int32_t whole[2] = {p->io.staging, list == LIST_SAMPLE ? p->io.logits : NO_PLACE};

@@ -102,11 +102,12 @@ struct plan *plan_make(const struct plan_input *in, const struct plan_choices *c
 /* search.c: the plan for this input, likewise; ERR_DEVICE_OOM when nothing fits. */
 int plan_choose(const struct plan_input *in, struct plan **out, struct err *err);
 
-/* time.c: no order of the list's instructions takes less than this. */
+/* time.c: no order of the list's instructions takes less than this; at_best: not even where layers
+ * run as fast as matrix products. */
 double plan_time_bound(const struct plan *p, enum plan_list list,
-                       const struct device_profile *profile);
-/* Seconds that a list takes on a machine, pass behind pass, and the bound that no order of
- * the same instructions can beat. Waits have been inserted. */
+                       const struct device_profile *profile, bool at_best);
+/* Seconds that a list takes on a machine, pass behind pass, and the bound at best. Waits have been
+ * inserted. */
 void plan_time(const struct plan *p, enum plan_list list, const struct device_profile *profile,
                double *seconds, double *bound);
 /* Bytes that a move carries over its link. */

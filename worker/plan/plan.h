@@ -64,10 +64,12 @@ struct plan_choices {
     int64_t slice;    /* elements of a slice of optimizer state on host or disk, a multiple of
                          CHUNK_ALIGN                                                      */
     int64_t cheap;    /* 1: saved tensors include what one pass makes again: block.h        */
+    int64_t linger;   /* 1: what leaves the gpu keeps its place while the next block runs, so that
+                         this need not wait for the copy                                  */
 };
 #define PLAN_CHOICES_AUTO                                                                          \
     ((struct plan_choices){PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO,       \
-                           PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO})
+                           PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO})
 
 struct plan_input {
     const struct model *model;            /* borrowed, outlives the plan */

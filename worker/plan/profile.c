@@ -8,7 +8,7 @@
 #include "core/fs.h"
 #include "core/json.h"
 
-enum { PROFILE_VERSION = 2, PROFILE_MAX_BYTES = 1 << 16 };
+enum { PROFILE_VERSION = 3, PROFILE_MAX_BYTES = 1 << 16 };
 
 struct rate_field {
     const char *key;
@@ -17,6 +17,8 @@ struct rate_field {
 static const struct rate_field rates[] = {
     {"flops_f32", offsetof(struct device_profile, flops_f32)},
     {"flops_bf16", offsetof(struct device_profile, flops_bf16)},
+    {"flops_layer", offsetof(struct device_profile, flops_layer)},
+    {"layer_passes", offsetof(struct device_profile, layer_passes)},
     {"memory_rate", offsetof(struct device_profile, memory_rate)},
     {"h2d_rate", offsetof(struct device_profile, h2d_rate)},
     {"d2h_rate", offsetof(struct device_profile, d2h_rate)},

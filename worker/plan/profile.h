@@ -18,6 +18,9 @@ struct device_profile {
     int64_t memory_free;          /* of these, what a process of its own found free          */
     int64_t host_memory;          /* bytes                                          */
     double flops_f32, flops_bf16; /* GEMM, multiply-add = 2                      */
+    double flops_layer;           /* of the products inside whole layers in bf16    */
+    double layer_passes;          /* and so often such a layer, forward and backward, moves its
+                                     rows of hidden values through device memory    */
     double memory_rate;           /* device memory, bytes read + written a second   */
     double h2d_rate, d2h_rate;    /* pinned                                         */
     double h2d_both_rate, d2h_both_rate; /* each, while the other runs              */

@@ -14,7 +14,9 @@
 
 /* Where no machine has been measured: an H100 with 16 cores. It only ranks plans. */
 static const struct device_profile nominal = {.flops_f32 = 4e14,
-                                              .flops_bf16 = 6.5e14,
+                                              .flops_bf16 = 8e14,
+                                              .flops_layer = 8e14,
+                                              .layer_passes = 100,
                                               .memory_rate = 3.0e12,
                                               .h2d_rate = 55.2e9,
                                               .d2h_rate = 55.1e9,
@@ -26,7 +28,7 @@ static const struct device_profile nominal = {.flops_f32 = 4e14,
                                               .disk_read_rate = 1.1e9,
                                               .disk_write_rate = 1.5e9};
 
-enum { SLICE_MOST = 4 << 20, SLICES_A_CHUNK = 8, KEEP_STEPS = 4 };
+enum { SLICE_MOST = 4 << 20, SLICES_A_CHUNK = 8, KEEP_STEPS = 4, EARLY_STEPS = 10 };
 
 struct search {
     const struct plan_input *in;
@@ -69,6 +71,7 @@ static struct plan_choices forced(const struct search *s, struct plan_choices c)
     FORCE(prefetch);
     FORCE(early);
     FORCE(slice);
+    FORCE(linger);
 #undef FORCE
     return c;
 }
@@ -196,7 +199,7 @@ static bool hopeless(const struct search *s, struct plan_choices c, int64_t visi
     c.turn = visits;
     c = forced(s, c);
     struct plan *p = plan_draft(s->in, &c);
-    bool too_long = s->best && plan_time_bound(p, LIST_TRAIN, s->profile) >= s->best_seconds;
+    bool too_long = s->best && plan_time_bound(p, LIST_TRAIN, s->profile, false) >= s->best_seconds;
     plan_destroy(p);
     return too_long;
 }
@@ -278,6 +281,29 @@ static void search_splits(struct search *s, struct plan_choices c)
         }
         if (c.group == 1)
             break;
+    }
+}
+
+/* What hardly changes where things lie is tried on the fastest plan alone: how many updates run as
+ * gradients arrive (too few, and the processor has nothing to do in backward; too many, and it has
+ * nothing to do in the next forward, which waits for the last of them), and places that linger, for
+ * which fewer parameters stay over the turn. */
+static void refine(struct search *s)
+{
+    struct plan_choices c = s->best->chosen;
+    if (c.resident == s->n_chunks && !c.offload_boundaries)
+        return;
+    c.linger = 1;
+    int64_t turn = c.turn;
+    c.turn = 0;
+    if (fits_in(s, c, ALL_TIERS, false)) {
+        best_that_fits(s, &c, &c.turn, 0, turn, ALL_TIERS);
+        consider(s, c);
+    }
+    c = s->best->chosen;
+    for (int64_t k = 1; k < EARLY_STEPS && !s->in->clip; k++) {
+        c.early = s->n_chunks * k / EARLY_STEPS;
+        consider(s, c);
     }
 }
 
@@ -394,6 +420,7 @@ int plan_choose(const struct plan_input *in, struct plan **out, struct err *err)
     }
     if (!s.best)
         return refuse(&s, err != NULL, err);
+    refine(&s);
     *out = s.best;
     return 0;
 }

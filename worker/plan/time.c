@@ -45,16 +45,32 @@ static double update_bytes(const struct plan *p, const struct instr *i)
            (chunk_has_master(p->types) ? param : 2 * param);
 }
 
-static double instr_seconds(const struct plan *p, enum plan_list list, const struct instr *i,
-                            const struct device_profile *d)
+/* Layers take the time of their products and of the passes over memory beside them, a third of
+ * these in forward; at best, blocks take that of products alone. */
+static double block_seconds(const struct plan *p, enum plan_list list, const struct instr *i,
+                            const struct device_profile *d, bool at_best)
 {
-    double flops = p->types.compute == DT_F32 ? d->flops_f32 : d->flops_bf16;
+    const struct block_shape *s = &p->shapes[list];
+    bool backward = i->op == INSTR_BACKWARD;
+    bool layer = p->in.model->blocks[i->block].kind == BLOCK_LAYER;
+    double flops = block_flops(p->in.model, i->block, s, backward);
+    if (p->types.compute == DT_F32)
+        return flops / d->flops_f32;
+    if (!layer || at_best)
+        return flops / d->flops_bf16;
+    double pass = (double)(s->B * s->T * p->in.model->config.hidden) *
+                  (double)dtype_size(p->types.compute) / d->memory_rate;
+    return flops / fmin(d->flops_layer, d->flops_bf16) +
+           pass * d->layer_passes * (backward ? 2.0 : 1.0) / 3.0;
+}
 
+static double instr_seconds(const struct plan *p, enum plan_list list, const struct instr *i,
+                            const struct device_profile *d, bool at_best)
+{
     switch (i->op) {
     case INSTR_FORWARD:
     case INSTR_BACKWARD:
-        return block_flops(p->in.model, i->block, &p->shapes[list], i->op == INSTR_BACKWARD) /
-               flops;
+        return block_seconds(p, list, i, d, at_best);
     case INSTR_REDUCE:
         return (double)chunk_payload_bytes(&p->chunks.chunks[i->chunk], PAYLOAD_GRAD, p->types) /
                d->memory_rate;
@@ -228,12 +244,12 @@ static double lower_bound(const struct plan *p, const struct instr_list *l, cons
 }
 
 double plan_time_bound(const struct plan *p, enum plan_list list,
-                       const struct device_profile *profile)
+                       const struct device_profile *profile, bool at_best)
 {
     const struct instr_list *l = &p->lists[list];
     double *alone = xcalloc((size_t)l->n + 1, sizeof *alone);
     for (int64_t n = 0; n < l->n; n++)
-        alone[n] = instr_seconds(p, list, &l->items[n], profile);
+        alone[n] = instr_seconds(p, list, &l->items[n], profile, at_best);
     double bound = lower_bound(p, l, alone, profile);
     free(alone);
     return bound;
@@ -251,13 +267,13 @@ void plan_time(const struct plan *p, enum plan_list list, const struct device_pr
         r.order[q] = xcalloc((size_t)l->n + 1, sizeof *r.order[q]);
     for (int64_t n = 0; n < l->n; n++) {
         int q = l->items[n].queue;
-        alone[n] = instr_seconds(p, list, &l->items[n], profile);
+        alone[n] = instr_seconds(p, list, &l->items[n], profile, false);
         r.rank[n] = r.count[q];
         r.order[q][r.count[q]++] = (int32_t)n;
     }
     *seconds = run_passes(&r, list == LIST_TRAIN ? PASSES : 1);
-    *bound = fmin(lower_bound(p, l, alone, profile),
-                  *seconds); /* sums of the same terms, rounded apart */
+    /* sums of the same terms, rounded apart */
+    *bound = fmin(plan_time_bound(p, list, profile, true), *seconds);
     for (int q = 0; q < QUEUE_COUNT; q++)
         free(r.order[q]);
     free(r.rank);

@@ -114,6 +114,7 @@ int executor_create(const struct executor_config *config, struct executor **out,
     TRY(create_streams(e, err));
     TRY(executor_edges_init(e, err));
     TRY(executor_trail_init(e, err));
+    TRY(executor_stalls_init(e, err));
     TRY(create_updates(e, err));
     for (int s = 0; s < STEP_SLOTS; s++)
         TRY(device_mark_create(e->device, &e->done[s], err));
@@ -135,6 +136,7 @@ void executor_destroy(struct executor *e)
     executor_quiesce(e, NULL);
     executor_edges_fini(e);
     executor_trail_fini(e);
+    executor_stalls_fini(e);
     for (int q = 0; q < QUEUE_COUNT; q++)
         device_stream_destroy(e->device, e->stream[q]);
     update_pool_destroy(e->updates);
@@ -220,6 +222,7 @@ int executor_step(struct executor *e, int slot, const struct step_input *in, str
     TRY(upload_batch(e, slot, err));
     TRY(device_copy(e->device, e->stream[QUEUE_COMPUTE], COPY_H2D, executor_scalars(e), host,
                     offsetof(struct step_scalars, clip), err));
+    e->slot_parity[slot] = (int)(e->edges[LIST_TRAIN].pass & 1);
     TRY(executor_issue(e, LIST_TRAIN, err));
     TRY(download_rows(e, slot, err));
     TRY(device_copy(e->device, e->stream[QUEUE_COMPUTE], COPY_D2H, host, executor_scalars(e),
@@ -251,6 +254,7 @@ static void sum_rows(struct executor *e, int slot, int64_t rows, struct step_res
 int executor_collect(struct executor *e, int slot, struct step_result *out, struct err *err)
 {
     struct step_result r = {0};
+    double waiting;
     int rc = 0;
 
     assert(e->in_flight[slot]);
@@ -263,6 +267,9 @@ int executor_collect(struct executor *e, int slot, struct step_result *out, stru
     r.finite = host->clip.finite;
     if (e->scales_losses)
         r.loss_scale = host->loss_scale;
+    TRY(executor_sum_stalls(e, e->slot_parity[slot], &r, err));
+    if (e->host[QUEUE_CPU])
+        host_queue_times(e->host[QUEUE_CPU], &r.updating, &waiting);
     TRY(executor_host_error(e, err));
     *out = r;
 out:

@@ -32,6 +32,15 @@ struct trail {
     uint32_t issued;
 };
 
+/* Of one pass of the training list: what streams waited for. */
+struct stalls {
+    struct stall {
+        enum queue queue, cause;
+        struct event_mark *before, *behind;
+    } * items;
+    int64_t cap, used;
+};
+
 struct executor {
     struct executor_config config;
     const struct plan *plan;
@@ -43,6 +52,8 @@ struct executor {
     struct host_queue *host[QUEUE_COUNT]; /* of cpu and disk, when a list uses them     */
     struct update_pool *updates;          /* of the cpu queue, likewise                 */
     struct list_edges edges[LIST_COUNT];
+    struct stalls stalls[2];     /* by the pass's parity */
+    int slot_parity[STEP_SLOTS]; /* of the pass that a slot's step is */
     struct event_mark *done[STEP_SLOTS];
     struct trail trail;
     bool in_flight[STEP_SLOTS];
@@ -86,6 +97,14 @@ int executor_issue(struct executor *e, enum plan_list list, struct err *err);
 /* Wait until all queues are idle; the first error of any. */
 int executor_quiesce(struct executor *e, struct err *err);
 int executor_host_error(struct executor *e, struct err *err);
+
+/* executor_stalls.c. Let work on a queue's stream wait, and note how long it does. */
+int executor_stalls_init(struct executor *e, struct err *err);
+void executor_stalls_fini(struct executor *e);
+int executor_watched_wait(struct executor *e, enum plan_list list, enum queue queue,
+                          const struct host_wait *w, struct stream *s, struct err *err);
+/* Of a pass whose compute queue is done: all that its fetches waited for is over then, too. */
+int executor_sum_stalls(struct executor *e, int parity, struct step_result *out, struct err *err);
 
 /* What an instruction does; s is its queue's stream. */
 int executor_run_block(struct executor *e, enum plan_list list, const struct instr *i,

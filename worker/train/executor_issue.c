@@ -98,8 +98,9 @@ static struct host_wait edge_to(const struct executor *e, enum plan_list list, i
     const struct list_edges *edges = &e->edges[list];
     enum queue q = e->plan->lists[list].items[n].queue;
     if (!is_host_queue(q))
-        return (struct host_wait){.mark = edges->mark[parity][n]};
-    return (struct host_wait){.word = host_queue_word(e->host[q]), .value = edges->word[parity][n]};
+        return (struct host_wait){.mark = edges->mark[parity][n], .from = q};
+    return (struct host_wait){
+        .word = host_queue_word(e->host[q]), .value = edges->word[parity][n], .from = q};
 }
 
 /* All that instruction i waits for in this pass and the one before. */
@@ -124,12 +125,8 @@ static int stream_waits(struct executor *e, enum plan_list list, const struct in
     struct host_wait waits[HOST_JOB_MAX_WAITS];
     int n = collect_waits(e, list, i, waits);
     int rc = 0;
-    for (int w = 0; w < n; w++) {
-        if (waits[w].mark)
-            TRY(device_mark_stream_wait(e->device, waits[w].mark, s, err));
-        else
-            TRY(device_word_stream_wait(e->device, waits[w].word, waits[w].value, s, err));
-    }
+    for (int w = 0; w < n; w++)
+        TRY(executor_watched_wait(e, list, i->queue, &waits[w], s, err));
 out:
     return rc;
 }
@@ -235,6 +232,8 @@ int executor_issue(struct executor *e, enum plan_list list, struct err *err)
     int rc = 0;
 
     await_pass_before_last(e, list);
+    if (list == LIST_TRAIN)
+        e->stalls[e->edges[list].pass & 1].used = 0;
     for (int64_t n = 0; n < l->n; n++)
         TRY(issue_one(e, list, n, err));
     e->edges[list].pass++;

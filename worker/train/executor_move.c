@@ -38,19 +38,31 @@ static size_t payload_bytes(const struct executor *e, const struct instr *i)
     return chunk_payload_bytes(&e->plan->chunks.chunks[i->chunk], i->payload, e->plan->types);
 }
 
+/* By the update threads, where there are any: they have nothing to do meanwhile, and a job that
+ * offloads much loads much. */
+static void copy_in_host(struct executor *e, void *to, const void *from, size_t bytes)
+{
+    if (e->updates)
+        update_pool_copy(e->updates, to, from, bytes);
+    else if (from)
+        memcpy(to, from, bytes);
+    else
+        memset(to, 0, bytes);
+}
+
 static int copy_between(struct executor *e, int32_t home, void *at_home, void *staging,
                         size_t bytes, bool load, struct err *err)
 {
     void *to = load ? at_home : staging, *from = load ? staging : at_home;
     bool host = e->plan->places[home].tier == TIER_HOST;
     if (load && e->loads_zeros && host) {
-        memset(to, 0, bytes);
+        copy_in_host(e, to, NULL, bytes);
         return 0;
     }
     if (load && e->loads_zeros)
         return device_zero(e->device, e->stream[QUEUE_COMPUTE], to, bytes, err);
     if (host) {
-        memcpy(to, from, bytes);
+        copy_in_host(e, to, from, bytes);
         return 0;
     }
     return device_copy(e->device, e->stream[QUEUE_COMPUTE], load ? COPY_H2D : COPY_D2H, to, from,

@@ -27,6 +27,7 @@ struct host_wait {
     struct event_mark *mark; /* or NULL: then */
     struct seq_word *word;
     uint32_t value;
+    enum queue from; /* whose work is waited for */
 };
 
 enum { HOST_JOB_MAX_WAITS = 2 * QUEUE_COUNT };

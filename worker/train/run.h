@@ -21,7 +21,8 @@ struct run {
     struct device *device;
     const struct op_table *ops;
     struct plan *plan;
-    double planned_seconds;
+    double planned_seconds, bound_seconds; /* of a step */
+    double cpu_update_share;
     struct comm *comm;
     struct crumb *crumb;
     struct executor *executor;

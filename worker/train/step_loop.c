@@ -130,13 +130,20 @@ static int report_step(struct loop *l, const struct pending *p, const struct ste
                                .total_target_tokens = r->state.target_tokens,
                                .seconds = seconds,
                                .planned_seconds = r->planned_seconds,
+                               .bound_seconds = r->bound_seconds,
                                .tokens_per_second = speed,
                                .seconds_remaining = (double)(r->session.total_steps - p->step) *
                                                     (double)p->given.tokens / r->speed,
                                .gpu = tier_memory(r, TIER_GPU, c->device_now, c->device_peak),
                                .host = tier_memory(r, TIER_HOST, c->host_now, c->host_peak),
                                .h2d_bytes = (int64_t)c->h2d_bytes,
-                               .d2h_bytes = (int64_t)c->d2h_bytes}};
+                               .d2h_bytes = (int64_t)c->d2h_bytes,
+                               .stalls = {.h2d = res->stall[QUEUE_H2D],
+                                          .d2h = res->stall[QUEUE_D2H],
+                                          .disk = res->stall[QUEUE_DISK],
+                                          .updates = res->fetch_stall},
+                               .update_seconds = res->updating,
+                               .cpu_update_share = r->cpu_update_share}};
     return event_write(&r->events, &e, err);
 }
 

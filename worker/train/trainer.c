@@ -131,6 +131,20 @@ out:
     return rc;
 }
 
+/* Of the trained parameters: those that live in host memory. */
+static double cpu_update_share(const struct plan *p)
+{
+    double all = 0, cpu = 0;
+    for (int64_t c = 0; c < p->chunks.n_chunks; c++) {
+        const struct plan_chunk *pc = &p->chunk[c];
+        double n = p->chunks.chunks[c].trainable ? (double)p->chunks.chunks[c].n : 0;
+        all += n;
+        if (n > 0 && p->places[pc->param].tier != TIER_GPU)
+            cpu += n;
+    }
+    return all > 0 ? cpu / all : 0;
+}
+
 static int prepare_plan(struct run *r, struct err *err)
 {
     struct plan_report report = {0};
@@ -151,6 +165,8 @@ static int prepare_plan(struct run *r, struct err *err)
     TRY(session_plan(&r->session, r->ops, known ? &profile : NULL, limit, &r->plan, err));
     TRY(plan_simulate(r->plan, LIST_TRAIN, &sim, err));
     r->planned_seconds = sim.seconds;
+    r->bound_seconds = sim.bound;
+    r->cpu_update_share = cpu_update_share(r->plan);
     TRY(session_report(&r->session, r->plan, kind, r->device->name, &report, err));
     json_t *j = plan_report_to_json(&report);
     struct event e = {.type = EVENT_PLAN, .plan = j};

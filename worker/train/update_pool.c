@@ -6,11 +6,13 @@
 #include <signal.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "core/alloc.h"
 #include "kernels/device.h"
 
 enum {
+    COPY_PIECE = 1 << 22, /* bytes */
     PIECE = 1 << 16,    /* elements: far more than a piece's overhead, few enough to end together */
     SPINS = 1 << 12,    /* looks at the ticket before sleeping: some 50 microseconds */
     SPINS_DONE = 1 << 8 /* before yielding, for the last pieces of others */
@@ -27,7 +29,11 @@ struct update_pool {
     pthread_t *threads;
     int n_threads; /* beside the caller */
 
+    int (*run)(struct update_pool *p, int64_t piece); /* the update, or a copy */
     struct adamw_args args;
+    char *to;
+    const char *from; /* NULL: zeros */
+    size_t bytes;
     int64_t pieces;
     uint64_t ticket; /* atomic */
     int64_t done;    /* atomic: pieces */
@@ -63,8 +69,7 @@ static uint64_t work(struct update_pool *p)
         if (!__atomic_compare_exchange_n(&p->ticket, &t, t - 1, false, __ATOMIC_ACQ_REL,
                                          __ATOMIC_ACQUIRE))
             continue;
-        struct adamw_args a = piece_of(&p->args, p->pieces - (int64_t)(uint32_t)t);
-        int rc = p->ops->adamw(p->stream, &a);
+        int rc = p->run(p, p->pieces - (int64_t)(uint32_t)t);
         if (rc != 0)
             __atomic_store_n(&p->failed, rc, __ATOMIC_RELAXED);
         __atomic_fetch_add(&p->done, 1, __ATOMIC_ACQ_REL);
@@ -188,13 +193,15 @@ void update_pool_destroy(struct update_pool *p)
 /* ---- updating -----------------------------------------------------------------------------------
  */
 
-int update_pool_adamw(struct update_pool *p, const struct adamw_args *a)
+/* Let everybody run the pieces. */
+static int run_all(struct update_pool *p, int (*run)(struct update_pool *p, int64_t piece),
+                   int64_t pieces)
 {
     uint32_t number = (uint32_t)(__atomic_load_n(&p->ticket, __ATOMIC_RELAXED) >> 32) + 1;
 
-    p->args = *a;
-    p->pieces = (a->n + PIECE - 1) / PIECE;
-    assert(p->pieces <= UINT32_MAX);
+    assert(pieces <= UINT32_MAX);
+    p->run = run;
+    p->pieces = pieces;
     __atomic_store_n(&p->done, 0, __ATOMIC_RELAXED);
     __atomic_store_n(&p->failed, 0, __ATOMIC_RELAXED);
     __atomic_store_n(&p->ticket, (uint64_t)number << 32 | (uint32_t)p->pieces, __ATOMIC_RELEASE);
@@ -208,6 +215,37 @@ int update_pool_adamw(struct update_pool *p, const struct adamw_args *a)
             sched_yield();
     }
     return __atomic_load_n(&p->failed, __ATOMIC_RELAXED);
+}
+
+static int run_update(struct update_pool *p, int64_t piece)
+{
+    struct adamw_args a = piece_of(&p->args, piece);
+    return p->ops->adamw(p->stream, &a);
+}
+
+int update_pool_adamw(struct update_pool *p, const struct adamw_args *a)
+{
+    p->args = *a;
+    return run_all(p, run_update, (a->n + PIECE - 1) / PIECE);
+}
+
+static int run_copy(struct update_pool *p, int64_t piece)
+{
+    size_t first = (size_t)piece * COPY_PIECE, left = p->bytes - first;
+    size_t n = left < COPY_PIECE ? left : COPY_PIECE;
+    if (p->from)
+        memcpy(p->to + first, p->from + first, n);
+    else
+        memset(p->to + first, 0, n);
+    return 0;
+}
+
+void update_pool_copy(struct update_pool *p, void *to, const void *from, size_t bytes)
+{
+    p->to = to;
+    p->from = from;
+    p->bytes = bytes;
+    run_all(p, run_copy, (int64_t)((bytes + COPY_PIECE - 1) / COPY_PIECE));
 }
 
 int update_pool_cast(struct update_pool *p, const struct cast_args *a)

@@ -1,8 +1,8 @@
 /*
- * The threads that update optimizer state in host memory. An update is cut into pieces, which the
- * threads and the caller take one after the other; each piece is the CPU table's one pass over
- * gradient, master, moments and parameter. How an update is cut changes no bit of it
- * (kernels/op_table.h).
+ * The threads that update optimizer state in host memory, and lay it out there when a job loads. An
+ * update is cut into pieces, which the threads and the caller take one after the other; each piece
+ * is the CPU table's one pass over gradient, master, moments and parameter. How an update is cut
+ * changes no bit of it (kernels/op_table.h).
  *
  * Host memory bounds these updates, and a plan pushes many of them behind each other: so the
  * threads are bound to a processor each, where the operating system lets them, the first processor
@@ -30,6 +30,8 @@ void update_pool_destroy(struct update_pool *p);
 
 /* The table's return code. Everything has been written when it returns. */
 int update_pool_adamw(struct update_pool *p, const struct adamw_args *a);
+/* Copy what memcpy would, or zeros where `from` is NULL: between updates, for loading. */
+void update_pool_copy(struct update_pool *p, void *to, const void *from, size_t bytes);
 /* The table's cast, by the caller alone: for what hardly ever happens. */
 int update_pool_cast(struct update_pool *p, const struct cast_args *a);
 

@@ -155,6 +155,8 @@ Test(plan, time_is_that_of_the_busiest_queue_at_least)
 {
     struct device_profile profile = {.flops_f32 = 1e9,
                                      .flops_bf16 = 1e9,
+                                     .flops_layer = 1e9,
+                                     .layer_passes = 1,
                                      .memory_rate = 1e9,
                                      .h2d_rate = 1e9,
                                      .d2h_rate = 1e9,
@@ -302,6 +304,8 @@ Test(profile, survives_a_round_trip_and_refuses_nonsense)
                                 .host_memory = 6,
                                 .flops_f32 = 1e11,
                                 .flops_bf16 = 2e11,
+                                .flops_layer = 1.5e11,
+                                .layer_passes = 90,
                                 .memory_rate = 3e10,
                                 .h2d_rate = 4e10,
                                 .d2h_rate = 5e10,

@@ -162,3 +162,24 @@ Test(update_pool, tells_what_the_op_refused)
     update_pool_destroy(pool);
     arrays_free(&x);
 }
+
+Test(update_pool, copies_what_memcpy_would)
+{
+    enum { N = (9 << 20) + 5 };
+    char *from = xmalloc(N), *to = xmalloc(N + 1);
+    struct update_pool *pool = NULL;
+
+    cr_assert_eq(update_pool_create(3, NULL, &pool, NULL), 0);
+    for (int i = 0; i < N; i++)
+        from[i] = (char)(i * 31 + (i >> 13));
+    to[N] = 77;
+    update_pool_copy(pool, to, from, N);
+    cr_expect_arr_eq(to, from, N);
+    update_pool_copy(pool, to, NULL, N);
+    memset(from, 0, N);
+    cr_expect_arr_eq(to, from, N);
+    cr_expect_eq(to[N], 77);
+    update_pool_destroy(pool);
+    free(from);
+    free(to);
+}

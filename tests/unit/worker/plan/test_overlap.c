@@ -1,0 +1,114 @@
+/* What the planner does so that queues run side by side: places that linger, gradients in the
+ * parameters' places, updates in the middle. */
+#include <criterion/criterion.h>
+#include <stdlib.h>
+
+#include "tests/unit/worker/plan/rig.h"
+#include "worker/plan/touch.h"
+
+static struct plan *build(struct rig *r)
+{
+    struct plan *p = NULL;
+    struct err err = {0};
+    cr_assert_eq(plan_build(&r->in, &p, &err), 0, "%s", err.msg);
+    return p;
+}
+
+static bool overlap(const struct plan *p, int32_t a, int32_t b)
+{
+    const struct place *x = &p->places[a], *y = &p->places[b];
+    return x->tier == y->tier && x->offset < y->offset + y->bytes &&
+           y->offset < x->offset + x->bytes;
+}
+
+/* How often the backward behind a SPILL takes the memory that is still being copied. */
+static int count_reuses(const struct plan *p)
+{
+    const struct instr_list *l = &p->lists[LIST_TRAIN];
+    int n = 0;
+    for (int64_t k = 0; k < l->n; k++) {
+        if (l->items[k].op != INSTR_SPILL)
+            continue;
+        int64_t next = k;
+        while (next < l->n && l->items[next].op != INSTR_BACKWARD)
+            next++;
+        if (next == l->n)
+            continue;
+        struct touch t[INSTR_MAX_TOUCHES];
+        int touches = instr_touches(p, LIST_TRAIN, &l->items[next], t);
+        for (int m = 0; m < touches; m++)
+            n += t[m].place != l->items[k].src && overlap(p, t[m].place, l->items[k].src);
+    }
+    return n;
+}
+
+Test(overlap, what_leaves_the_gpu_lingers)
+{
+    struct rig r;
+    rig_init(&r, 6, 1);
+    r.in.policy = PLACE_CPU;
+    r.in.force.keep = r.in.force.turn = 0;
+    for (int64_t linger = 0; linger <= 1; linger++) {
+        r.in.force.linger = linger;
+        struct plan *p = build(&r);
+        cr_expect_eq(count_reuses(p) == 0, linger == 1, "%d places reused, linger %d",
+                     count_reuses(p), (int)linger);
+        plan_destroy(p);
+    }
+    rig_fini(&r);
+}
+
+Test(overlap, a_gradient_waits_in_the_place_of_its_parameters_beside_a_master)
+{
+    struct rig r;
+    rig_init(&r, 2, 2);
+    r.in.policy = PLACE_CPU;
+    for (int k = 0; k < 2; k++) { /* in float the parameter is the master */
+        r.in.ops = device_ops(r.device, k == 0 ? DT_BF16 : DT_F32);
+        struct plan *p = build(&r);
+        for (int64_t n = 0; n < p->lists[LIST_TRAIN].n; n++) {
+            const struct instr *i = &p->lists[LIST_TRAIN].items[n];
+            if (i->op == INSTR_SPILL)
+                cr_expect_eq(i->dst == p->chunk[i->chunk].param, k == 0);
+            if (i->op == INSTR_UPDATE && i->queue == QUEUE_CPU)
+                cr_expect_eq(i->src == i->dst, k == 0);
+        }
+        plan_destroy(p);
+    }
+    rig_fini(&r);
+}
+
+/* The CPU takes three times as long as backward: with all updates behind it, or all in the order of
+ * gradients, it idles while the other half of the step runs. */
+Test(overlap, updates_run_in_backward_and_in_the_next_forward)
+{
+    struct device_profile profile = {.flops_f32 = 1e9,
+                                     .flops_bf16 = 1e9,
+                                     .flops_layer = 1e9,
+                                     .layer_passes = 1,
+                                     .memory_rate = 1e12,
+                                     .h2d_rate = 1e12,
+                                     .d2h_rate = 1e12,
+                                     .h2d_both_rate = 1e12,
+                                     .d2h_both_rate = 1e12,
+                                     .host_memory_rate = 1e12,
+                                     .cpu_update_rate = 4e6,
+                                     .cpu_update_copy_rate = 4e6};
+    struct plan_simulation sim;
+    double seconds[3];
+    struct rig r;
+    rig_init(&r, 8, 1);
+    r.in.policy = PLACE_CPU;
+    r.in.profile = &profile;
+    r.in.clip = false;
+    for (int k = 0; k < 3; k++) {
+        r.in.force.early = k == 0 ? 0 : k == 1 ? 1000 : PLAN_AUTO;
+        struct plan *p = build(&r);
+        cr_assert_eq(plan_simulate(p, LIST_TRAIN, &sim, NULL), 0);
+        seconds[k] = sim.seconds;
+        plan_destroy(p);
+    }
+    cr_expect_lt(seconds[2], 0.95 * seconds[0], "%g, %g", seconds[2], seconds[0]);
+    cr_expect_lt(seconds[2], seconds[1], "%g, %g", seconds[2], seconds[1]);
+    rig_fini(&r);
+}

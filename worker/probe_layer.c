@@ -1,0 +1,192 @@
+/*
+ * How fast whole layers run: the difference between training steps of two models that differ in
+ * their number of layers alone, run by the executor as a job's are, less the layers' updates.
+ * Layers of two widths tell apart what the products take, which grows with the width's square, and
+ * what passes over memory take, which grows with the width.
+ */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/alloc.h"
+#include "core/clock.h"
+#include "core/json.h"
+#include "kernels/device.h"
+#include "worker/model/config.h"
+#include "worker/parallel/comm.h"
+#include "worker/plan/plan.h"
+#include "worker/train/executor.h"
+#include "worker/worker.h"
+
+enum {
+    FEW = 1,
+    MANY = 4,    /* layers */
+    WIDE = 4096, /* heads of 128 */
+    NARROW = 1536,
+    LENGTH = 1024,
+    ROWS = 8,
+    VOCAB = 1024,
+    WARM_UP = 3,
+    STEPS = 5
+};
+
+struct trial {
+    struct device *device;
+    struct model model;
+    struct plan *plan;
+    struct comm *comm;
+    struct executor *executor;
+};
+
+/* OPT's shape: most of today's models have larger products beside the same passes over memory. */
+static int make_model(int hidden, int64_t layers, struct model *out, struct err *err)
+{
+    json_t *j =
+        json_pack("{s:s, s:i, s:i, s:I, s:i, s:i, s:i, s:i, s:b, s:f, s:f, s:s, s:b}", "model_type",
+                  "opt", "hidden_size", hidden, "ffn_dim", 4 * hidden, "num_hidden_layers",
+                  (json_int_t)layers, "num_attention_heads", hidden / 128, "word_embed_proj_dim",
+                  hidden, "max_position_embeddings", LENGTH, "vocab_size", VOCAB,
+                  "do_layer_norm_before", 1, "dropout", 0.0, "attention_dropout", 0.0,
+                  "activation_function", "relu", "tie_word_embeddings", 1);
+    struct decoder_config config = {0};
+    int rc = decoder_config_parse(j, &config, err);
+    if (rc == 0)
+        model_init(out, &config);
+    json_decref(j);
+    return rc;
+}
+
+static int make_plan(struct trial *t, struct err *err)
+{
+    struct plan_input in = {.model = &t->model,
+                            .ops = device_ops(t->device, DT_BF16),
+                            .policy = PLACE_CUDA,
+                            .force = PLAN_CHOICES_AUTO,
+                            .micro_batch = ROWS,
+                            .micro_batches = 1,
+                            .seq_length = LENGTH,
+                            .head_rows = ROWS * LENGTH};
+    for (int a = 0; a < AXIS_COUNT; a++)
+        in.mesh.size[a] = 1;
+    return plan_build(&in, &t->plan, err);
+}
+
+/* Weights about as large as real ones; products of zeros would flatter. */
+static int fill_payload(void *ud, int64_t chunk, enum payload payload, void *host, size_t bytes,
+                        struct err *err)
+{
+    uint16_t *bf16 = host;
+    uint64_t state = 88172645463325252u + (uint64_t)chunk;
+
+    memset(host, 0, bytes);
+    for (size_t k = 0; payload == PAYLOAD_PARAM && k < bytes / 2; k++) {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bf16[k] = (uint16_t)((state & 0x807f) | 0x3c80); /* +-2^-6 to 2^-5 */
+    }
+    return 0;
+}
+
+static void fill_batch(struct executor *e)
+{
+    struct batch b;
+    executor_batch(e, 0, 0, &b);
+    for (int64_t i = 0; i < b.B * b.T; i++) {
+        b.tokens[i] = (int32_t)((uint64_t)i * 2654435761u % VOCAB);
+        b.targets[i] = (int32_t)((uint64_t)i * 40503u % VOCAB);
+        b.positions[i] = (int32_t)(i % b.T);
+        b.first_key[i] = 0;
+    }
+}
+
+static int start(struct trial *t, int hidden, int64_t layers, struct err *err)
+{
+    int rc = 0;
+    TRY(device_open(DEVICE_CUDA, 0, NULL, &t->device, err));
+    TRY(make_model(hidden, layers, &t->model, err));
+    TRY(make_plan(t, err));
+    TRY(comm_self_create(t->device, &t->comm, err));
+    struct executor_config config = {.plan = t->plan,
+                                     .device = t->device,
+                                     .data_comm = t->comm,
+                                     .beta1 = 0.9,
+                                     .beta2 = 0.999,
+                                     .epsilon = 1e-8};
+    device_tune(t->device, true);
+    TRY(executor_create(&config, &t->executor, err));
+    TRY(executor_transfer(t->executor, LIST_LOAD, fill_payload, NULL, err));
+out:
+    return rc;
+}
+
+static void finish(struct trial *t)
+{
+    executor_destroy(t->executor);
+    comm_destroy(t->comm);
+    plan_destroy(t->plan);
+    model_fini(&t->model);
+    if (t->device)
+        device_close(t->device);
+}
+
+/* Seconds of the fastest step, and the flops of one layer. */
+static int time_steps(int hidden, int64_t layers, double *seconds, double *flops, struct err *err)
+{
+    struct trial t = {0};
+    struct step_result result;
+    int rc = 0;
+
+    TRY(start(&t, hidden, layers, err));
+    for (int64_t step = 1; step <= WARM_UP + STEPS; step++) {
+        struct step_input in = {.step = step, .learning_rate = 1e-6, .grad_scale = 1e-4};
+        fill_batch(t.executor);
+        double begun = clock_monotonic();
+        TRY(executor_step(t.executor, 0, &in, err));
+        TRY(executor_collect(t.executor, 0, &result, err));
+        double took = clock_monotonic() - begun;
+        if (step > WARM_UP && (step == WARM_UP + 1 || took < *seconds))
+            *seconds = took;
+    }
+    const struct block_shape *s = &t.plan->shapes[LIST_TRAIN];
+    *flops = block_flops(&t.model, 1, s, false) + block_flops(&t.model, 1, s, true);
+out:
+    finish(&t);
+    return rc;
+}
+
+/* Seconds and flops of one layer, forward and backward. */
+static int time_layer(int hidden, double memory_rate, double *seconds, double *flops,
+                      struct err *err)
+{
+    /* twelve squares of weights: gradient 4 bytes, states 12 in and out, parameter 2 */
+    double few, many, update = 12.0 * hidden * hidden * 30 / memory_rate;
+    int rc = 0;
+    TRY(time_steps(hidden, FEW, &few, flops, err));
+    TRY(time_steps(hidden, MANY, &many, flops, err));
+    *seconds = (many - few) / (MANY - FEW) - update;
+out:
+    return rc;
+}
+
+int probe_layers(struct device_profile *profile, struct err *err)
+{
+    double wide, narrow, wide_flops, narrow_flops;
+    double pass = (double)ROWS * LENGTH * sizeof(uint16_t) / profile->memory_rate; /* a column's */
+    int rc = 0;
+
+    TRY(time_layer(WIDE, profile->memory_rate, &wide, &wide_flops, err));
+    TRY(time_layer(NARROW, profile->memory_rate, &narrow, &narrow_flops, err));
+    /* seconds = flops / rate + passes * pass * hidden */
+    double ratio = (double)NARROW / WIDE;
+    double products = (narrow - wide * ratio) / (narrow_flops - wide_flops * ratio);
+    double passes = (wide - wide_flops * products) / (pass * WIDE);
+    bool sensible = products > 0 && passes >= 1 && 1 / products >= profile->flops_bf16 / 4;
+    profile->flops_layer = sensible ? fmin(1 / products, profile->flops_bf16) : wide_flops / wide;
+    profile->layer_passes =
+        sensible ? (wide - wide_flops / profile->flops_layer) / (pass * WIDE) : 1;
+    if (profile->layer_passes < 1)
+        profile->layer_passes = 1;
+out:
+    return rc;
+}
