@@ -24,11 +24,12 @@
  * rendering has at its own end only (Phi-3).
  *
  * A turn found that way is trained on up to and with the special token that ends it, and not on
- * white space that the template writes behind that (the line break of ChatML): generation stops at
- * the token, so nothing behind it is ever asked of the model. TRL's marked templates and
- * Axolotl do the same; LLaMA-Factory and Unsloth, which take all up to the next turn, train on the
- * line break too. White space that ends a turn without such a token is trained on, being all that
- * ends it.
+ * white space that the template writes behind that (the line break of ChatML). Generation stops at
+ * the token, so nothing behind it is ever asked of the model; and being nearly certain, it would
+ * only make a loss per token look smaller. Trainers differ: Axolotl trains on the end token alone,
+ * LLaMA-Factory, Unsloth and TRL's template for Qwen3 on the line break too. A template's own marks
+ * are followed, whichever they say. White space that ends a turn without such a token is trained
+ * on, being all that ends it.
  *
  * LOSS_ON_AUTO and LOSS_ON_ASSISTANT train on a text, a completion (with its end-of-text) or the
  * assistant's turns whose weight is not 0; LOSS_ON_ALL on every token.
