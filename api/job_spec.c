@@ -109,16 +109,28 @@ void job_spec_copy(struct job_spec *to, const struct job_spec *from)
     *to = copy;
 }
 
-/* A job directory is written when it is known where the model comes from. */
-static int check_source(const struct spec_model *m, struct err *err)
+static int refuse_source(const char *what, struct err *err)
 {
-    if (m->path || (m->repo && (m->commit || m->revision)))
-        return 0;
-    return err_set_param(err,
-                         err_set(err, ERR_INVALID,
-                                 "base_model names neither a path nor a repository with a "
-                                 "revision; it was not written by castord"),
-                         "base_model");
+    err_set(err, ERR_INVALID,
+            "%s names neither a path nor a repository with a revision; it was not written by "
+            "castord",
+            what);
+    return err_set_param(err, ERR_INVALID, what);
+}
+
+/* A job directory is written when it is known where model and data come from. */
+static int check_sources(const struct job_spec *spec, struct err *err)
+{
+    const struct spec_model *m = &spec->model;
+    const struct spec_file *train = &spec->training_file, *validation = &spec->validation_file;
+
+    if (!m->path && !(m->repo && m->revision))
+        return refuse_source("base_model", err);
+    if (!train->id || (!train->path && !(train->repo && train->revision)))
+        return refuse_source("training_file", err);
+    if (validation->id && !validation->path && !(validation->repo && validation->revision))
+        return refuse_source("validation_file", err);
+    return 0;
 }
 
 int job_spec_load(const char *path, struct job_spec *spec, struct err *err)
@@ -130,7 +142,7 @@ int job_spec_load(const char *path, struct job_spec *spec, struct err *err)
     TRY(json_parse_file(path, SPEC_MAX_BYTES, JSON_MAX_DEPTH_REQUEST, &stored, err));
     rc = job_spec_from_json(stored, &fresh, err);
     if (rc == 0)
-        rc = check_source(&fresh.model, err);
+        rc = check_sources(&fresh, err);
     if (rc != 0) {
         err_wrap(err, rc, "%s", path);
         job_spec_fini(&fresh);

@@ -229,6 +229,42 @@ def a_token_is_never_seen_again(root):
             equal(repeat["id"], job["id"])
 
 
+# ---- without the hub ------------------------------------------------------------------------------------------
+
+def offline_jobs_use_the_cache_alone(root):
+    """HF_HUB_OFFLINE of castord: what is in the cache trains, what is not is refused, and nobody is asked."""
+    with Hub(root, "hub") as hub:
+        hub.add_model("org/tiny")
+        hub.add_model("org/other")
+        with service(root, hub) as c:
+            equal(run(c, body(upload(c)))["status"], "succeeded")
+        hub.requests()
+        with service(root, hub, HF_HUB_OFFLINE="1") as c:
+            file = upload(c)
+            equal(run(c, body(file))["status"], "succeeded")
+            job = refused(c, body(file, "org/other"), "hub_offline")
+            equal(job["error"]["param"], "model")
+            equal(hub.requests(), [])
+
+
+def what_a_hub_refuses_is_the_jobs_error(root):
+    """What the hub says is what the job's error says: code, parameter, and a text that tells what to do."""
+    with Hub(root, "hub", disabled=["org/gone"]) as hub:
+        hub.add_model("org/tiny")
+        hub.add_model("org/gone")
+        with service(root, hub) as c:
+            file = upload(c)
+            for model, code, words in (("org/none", "model_not_found", "HF_TOKEN"),
+                                       ("org/tiny@v9", "revision_not_found", "v9"),
+                                       ("org/gone", "model_disabled", "disabled")):
+                error = refused(c, body(file, model), code)["error"]
+                equal((error["param"], words in error["message"]), ("model", True))
+            fault = [{"match": "hub", "action": "status", "code": 429, "headers": {"Retry-After": "86400"}}]
+            urllib.request.urlopen(hub.url + "/_fixture/faults", json.dumps(fault).encode()).close()
+            error = refused(c, body(file), "hub_unavailable")["error"]
+            equal((error["param"], "86400 seconds" in error["message"]), ("model", True))
+
+
 # ---- the demonstration ---------------------------------------------------------------------------------------
 
 def make_demo_takes_a_model_of_the_hub(root):
@@ -266,4 +302,5 @@ def make_demo_takes_a_model_of_the_hub(root):
 if __name__ == "__main__":
     rig.main([only_listed_hubs_are_used, a_hub_without_a_token_file_gets_no_token,
               a_jobs_own_token_is_the_one_that_counts, a_servers_token_is_not_used_beside_a_jobs,
-              a_token_is_never_seen_again, make_demo_takes_a_model_of_the_hub], __doc__)
+              a_token_is_never_seen_again, offline_jobs_use_the_cache_alone, what_a_hub_refuses_is_the_jobs_error,
+              make_demo_takes_a_model_of_the_hub], __doc__)

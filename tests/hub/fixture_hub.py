@@ -414,14 +414,16 @@ class HubHandler(Handler):
         fault = self.fault("tree") or {}
         entries += fault.get("add", [])
         filler = {"type": "file", "oid": "0" * 40, "size": 1}
-        entries += [{**filler, "path": f"filler/{i:06d}.txt"} for i in range(fault.get("fill", 0))]
-        start, page = int(query.get("cursor", ["0"])[0]), fault.get("page", PAGE)
+        start, page, real = int(query.get("cursor", ["0"])[0]), fault.get("page", PAGE), len(entries)
+        total = real + fault.get("fill", 0)
+        fill = range(max(start - real, 0), max(min(start + page, total) - real, 0))
+        entries = entries[start : start + page] + [{**filler, "path": f"filler/{i:06d}.txt"} for i in fill]
         headers = {}
-        if start + page < len(entries) or fault.get("endless"):
+        if start + page < total or fault.get("endless"):
             base = f"http://{self.headers['Host']}{urlsplit(self.path).path}"
             cursor = f"recursive=true&expand=false&cursor={start + page}"
             headers["Link"] = f'<{base}?{cursor}>; rel="next"'
-        self.answer_json(entries[start : start + page], headers)
+        self.answer_json(entries, headers)
 
     def paths_info(self, repo, rev, query):
         length = int(self.headers.get("Content-Length") or 0)

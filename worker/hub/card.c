@@ -149,7 +149,7 @@ static int read_data_files(const json_t *value, json_t **out, struct err *err)
         {
             const char *split = json_string_value(json_object_get(item, "split"));
             patterns = patterns_of(json_object_get(item, "path"));
-            if (!split || !patterns || json_object_get(splits, split)) {
+            if (!split || !*split || !patterns || json_object_get(splits, split)) {
                 json_decref(patterns);
                 rc = refuse(err, "an item of data_files must have a split, once, and a path");
                 break;

@@ -423,6 +423,7 @@ static void fill(struct job_spec *spec)
     spec->resolved = true;
     spec->model.commit = xstrdup("0123456789012345678901234567890123456789");
     spec->training_file.path = xstrdup("/x/y");
+    spec->validation_file.path = xstrdup("/x/z");
     spec->training_file.filename = xstrdup("d\xc3\xa4ta.jsonl");
     spec->training_file.bytes = 123;
     spec->lora.enabled = true;
@@ -516,7 +517,7 @@ Test(job_spec, stored_form_is_read_strictly)
 }
 
 /* Whoever runs the job would have nothing to look for. */
-Test(job_spec, a_job_directory_says_where_the_model_is)
+Test(job_spec, a_job_directory_says_where_model_and_data_are)
 {
     struct job_spec spec = {0}, back = {0};
     struct err err = {0};
@@ -532,8 +533,23 @@ Test(job_spec, a_job_directory_says_where_the_model_is)
     cr_expect_str_eq(err.param, "base_model");
     cr_expect_not_null(strstr(err.msg, path), "%s", err.msg);
     spec.model.path = xstrdup("/data/model");
-    cr_assert(job_spec_save(path, &spec, &err) == 0, "%s", err.msg);
+    free(spec.validation_file.path);
+    spec.validation_file.path = NULL;
+    spec.validation_file.repo = xstrdup("org/data");
+    cr_assert(job_spec_save(path, &spec, NULL) == 0);
+    err_clear(&err);
+    cr_expect(job_spec_load(path, &back, &err) == ERR_INVALID);
+    cr_expect_str_eq(err.param, "validation_file");
+    spec.validation_file.revision = xstrdup("main");
+    cr_assert(job_spec_save(path, &spec, NULL) == 0);
     cr_expect(job_spec_load(path, &back, &err) == 0, "%s", err.msg);
+    job_spec_fini(&back);
+    free(spec.training_file.path);
+    spec.training_file.path = NULL;
+    cr_assert(job_spec_save(path, &spec, NULL) == 0);
+    err_clear(&err);
+    cr_expect(job_spec_load(path, &back, &err) == ERR_INVALID);
+    cr_expect_str_eq(err.param, "training_file");
     remove(path);
     job_spec_fini(&spec);
     job_spec_fini(&back);

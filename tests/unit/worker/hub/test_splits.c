@@ -255,6 +255,7 @@ Test(card, hostile_ones_are_refused)
         "---\nconfigs: [5]\n---\n",
         "---\nconfigs: [{data_files: {a: b}}]\n---\n",
         "---\nconfigs: [{data_files: [{split: a}]}]\n---\n",
+        "---\nconfigs: [{data_files: [{split: '', path: x}]}]\n---\n",
         "---\nconfigs: [{data_files: [{split: a, path: x}, {split: a, path: y}]}]\n---\n",
         "---\nconfigs: [{data_files: [{split: a, path: {b: c}}]}]\n---\n",
         "---\na: \"\\xff\n---\n",
