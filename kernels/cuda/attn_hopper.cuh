@@ -486,12 +486,19 @@ __device__ __forceinline__ struct query_item query_item(const struct attn_params
     return {place.head / p.H, place.head % p.H, (blocks - 1 - place.block) * S::BM};
 }
 
+/* A warpgroup keeps the stage of its last tile until its next one, or the item's end, while tiles
+ * that only those behind it see pass by: with fewer stages the copies would wait for it, and it for
+ * them. */
+template <typename S, int ROWS>
+static constexpr int stages_needed = (S::BM - 64 + ROWS - 1) / ROWS + 1;
+
 /* Every tile of ROWS keys that a query of the item may see. */
 template <typename S, int ROWS>
 __device__ __forceinline__ void keys_copy(const struct attn_params &p,
                                           const struct stages<S> &shared, int at,
                                           ring<S::STAGES> &r)
 {
+    static_assert(S::STAGES >= stages_needed<S, ROWS>, "the ring would come to a standstill");
     using T = typename S::T;
     struct query_item item = query_item<S>(p, at);
     int kv = item.h / p.group, last = min(item.row0 + S::BM, p.T) - 1 + p.S - p.T;
