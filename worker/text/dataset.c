@@ -62,12 +62,11 @@ static int64_t count_targets(const int32_t *marked, int64_t n)
     return targets;
 }
 
-/* Cut the current example; parts without a target are left out, and *kept says if any stayed. */
-static int add_example(struct loading *l, bool *kept, struct err *err)
+/* Cut the current example; parts without a target are left out. */
+static int add_example(struct loading *l, struct err *err)
 {
     struct dataset *d = l->d;
     const struct token_list *ids = &l->ids;
-    int64_t before = d->n_examples;
     int rc = 0;
 
     for (int64_t at = 0, n; at < ids->n; at += n) {
@@ -78,14 +77,9 @@ static int add_example(struct loading *l, bool *kept, struct err *err)
         TRY(token_store_add(d->store, ids->ids + at, n, err));
         d->n_examples++;
         d->n_targets += targets;
+        if (ids->n > d->longest_source)
+            d->longest_source = ids->n;
     }
-    *kept = d->n_examples > before;
-    if (!*kept)
-        return 0;
-    TRY(token_store_end_source(d->store, err));
-    d->n_sources++;
-    if (ids->n > d->longest_source)
-        d->longest_source = ids->n;
 out:
     return rc;
 }
@@ -106,15 +100,60 @@ static int refuse_line(void *ud, int64_t line, const char *message, struct err *
     return err_set_reason(err, rc, file_reason(l));
 }
 
+/* The conversation up to and with message `last`, of whose answers that one is trained on only. */
+static json_t *begin_talk(const json_t *messages, size_t last)
+{
+    json_t *out = json_array();
+
+    for (size_t i = 0; i <= last; i++) {
+        json_t *message = json_copy(json_array_get(messages, i));
+        if (i < last && message_is_from_assistant(message))
+            json_object_set_new(message, "weight", json_integer(0));
+        json_array_append_new(out, message);
+    }
+    return out;
+}
+
+/* *bad is set where an answer is at fault, *err where the disk is. */
+static int load_answers(struct loading *l, const struct example *example, struct err *bad,
+                        struct err *err)
+{
+    int rc = 0;
+
+    for (size_t i = 0; i < json_array_size(example->messages); i++) {
+        struct example one = *example;
+        if (!message_is_trained(json_array_get(example->messages, i)))
+            continue;
+        l->ids.n = 0;
+        one.messages = begin_talk(example->messages, i);
+        rc = encode_example(&l->encoder, &one, &l->ids, bad);
+        json_decref(one.messages);
+        TRY(rc);
+        TRY(add_example(l, err));
+    }
+out:
+    return rc;
+}
+
 static int load_example(void *ud, int64_t line, const struct example *example, struct err *err)
 {
     struct loading *l = ud;
+    int64_t before = l->d->n_examples;
     struct err bad = {0};
-    bool kept = false;
     int rc = 0;
 
     l->ids.n = 0;
     rc = encode_example(&l->encoder, example, &l->ids, &bad);
+    if (rc == ERR_CONFLICT) {
+        err_clear(&bad);
+        rc = load_answers(l, example, &bad, err);
+        if (rc != 0 && bad.code == ERR_OK)
+            return rc;
+    } else if (rc == 0 && l->ids.n < 2) {
+        return refuse_line(l, line, "the text has nothing the tokenizer knows", err);
+    } else if (rc == 0) {
+        TRY(add_example(l, err));
+    }
     if (rc == ERR_UNSUPPORTED) {
         rc = err_set(err, rc, "%s, line %" PRId64 ": %s", l->name, line, bad.msg);
         rc = err_set_param(err, rc, l->options->param);
@@ -122,15 +161,13 @@ static int load_example(void *ud, int64_t line, const struct example *example, s
     }
     if (rc != 0)
         return refuse_line(l, line, bad.msg, err);
-    if (l->ids.n < 2)
-        return refuse_line(l, line, "the text has nothing the tokenizer knows", err);
-    TRY(add_example(l, &kept, err));
-    if (!kept)
+    if (l->d->n_examples == before)
         return refuse_line(l, line,
                            "there is no token to train on; an assistant's message with another "
                            "weight than 0 is needed, or a larger dataset.max_seq_length",
                            err);
-    l->full = l->d->n_sources == l->options->max_examples;
+    TRY(token_store_end_source(l->d->store, err));
+    l->full = ++l->d->n_sources == l->options->max_examples;
 out:
     return rc == 0 && l->full ? ERR_CANCELLED : rc; /* ends the reading, see dataset_load */
 }

@@ -9,6 +9,10 @@
  * says which tokens an example becomes and which of them are trained on; the others are input only:
  * their targets are TARGET_IGNORE.
  *
+ * Where a chat template writes earlier turns otherwise once a conversation goes on, each answer of
+ * the assistant becomes an example of its own, with what was said before it as a model that is used
+ * gets it.
+ *
  * An example longer than a row is cut into several, each a new example; a cut never leaves a last
  * part of one token, since that one could not be a target. A part without any target (of a long
  * prompt) is left out.

@@ -214,7 +214,7 @@ static int measure(struct talk *t, size_t n, bool prompt, size_t *length, struct
                              &t->steps, err));
     *length = shared_length(t, &part.text);
     if (*length == SIZE_MAX)
-        rc = err_set(err, ERR_INVALID,
+        rc = err_set(err, ERR_CONFLICT,
                      "the model's chat template writes the first %zu messages otherwise when the "
                      "conversation goes on, so it cannot be told what the assistant says; split "
                      "the conversation, give its earlier answers the weight 0, or set "

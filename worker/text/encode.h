@@ -18,9 +18,9 @@
  * What the assistant says is what the template puts in {% generation %} blocks, where it has any.
  * Otherwise it is found by rendering the messages before a turn with add_generation_prompt, and
  * those up to and with it without: what the second has more than the first. Both must be the
- * beginning of the whole rendering, or the line is refused: the template writes a conversation's
- * beginning otherwise once it goes on, so one line cannot teach all its turns (make the earlier
- * ones' weight 0, or split it). The second may have an end-of-text token behind it that the whole
+ * beginning of the whole rendering, or it is ERR_CONFLICT: the template writes a conversation's
+ * beginning otherwise once it goes on (Qwen3's leaves out what was thought), so one example cannot
+ * teach all its turns. The second may have an end-of-text token behind it that the whole
  * rendering has at its own end only (Phi-3).
  *
  * A turn found that way is trained on up to and with the special token that ends it, and not on
@@ -55,7 +55,7 @@ struct example_encoder {
 };
 
 /* Append to `out`, which is as before on failure. ERR_INVALID: the example's fault;
- * ERR_UNSUPPORTED: the model cannot take such examples. */
+ * ERR_CONFLICT: see above; ERR_UNSUPPORTED: the model cannot take such examples. */
 int encode_example(const struct example_encoder *e, const struct example *example,
                    struct token_list *out, struct err *err);
 

@@ -193,12 +193,12 @@ Test(targets, a_conversation_that_would_not_end_gets_an_end)
 
 Test(targets, templates_that_hide_or_refuse_are_said_so)
 {
-    /* Writes the last answer only. */
+    /* Begins with how long the conversation is. */
     expect_talk(
-        "{% for m in messages %}{{ m.content if loop.last or m.role == 'user' }}{% endfor %}",
+        "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}",
         "{\"messages\": [" USER("x") ", " ASSISTANT("a") ", " USER("y") ", " ASSISTANT("b") "]}",
         LOSS_ON_AUTO, NULL,
-        "line 1: the model's chat template writes the first 2 messages otherwise");
+        "line 1: the model's chat template writes the first 1 messages otherwise");
     expect_talk("{{ raise_exception('never') }}", "{\"messages\": [" ASSISTANT("a") "]}",
                 LOSS_ON_ALL, NULL, "refuses the conversation: never");
     expect_talk(
@@ -207,4 +207,33 @@ Test(targets, templates_that_hide_or_refuse_are_said_so)
         "{\"messages\": [{\"role\": \"assistant\", \"content\": \"a\", \"weight\": 0}, " ASSISTANT(
             "b") "]}",
         LOSS_ON_AUTO, NULL, "marks 4 answers where the conversation has 2");
+}
+
+/* As Qwen3's does: the last answer comes with what was thought, earlier ones without. */
+Test(targets, each_answer_is_an_example_where_a_template_rewrites_earlier_ones)
+{
+    static const char forgets[] =
+        "{% for m in messages %}{{ m.role[0] }}:{{ '-' if loop.last and m.role == 'assistant' }}"
+        "{{ m.content }}{{ eos_token if m.role == 'assistant' }}{% endfor %}"
+        "{{ 'a:' if add_generation_prompt }}";
+    static const char talk[] =
+        "{\"messages\": [" USER("x") ", " ASSISTANT("b") ", " USER("y") ", " ASSISTANT("c") "]}";
+    static const char weighed[] =
+        "{\"messages\": [" USER("x") ", {\"role\": \"assistant\", \"content\": \"b\", \"weight\": "
+                                     "0}, " USER("y") ", " ASSISTANT("c") "]}";
+    static const char second[] = "[u][:][x][a][:][b][</s>][u][:][y][a][:]>[-]>[c]>[</s>]\n";
+    static const char longer[] = "{\"messages\": [" USER(
+        "x") ", {\"role\": \"assistant\", \"content\": \"b\", \"weight\": "
+             "0}, " USER("y") ", " ASSISTANT("c") ", " USER("x") ", " ASSISTANT("b") "]}";
+    static const char third[] =
+        "[u][:][x][a][:][b][</s>][u][:][y][a][:][c][</s>][u][:][x][a][:]>[-]>[b]>[</s>]\n";
+    char *both = NULL;
+
+    cr_assert(asprintf(&both, "%s%s", second, "[u][:][x][a][:]>[-]>[b]>[</s>]\n") > 0);
+    expect_talk(forgets, talk, LOSS_ON_AUTO, both, NULL);
+    expect_talk(forgets, weighed, LOSS_ON_AUTO, second, NULL);
+    free(both);
+    cr_assert(asprintf(&both, "%s%s", third, second) > 0);
+    expect_talk(forgets, longer, LOSS_ON_AUTO, both, NULL);
+    free(both);
 }
