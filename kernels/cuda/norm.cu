@@ -12,8 +12,9 @@
  */
 #include "kernels/cuda/common.cuh"
 
-/* Blocks of the backward kernel, hence partial rows: two for each multiprocessor of an H100. */
-enum { PARTIALS = 264, STRIDED = 256 };
+/* Blocks of the backward kernel, hence partial rows, are a fixed number for each multiprocessor of
+ * an H100: as many as registers allow, since a block has one row in flight. */
+enum { PARTIALS = 264, MOST_PARTIALS = 2 * PARTIALS, STRIDED = 256 };
 
 /* A row is shared by LANES threads, each holding ITERS packs; ROWS rows a block. */
 template <typename T, int LANES, int ITERS> struct row_shape {
@@ -21,6 +22,9 @@ template <typename T, int LANES, int ITERS> struct row_shape {
     static constexpr int ROWS = LANES == 32 ? 8 : 1;
     static constexpr int THREADS = LANES * ROWS;
     static constexpr int MAX_C = LANES * ITERS * W;
+    static constexpr bool LIGHT = LANES > 32 && ITERS == 1;
+    static constexpr int BLOCKS = LIGHT && LANES <= 256 ? 4 : 2; /* of backward, a multiprocessor */
+    static constexpr int PARTS = PARTIALS / 2 * BLOCKS;
 };
 
 template <int LANES> __device__ __forceinline__ float row_sum(float x, float *scratch)
@@ -145,7 +149,8 @@ __global__ void __launch_bounds__(row_shape<T, LANES, ITERS>::THREADS)
 /* With g = dy * scale and xhat = (x - mean) * rstd:
  * dx = rstd * (g - mean(g) - xhat * mean(g * xhat)) + dresidual, without mean(g) for RMS. */
 template <typename T, int LANES, int ITERS>
-__global__ void __launch_bounds__(row_shape<T, LANES, ITERS>::THREADS, 2)
+__global__ void __launch_bounds__(row_shape<T, LANES, ITERS>::THREADS,
+                                  row_shape<T, LANES, ITERS>::BLOCKS)
     norm_bwd_kernel(const __grid_constant__ struct norm_args a)
 {
     using shape = row_shape<T, LANES, ITERS>;
@@ -161,7 +166,7 @@ __global__ void __launch_bounds__(row_shape<T, LANES, ITERS>::THREADS, 2)
             dw[i][j] = db[i][j] = 0;
     }
     for (int64_t row = (int64_t)blockIdx.x * shape::ROWS + slot; row < a.N;
-         row += (int64_t)PARTIALS * shape::ROWS) {
+         row += (int64_t)shape::PARTS * shape::ROWS) {
         const T *x = (const T *)a.x + row * C, *dy = (const T *)a.dy + row * C;
         float rstd = ((const float *)a.rstd)[row];
         float mean = a.kind == NORM_LAYER ? ((const float *)a.mean)[row] : 0.0f;
@@ -355,15 +360,15 @@ __global__ void norm_reduce_kernel(const __grid_constant__ struct norm_args a, i
         take_gradient(to, c - a.C, sum, true, bias);
 }
 
-static void norm_reduce(cudaStream_t s, const struct norm_args *a)
+static void norm_reduce(cudaStream_t s, const struct norm_args *a, int parts)
 {
     unsigned blocks = (unsigned)ceil_div(2 * a->C, 32);
     dim3 threads(32, 16);
     if (a->narrow.on)
         norm_reduce_kernel<__nv_bfloat16>
-            <<<blocks, threads, 0, s>>>(*a, PARTIALS, bias_stream(&a->narrow));
+            <<<blocks, threads, 0, s>>>(*a, parts, bias_stream(&a->narrow));
     else
-        norm_reduce_kernel<float><<<blocks, threads, 0, s>>>(*a, PARTIALS, a->narrow.stream);
+        norm_reduce_kernel<float><<<blocks, threads, 0, s>>>(*a, parts, a->narrow.stream);
 }
 
 static bool wide(const struct norm_args *a, int W)
@@ -405,9 +410,9 @@ template <typename T, int LANES, int ITERS>
 static int norm_bwd_rows(cudaStream_t s, const struct norm_args *a)
 {
     using shape = row_shape<T, LANES, ITERS>;
-    norm_bwd_kernel<T, LANES, ITERS><<<PARTIALS, shape::THREADS, 0, s>>>(*a);
+    norm_bwd_kernel<T, LANES, ITERS><<<shape::PARTS, shape::THREADS, 0, s>>>(*a);
     if (a->dweight || a->dbias)
-        norm_reduce(s, a);
+        norm_reduce(s, a, shape::PARTS);
     return launch_status();
 }
 
@@ -423,8 +428,8 @@ template <typename T> static int norm_bwd(cudaStream_t s, const struct norm_args
             return norm_bwd_rows<T, 128, 1>(s, a);
         if (a->C <= 256 * W)
             return norm_bwd_rows<T, 256, 1>(s, a);
-        if (a->C <= 256 * 2 * W)
-            return norm_bwd_rows<T, 256, 2>(s, a);
+        if (a->C <= 512 * W)
+            return norm_bwd_rows<T, 512, 1>(s, a);
         if (a->C <= 256 * 4 * W)
             return norm_bwd_rows<T, 256, 4>(s, a);
     }
@@ -432,7 +437,7 @@ template <typename T> static int norm_bwd(cudaStream_t s, const struct norm_args
     if (a->dweight || a->dbias) {
         dim3 grid((unsigned)ceil_div(a->C, 32), PARTIALS / 8);
         norm_columns_kernel<T><<<grid, dim3(32, 8), 0, s>>>(*a);
-        norm_reduce(s, a);
+        norm_reduce(s, a, PARTIALS);
     }
     norm_bwd_strided_kernel<T><<<(unsigned)a->N, STRIDED, 0, s>>>(*a);
     return launch_status();
@@ -454,5 +459,5 @@ extern "C" int launch_norm_bwd(cudaStream_t s, enum dtype real, const struct nor
 
 extern "C" size_t workspace_norm_bwd(const struct norm_args *a)
 {
-    return (size_t)PARTIALS * 2 * (size_t)a->C * sizeof(float);
+    return (size_t)MOST_PARTIALS * 2 * (size_t)a->C * sizeof(float);
 }

@@ -195,7 +195,7 @@ def write_job(root, data, model, rows, length, micro, states):
     os.makedirs(root)
     spec["model"] = "bench/model"
     spec["base_model"]["path"] = model
-    spec["files"]["training_file"] = {"path": data, "filename": "train.jsonl", "bytes": os.path.getsize(data)}
+    spec["files"]["training_file"].update(path=data, filename="train.jsonl", bytes=os.path.getsize(data))
     spec["hyperparameters"]["batch_size"] = rows
     spec["dataset"].update(max_seq_length=length, packing=True)
     spec["optimization"].update(learning_rate=1e-5, weight_decay=0.1, micro_batch_size=micro)
