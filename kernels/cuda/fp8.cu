@@ -40,7 +40,9 @@ static __device__ __forceinline__ uint32_t max_pair(uint32_t top, uint32_t two)
 static __device__ __forceinline__ void keep_largest(uint32_t pair, uint32_t *amax)
 {
     uint32_t top = max(pair & 0xffffu, pair >> 16);
-    top = __reduce_max_sync(FULL_WARP, top);
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2)
+        top = max(top, __shfl_xor_sync(FULL_WARP, top, offset));
     if ((threadIdx.x & 31) == 0 && top > 0)
         atomicMax(amax, top << 16);
 }
