@@ -30,17 +30,22 @@ struct piece {
 /* ---- creating --------------------------------------------------------------------------------
  */
 
+/* Where the file system has no files without a name, it has one for a moment. */
 static int open_unnamed(struct nvme_file *f, struct err *err)
 {
     char *path = xasprintf("%s/castor-XXXXXX", f->directory);
     int rc = 0;
 
+    f->fd = open(f->directory, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    if (f->fd >= 0)
+        goto out;
     f->fd = mkostemp(path, O_CLOEXEC);
     if (f->fd < 0) {
         rc = err_set_errno(err, errno, "cannot create a file in the volume %s", f->directory);
     } else {
         unlink(path);
     }
+out:
     free(path);
     return rc;
 }

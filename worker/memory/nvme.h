@@ -1,7 +1,6 @@
 /*
  * The third tier: one preallocated file on a fast disk, which a plan carves as it carves memory. It
- * has no name (it is unlinked as soon as it exists), so it is gone when the process is, however
- * that ends.
+ * has no name, so it is gone when the process is, however that ends.
  *
  * Reads and writes go past the page cache (O_DIRECT) through io_uring (Axboe, "Efficient IO with
  * io_uring", 2019), cut into pieces of NVME_PIECE bytes of which NVME_DEPTH are under way at a
