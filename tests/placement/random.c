@@ -134,6 +134,17 @@ static bool fits(const struct plan_input *in, struct plan_choices c)
     return all;
 }
 
+static bool any_fits(const struct plan_input *in, struct plan_choices c, int64_t chunks)
+{
+    int64_t disks = in->limit[TIER_NVME] > 0 ? chunks - c.resident : 0;
+    for (c.offload_boundaries = 0; c.offload_boundaries <= 1; c.offload_boundaries++)
+        for (c.early = 0; c.early <= (in->clip ? 0 : chunks); c.early += chunks)
+            for (c.nvme = 0; c.nvme <= disks; c.nvme++)
+                if (fits(in, c))
+                    return true;
+    return false;
+}
+
 /* Is there any plan within the limits? What only costs memory is left out. */
 static bool any_plan_fits(const struct plan_input *in, int64_t chunks, int64_t slice)
 {
@@ -142,17 +153,11 @@ static bool any_plan_fits(const struct plan_input *in, int64_t chunks, int64_t s
     struct plan_choices c = {.slice = slice};
     for (c.group = 1; c.group <= in->micro_batches; c.group++)
         for (c.resident = least; c.resident <= most; c.resident++)
-            for (c.offload_boundaries = 0; c.offload_boundaries <= 1; c.offload_boundaries++)
-                for (c.nvme = 0; c.nvme <= (in->limit[TIER_NVME] ? chunks - c.resident : 0);
-                     c.nvme++)
-                    if (fits(in, c)) {
-                        fprintf(stderr,
-                                "group %lld, %lld resident, boundaries on the host %lld, %lld on "
-                                "disk:\n",
-                                (long long)c.group, (long long)c.resident,
-                                (long long)c.offload_boundaries, (long long)c.nvme);
-                        return true;
-                    }
+            if (any_fits(in, c, chunks)) {
+                fprintf(stderr, "group %lld, %lld resident:\n", (long long)c.group,
+                        (long long)c.resident);
+                return true;
+            }
     return false;
 }
 

@@ -241,7 +241,6 @@ static bool search_disk(struct search *s, struct plan_choices *c)
 static bool search_split(struct search *s, struct plan_choices c)
 {
     int64_t last = s->n_chunks - 1;
-    c.early = s->in->clip ? 0 : s->n_chunks; /* gradients leave soon */
     int64_t visits = 2 * s->in->model->n_blocks * ((s->in->micro_batches + c.group - 1) / c.group);
     if (!fits_in(s, c, GPU_ONLY, true))
         return false;
@@ -259,11 +258,18 @@ static bool search_split(struct search *s, struct plan_choices c)
     best_that_fits(s, &c, &c.turn, 0, visits, ALL_TIERS);
     best_that_fits(s, &c, &c.cheap, 0, 1, ALL_TIERS);
     consider(s, c);
-    if (c.early > 0) {
-        c.early = 0;
-        consider(s, c);
-    }
     return true;
+}
+
+/* Without clipping an update runs as soon as its gradient is there, which then leaves host memory,
+ * or when the next forward needs it, when no boundary activations wait there. */
+static bool search_updates(struct search *s, struct plan_choices c)
+{
+    bool fits = search_split(s, c);
+    if (s->in->clip)
+        return fits;
+    c.early = s->n_chunks;
+    return search_split(s, c) || fits;
 }
 
 static void search_splits(struct search *s, struct plan_choices c)
@@ -274,7 +280,7 @@ static void search_splits(struct search *s, struct plan_choices c)
             int64_t before = -1;
             for (int64_t k = 0; k <= KEEP_STEPS; k++) {
                 c.keep = s->layers * k / KEEP_STEPS;
-                if (c.keep != before && !search_split(s, c))
+                if (c.keep != before && !search_updates(s, c))
                     break;
                 before = c.keep;
             }
