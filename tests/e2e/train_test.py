@@ -552,6 +552,9 @@ def placement_on_disk(root):
     equal(job.run().returncode, 0)
     same_steps(job, (1, 2, 3), here.losses())
     same_output(job.output(), here.output())
+    last = job.events(3, "step")[-1]
+    equal((last["nvme"]["peak"], last["nvme"]["planned_peak"]), (report["memory"]["nvme"]["total"],) * 2)
+    assert last["disk_read_bytes"] > 0 and last["disk_write_bytes"] > 0, last
     small = Job(root, "small", placement=dict(placement, nvme_limit=4096), **changes)
     small.spec["files"]["nvme"]["path"] = volume
     rig.write_json(small.path("spec.json"), small.spec)

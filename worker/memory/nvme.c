@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <liburing.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,7 +17,7 @@ struct nvme_file {
     char *directory;
     int fd;
     size_t bytes;
-    uint64_t read, written;
+    _Atomic uint64_t read, written;
     bool direct, ring_open;
     struct io_uring ring;
 };
@@ -104,7 +105,10 @@ bool nvme_file_is_direct(const struct nvme_file *f)
 
 struct nvme_counters nvme_file_counters(const struct nvme_file *f)
 {
-    return (struct nvme_counters){.read = f->read, .written = f->written, .reserved = f->bytes};
+    return (struct nvme_counters){.read = atomic_load_explicit(&f->read, memory_order_relaxed),
+                                  .written =
+                                      atomic_load_explicit(&f->written, memory_order_relaxed),
+                                  .reserved = f->bytes};
 }
 
 /* ---- moving ----------------------------------------------------------------------------------
@@ -222,7 +226,7 @@ static int move(struct nvme_file *f, bool write, char *at, size_t bytes, size_t 
            offset + bytes <= f->bytes);
     for (int k = 0; k < NVME_DEPTH; k++)
         t.free_pieces[k] = k;
-    *(write ? &f->written : &f->read) += bytes;
+    atomic_fetch_add_explicit(write ? &f->written : &f->read, bytes, memory_order_relaxed);
     return f->ring_open ? move_by_ring(&t, err) : move_plainly(&t, err);
 }
 

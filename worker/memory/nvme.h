@@ -29,7 +29,8 @@ int nvme_file_create(const char *directory, size_t bytes, struct nvme_file **out
 void nvme_file_destroy(struct nvme_file *f);
 bool nvme_file_is_direct(const struct nvme_file *f);
 
-/* Bytes moved since it was created, and bytes reserved. Read while nothing is under way. */
+/* Bytes moved since it was created (counted when they set out), and bytes reserved. From any
+ * thread. */
 struct nvme_counters {
     uint64_t read, written;
     size_t reserved;

@@ -92,7 +92,7 @@ typedef int (*payload_fn)(void *ud, int64_t chunk, enum payload payload, void *h
 int executor_transfer(struct executor *e, enum plan_list list, payload_fn fn, void *ud,
                       struct err *err);
 
-/* What the disk tier has carried; zeros when the plan has none. No step may be in flight. */
+/* What the disk tier has carried; zeros when the plan has none. */
 struct nvme_counters executor_disk_counters(struct executor *e);
 
 #endif

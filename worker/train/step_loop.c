@@ -100,6 +100,7 @@ static int report_step(struct loop *l, const struct pending *p, const struct ste
 {
     struct run *r = l->r;
     const struct device_counters *c = &r->device->counters;
+    struct nvme_counters disk = executor_disk_counters(r->executor);
     double n = p->given.targets > 0 ? (double)p->given.targets : 1;
     double speed = (double)p->given.tokens / seconds;
 
@@ -136,8 +137,11 @@ static int report_step(struct loop *l, const struct pending *p, const struct ste
                                                     (double)p->given.tokens / r->speed,
                                .gpu = tier_memory(r, TIER_GPU, c->device_now, c->device_peak),
                                .host = tier_memory(r, TIER_HOST, c->host_now, c->host_peak),
+                               .nvme = tier_memory(r, TIER_NVME, disk.reserved, disk.reserved),
                                .h2d_bytes = (int64_t)c->h2d_bytes,
                                .d2h_bytes = (int64_t)c->d2h_bytes,
+                               .disk_read_bytes = (int64_t)disk.read,
+                               .disk_write_bytes = (int64_t)disk.written,
                                .stalls = {.h2d = res->stall[QUEUE_H2D],
                                           .d2h = res->stall[QUEUE_D2H],
                                           .disk = res->stall[QUEUE_DISK],
