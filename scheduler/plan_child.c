@@ -16,7 +16,9 @@
 #include "core/json.h"
 #include "scheduler/spawn.h"
 
-enum { MAX_FILE = 1 << 30 }; /* tokenizers and index files are megabytes; weights are not fetched */
+/* Of each file that the child writes: parts of data sets on the hub, and data tokenized. Weights
+ * are not fetched, and whether the disk has room for the rest is looked at before. */
+static const size_t max_file = (size_t)256 << 30;
 
 struct plan_child {
     pid_t pid;
@@ -61,7 +63,7 @@ int plan_child_start(const char *worker_path, const char *jobdir, char *const *e
         .gate_fd = -1,
         .die_with_starter = true,
         .max_memory = limits->memory,
-        .max_file = MAX_FILE,
+        .max_file = max_file,
         .max_cpu_seconds = limits->seconds,
     };
     rc = spawn_start(&spawn, &pid, err);
