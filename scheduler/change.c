@@ -73,6 +73,7 @@ static int step_row(const struct change_context *c, const struct job *job, const
     const struct event_step *s = &e->step;
     json_t *data = json_object();
     json_t *memory = json_object();
+    json_t *stalls = json_object();
 
     json_object_set_new(data, "step", json_integer(s->step));
     json_object_set_new(data, "total_steps", json_integer(s->total_steps));
@@ -91,6 +92,15 @@ static int step_row(const struct change_context *c, const struct job *job, const
     put_real(data, "tokens_per_second", s->tokens_per_second);
     put_real(data, "seconds", s->seconds);
     put_real(data, "planned_seconds", s->planned_seconds);
+    put_real(data, "bound_seconds", s->bound_seconds);
+    put_real(data, "efficiency", s->bound_seconds / s->seconds);
+    put_real(data, "update_seconds", s->update_seconds);
+    put_real(data, "cpu_update_share", s->cpu_update_share);
+    put_real(stalls, "h2d", s->stalls.h2d);
+    put_real(stalls, "d2h", s->stalls.d2h);
+    put_real(stalls, "disk", s->stalls.disk);
+    put_real(stalls, "updates", s->stalls.updates);
+    json_object_set_new(data, "stalls", stalls);
     json_object_set_new(memory, "gpu", memory_json(&s->gpu));
     json_object_set_new(memory, "host", memory_json(&s->host));
     json_object_set_new(memory, "nvme", memory_json(&s->nvme));
