@@ -444,6 +444,7 @@ def unsupported_specs(root):
             ("master", {"precision": {"compute": "fp32", "master": "bf16"}}, "precision.master"),
             ("gradients", {"precision": {"compute": "fp32", "gradients": "bf16"}}, "precision.gradients"),
             ("fp8", {"precision": {"compute": "fp8"}, "resources": {"device": "cpu"}}, "precision.compute"),
+            ("half", {"precision": {"compute": "fp16"}}, "precision.compute"),
             ("states", {"precision": {"optimizer_state": "int8"}}, "precision.optimizer_state")):
         job = Job(root, name, **changes)
         code, report = job.plan()
