@@ -5,12 +5,12 @@
  *   request  the body of POST /v1/fine_tuning/jobs: OpenAI's fields plus optional extension objects
  *            (dataset, optimization, precision, parallelism, placement, resources, scheduling,
  *            lora, hub, sample_prompts, sample_tokens). Most members may be absent; some numbers
- * may be "auto". Hyperparameters stand in method.supervised.hyperparameters or, the old way, in
- *            hyperparameters.
+ *            may be "auto". Hyperparameters stand in method.supervised.hyperparameters or, the old
+ *            way, in hyperparameters.
  *   stored   spec.json in the job directory: the same members, every one present, plus v, id,
  *            created_at, resolved, base_model {repo, revision, commit, path}, hub {endpoint,
- * has_token} and files {training_file, validation_file: {path, filename, bytes, repo, revision,
- *            commit, folder}}.
+ *            has_token} and files {training_file, validation_file: {path, filename, bytes, repo,
+ *            revision, commit, folder}}.
  *
  * After `castor-worker --plan` has looked at model and data, no "auto" is left and
  * base_model.commit (and that of data on the hub) is known: then the spec is *resolved*, and it

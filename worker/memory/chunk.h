@@ -6,10 +6,12 @@
  * A chunk has up to three payloads, which are placed and moved independently:
  *   PARAM  n elements of the compute type
  *   GRAD   n elements of the gradient type (compute type where narrow) for each use: uses
- * accumulate apart and are summed once, in use order, so the result does not depend on how the uses
- * interleave STATE  optimizer state, n elements each of [master,] first moment, second moment; the
- * master is absent when the parameter itself has the master's type. Frozen chunks have PARAM only
- * and are read-only: never written back, free to drop.
+ *          accumulate apart and are summed once, in use order, so the result does not depend on
+ *          how the uses interleave
+ *   STATE  optimizer state, n elements each of [master,] first moment, second moment; the master
+ *          is absent when the parameter itself has the master's type
+ *
+ * Frozen chunks have PARAM only and are read-only: never written back, free to drop.
  *
  * Within a chunk, tensors with weight decay come first: decay applies to elements [0, n_decay).
  * Every tensor starts at a multiple of CHUNK_ALIGN elements; the gaps hold zeros and stay zero

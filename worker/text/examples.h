@@ -2,10 +2,11 @@
  * The examples of a data file, one after the other, and what is wrong with its lines. Knows
  * formats, not tokens.
  *
- *   JSONL    one object a line, in one of the shapes of worker/text/shapes.h. Blank lines are
- * passed over. CSV      a header row and one example a row, for shapes of strings
- * (worker/text/csv.h) Parquet  one example a row (worker/text/parquet.h) plain    an example is a
- * run of lines without a blank one between, joined by newlines.
+ *   JSONL    one object a line, in one of the shapes of worker/text/shapes.h; blank lines are
+ *            passed over
+ *   CSV      a header row and one example a row, for shapes of strings (worker/text/csv.h)
+ *   Parquet  one example a row (worker/text/parquet.h)
+ *   plain    an example is a run of lines without a blank one between, joined by newlines
  */
 #ifndef CASTOR_WORKER_TEXT_EXAMPLES_H
 #define CASTOR_WORKER_TEXT_EXAMPLES_H
