@@ -290,6 +290,18 @@ static void search_splits(struct search *s, struct plan_choices c)
     }
 }
 
+/* Does the plan claim less on a tier? */
+static bool claims_less(const struct search *s, struct plan_choices c,
+                        const size_t claim[TIER_COUNT])
+{
+    struct plan *p = plan_make(s->in, &c);
+    bool less = false;
+    for (int t = 0; t < TIER_COUNT; t++)
+        less = less || p->claim[t] < claim[t];
+    plan_destroy(p);
+    return less;
+}
+
 /* What hardly changes where things lie is tried on the fastest plan alone: how many updates run as
  * gradients arrive (too few, and the processor has nothing to do in backward; too many, and it has
  * nothing to do in the next forward, which waits for the last of them), and places that linger, for
@@ -307,9 +319,13 @@ static void refine(struct search *s)
         consider(s, c);
     }
     c = s->best->chosen;
+    size_t claim[TIER_COUNT];
+    memcpy(claim, s->best->claim, sizeof claim);
     for (int64_t k = 1; k < EARLY_STEPS && !s->in->clip; k++) {
         c.early = s->n_chunks * k / EARLY_STEPS;
-        consider(s, c);
+        /* One that takes less would be refused where only it fits: the search did not look there */
+        if (!claims_less(s, c, claim))
+            consider(s, c);
     }
 }
 
