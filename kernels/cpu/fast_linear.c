@@ -31,25 +31,29 @@ static float alpha_of(const struct linear_args *a)
     return a->alpha != 0 ? a->alpha : 1;
 }
 
-/* Large tiles repack less; enough of them keep all threads busy. */
+/* A library call packs both operands of its tile, so a tile costs less by the product the larger it
+ * is: 512 by 1024 runs some 15 % faster than 256 by 256 (k 576, one thread). Smaller ones only where
+ * there would be too few for the threads of most machines. */
 struct tiling {
     int64_t rows, cols, down, across;
 };
 
 static struct tiling tiling(int64_t rows, int64_t cols)
 {
-    enum { TILES_WANTED = 16, SMALLEST = 64 };
-    struct tiling t = {512, 512, 0, 0};
+    enum { TILES_WANTED = 8, SMALLEST = 64, MOST_ROWS = 512, MOST_COLS = 1024, STEP = 32 };
+    struct tiling t = {.down = divide_up(rows, MOST_ROWS), .across = divide_up(cols, MOST_COLS)};
 
-    for (;;) {
-        t.down = divide_up(rows, t.rows);
-        t.across = divide_up(cols, t.cols);
-        bool rows_longer = min64(t.rows, rows) >= min64(t.cols, cols);
-        int64_t *longer = rows_longer ? &t.rows : &t.cols;
-        if (t.down * t.across >= TILES_WANTED || *longer <= SMALLEST)
-            return t;
-        *longer /= 2;
+    while (t.down * t.across < TILES_WANTED) {
+        int64_t height = divide_up(rows, t.down), width = divide_up(cols, t.across);
+        if (height <= SMALLEST && width <= SMALLEST)
+            break;
+        *(height > width ? &t.down : &t.across) *= 2;
     }
+    t.rows = divide_up(divide_up(rows, t.down), STEP) * STEP;
+    t.cols = divide_up(divide_up(cols, t.across), STEP) * STEP;
+    t.down = divide_up(rows, t.rows);
+    t.across = divide_up(cols, t.cols);
+    return t;
 }
 
 struct tile {

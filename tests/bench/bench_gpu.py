@@ -139,7 +139,8 @@ def tensor_shapes(c):
             q = "model.layers.%d." % i
             for name, out in (("q", h), ("k", kv), ("v", kv)):
                 shapes[q + "self_attn.%s_proj.weight" % name] = (out, h)
-                shapes[q + "self_attn.%s_proj.bias" % name] = (out,)
+                if c["model_type"] == "qwen2":
+                    shapes[q + "self_attn.%s_proj.bias" % name] = (out,)
             shapes[q + "self_attn.o_proj.weight"] = (h, h)
             shapes[q + "mlp.gate_proj.weight"] = shapes[q + "mlp.up_proj.weight"] = (f, h)
             shapes[q + "mlp.down_proj.weight"] = (h, f)

@@ -18,7 +18,7 @@ enum {
     AUTO_BATCH_MAX = 32,
     AUTO_STEPS_PER_EPOCH = 64,   /* aimed at when the batch size is left to us           */
     AUTO_MICRO_TOKENS = 8192,    /* tokens of a micro-batch: enough for full GEMM speed  */
-    HEAD_LOGITS_CPU = 8 << 20,   /* logits held at a time: 32 MiB of float               */
+    HEAD_LOGITS_CPU = 32 << 20,  /* 128 MiB of float: some hundred rows read the head once */
     HEAD_LOGITS_GPU = 256 << 20, /* 512 MiB of bf16: products large enough for full rate */
     HEAD_ROWS_TILE = 256,        /* rows of a slice are a multiple of this where they can */
 };
