@@ -32,8 +32,8 @@ static float alpha_of(const struct linear_args *a)
 }
 
 /* A library call packs both operands of its tile, so a tile costs less by the product the larger it
- * is: 512 by 1024 runs some 15 % faster than 256 by 256 (k 576, one thread). Smaller ones only where
- * there would be too few for the threads of most machines. */
+ * is: 512 by 1024 runs some 15 % faster than 256 by 256 (k 576, one thread). Smaller ones only
+ * where there would be too few for the threads of most machines. */
 struct tiling {
     int64_t rows, cols, down, across;
 };

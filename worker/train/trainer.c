@@ -42,8 +42,7 @@ int trainer_pick_ops(struct device *d, const struct job_spec *spec, const struct
     enum dtype compute = session_dtype(spec);
     bool eight_bits = spec->precision.compute == COMPUTE_FP8;
     const struct op_table *ops = device_ops(d, compute);
-    /* The CPU's bfloat16 ops are proven one by one; whole steps in them are not yet. */
-    if (!ops || (d->kind == DEVICE_CPU && compute == DT_BF16) || (eight_bits && !d->fp8)) {
+    if (!ops || (eight_bits && !d->fp8)) {
         int rc = err_set(err, ERR_UNSUPPORTED,
                          "%s does not compute in %s; set precision.compute to \"%s\"", d->name,
                          compute_dtype_name(spec->precision.compute),

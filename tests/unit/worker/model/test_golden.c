@@ -91,8 +91,8 @@ static void check_case(const char *name, enum dtype compute, bool reference, dou
 
 /* Every value between ops is rounded to 8 bits, by 2^-9 of itself at most. A logit lies some 25
  * such roundings deep: of random sign they make sqrt(25) * 2^-9 = 1 % of a tensor's norm; four
- * times that is allowed, for what norms of small variance magnify. Gradients, which lie twice as
- * deep, are left to the tests of ops and of whole steps. */
+ * times that is allowed, for what norms of small variance magnify. Gradients are judged by
+ * PyTorch's (test_bf16.c). */
 static const double BF16_RTOL = 0.04;
 
 Test(golden, pre_norm_double)
