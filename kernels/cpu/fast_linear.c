@@ -33,17 +33,19 @@ static float alpha_of(const struct linear_args *a)
 
 /* A library call packs both operands of its tile, so a tile costs less by the product the larger it
  * is: 512 by 1024 runs some 15 % faster than 256 by 256 (k 576, one thread). Smaller ones only
- * where there would be too few for the threads of most machines. */
+ * where there would be too few for the threads, of which more are worth having the more tokens
+ * there are. */
 struct tiling {
     int64_t rows, cols, down, across;
 };
 
-static struct tiling tiling(int64_t rows, int64_t cols)
+static struct tiling tiling(int64_t rows, int64_t cols, int64_t tokens)
 {
-    enum { TILES_WANTED = 8, SMALLEST = 64, MOST_ROWS = 512, MOST_COLS = 1024, STEP = 32 };
+    enum { SMALLEST = 64, MOST_ROWS = 512, MOST_COLS = 1024, STEP = 32 };
+    int64_t wanted = tokens < 4096 ? 4 : 8;
     struct tiling t = {.down = divide_up(rows, MOST_ROWS), .across = divide_up(cols, MOST_COLS)};
 
-    while (t.down * t.across < TILES_WANTED) {
+    while (t.down * t.across < wanted) {
         int64_t height = divide_up(rows, t.down), width = divide_up(cols, t.across);
         if (height <= SMALLEST && width <= SMALLEST)
             break;
@@ -159,7 +161,7 @@ static void forward_tile(const struct linear_args *a, const struct tile *t)
 
 int fast_linear_fwd(struct stream *s, const struct linear_args *a)
 {
-    struct tiling t = tiling(a->N, a->O);
+    struct tiling t = tiling(a->N, a->O, a->N);
 
     if (a->fp8)
         return cpu_fp8_linear(OP_LINEAR_FWD, DT_F32, fast_linear_fwd, s, a);
@@ -191,7 +193,7 @@ FAST_CLONES void fast_slope_row(enum act_kind act, int64_t n, const float *pre, 
 int fast_linear_bwd_data(struct stream *s, const struct linear_args *a)
 {
     int64_t ldx = ld_or(a->ldx, a->I), ldy = ld_or(a->ldy, a->O);
-    struct tiling t = tiling(a->N, a->I);
+    struct tiling t = tiling(a->N, a->I, a->N);
 
     if (a->fp8)
         return cpu_fp8_linear(OP_LINEAR_BWD_DATA, DT_F32, fast_linear_bwd_data, s, a);
@@ -236,7 +238,7 @@ FAST_CLONES void fast_column_sums(const float *x, int64_t ld, int64_t N, int64_t
 int fast_linear_bwd_weight(struct stream *s, const struct linear_args *a)
 {
     int64_t ldx = ld_or(a->ldx, a->I), ldy = ld_or(a->ldy, a->O);
-    struct tiling t = tiling(a->O, a->I);
+    struct tiling t = tiling(a->O, a->I, a->N);
     int64_t tiles = a->dw ? t.down * t.across : 0;
     int64_t strips = a->dbias ? divide_up(a->O, FAST_COLUMNS) : 0;
     bool add = a->dw_accum == ACCUM_ADD;
