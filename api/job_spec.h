@@ -62,6 +62,7 @@ enum pipeline_schedule { PIPELINE_1F1B, PIPELINE_GPIPE };
 enum placement_policy { PLACE_AUTO, PLACE_CUDA, PLACE_CPU };
 enum job_backend { BACKEND_LOCAL, BACKEND_SLURM };
 /* What a job with adapters leaves: the adapters alone, a whole model, or both. */
+enum export_choice { EXPORT_LAST, EXPORT_BEST };
 enum lora_export { LORA_EXPORT_ADAPTER, LORA_EXPORT_MERGED, LORA_EXPORT_BOTH };
 enum job_device { DEVICE_AUTO, DEVICE_ONLY_CPU, DEVICE_ONLY_GPU };
 
@@ -131,7 +132,9 @@ struct spec_optimization {
     int64_t checkpoint_interval;      /* steps; 0 = at the end of each epoch                   */
     int64_t keep_checkpoints;         /* newest kept besides the best; 3                       */
     struct spec_early_stopping early_stopping;
-    struct auto_real dropout; /* auto = what the model's config says */
+    enum export_choice export; /* last; best: the checkpoint of the lowest validation loss, as
+                                  always when training stops early */
+    struct auto_real dropout;  /* auto = what the model's config says */
 };
 
 struct spec_precision {

@@ -25,6 +25,7 @@ static const char *const tensor_words[] = {"1d", "2d", "2.5d", "3d", NULL};
 static const char *const pipeline_words[] = {"1f1b", "gpipe", NULL};
 static const char *const policy_words[] = {"auto", "cuda", "cpu", NULL};
 static const char *const backend_words[] = {"local", "slurm", NULL};
+static const char *const export_words[] = {"last", "best", NULL};
 static const char *const lora_export_words[] = {"adapter", "merged", "both", NULL};
 static const char *const device_words[] = {"auto", "cpu", "gpu", NULL};
 
@@ -127,6 +128,7 @@ const struct record_field spec_fields[] = {
     INT(OPT "keep_checkpoints", optimization.keep_checkpoints, 1, 1000, 3),
     INT(OPT "early_stopping.patience", optimization.early_stopping.patience, 0, 1e6, 0),
     REAL(OPT "early_stopping.min_delta", optimization.early_stopping.min_delta, 0, 1e6, 0, 0),
+    WORD(OPT "export", optimization.export, export_words, EXPORT_LAST),
     AUTO_REAL(OPT "dropout", optimization.dropout, 0, 1, BELOW),
 
     WORD("precision.compute", precision.compute, compute_words, COMPUTE_AUTO),

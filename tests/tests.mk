@@ -87,6 +87,7 @@ $(eval $(call python_suite,e2e/http,tests/e2e/http_test.py,$(castor_bin),,$(B)/c
 $(eval $(call python_suite,e2e/sdk,tests/e2e/sdk_test.py,$(castor_bin),,$(B)/castord))
 $(eval $(call python_suite,e2e/train,tests/e2e/train_test.py,,--build $(B),$(B)/castor-worker))
 $(eval $(call python_suite,e2e/lora,tests/e2e/lora_test.py,,--build $(B),$(B)/castor-worker))
+$(eval $(call python_suite,e2e/course,tests/e2e/course_test.py,,--build $(B),$(B)/castor-worker))
 $(eval $(call python_suite,e2e/precision,tests/e2e/precision_test.py,,--build $(B),$(B)/castor-worker))
 $(eval $(call python_suite,e2e/service,tests/e2e/service_test.py,,--build $(B),$(PROGRAMS)))
 $(eval $(call python_suite,e2e/hub,tests/e2e/hub_test.py,,--build $(B),$(PROGRAMS)))

@@ -34,7 +34,7 @@ SPEC = {
     "optimization": {"learning_rate": 0.01, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-08, "weight_decay": 0.01,
                      "schedule": "linear", "warmup_ratio": 0.0, "max_grad_norm": 1.0, "max_steps": 0,
                      "micro_batch_size": 2, "eval_interval": 0, "checkpoint_interval": 0, "keep_checkpoints": 3,
-                     "early_stopping": {"patience": 0, "min_delta": 0.0}, "dropout": "auto"},
+                     "early_stopping": {"patience": 0, "min_delta": 0.0}, "export": "last", "dropout": "auto"},
     "precision": {"compute": "auto", "master": "fp32", "gradients": "fp32", "optimizer_state": "fp32"},
     "parallelism": "auto",
     "placement": {"policy": "auto", "gpu_memory_limit": 0, "host_memory_limit": 0, "nvme_limit": 0,

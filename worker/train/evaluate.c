@@ -12,8 +12,10 @@ int run_evaluate(struct run *r, struct err *err)
     int64_t targets = 0;
     int rc = 0;
 
-    if (!s->validation)
+    if (!s->validation) {
+        r->state.eval_step = r->state.step;
         return 0;
+    }
     TRY(run_phase(r, PHASE_EVALUATING, err));
     dataset_get_stats(s->validation, &stats);
     for (int64_t row = 0; row < stats.rows; row += s->micro_batch) {
@@ -61,6 +63,8 @@ int run_sample(struct run *r, struct err *err)
     struct buf text = {0};
     int rc = 0;
 
+    if (spec->n_sample_prompts > 0)
+        TRY(run_phase(r, PHASE_EVALUATING, err));
     for (int64_t k = 0; k < spec->n_sample_prompts && !*r->options->terminate; k++) {
         struct sample_request request = {.prompt = spec->sample_prompts[k],
                                          .prompt_index = k,

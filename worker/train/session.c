@@ -95,6 +95,22 @@ out:
     return rc ? err_set_param(err, rc, "model") : 0;
 }
 
+/* What needs a validation set must have one. */
+static int check_validation(const struct session *s, struct err *err)
+{
+    const struct spec_optimization *o = &s->spec.optimization;
+    bool best = o->export == EXPORT_BEST;
+
+    if (s->validation || (!best && o->early_stopping.patience == 0))
+        return 0;
+    int rc = err_set(err, ERR_INVALID,
+                     "%s goes by the validation loss, and the job has no validation data; give it "
+                     "a validation_file or a dataset.validation_fraction",
+                     best ? "optimization.export \"best\"" : "early stopping");
+    return err_set_param(err, rc,
+                         best ? "optimization.export" : "optimization.early_stopping.patience");
+}
+
 static int load_data(struct session *s, const char *scratch_dir, struct err *err)
 {
     const struct job_spec *spec = &s->spec;
@@ -305,6 +321,7 @@ int session_prepare(const struct job_spec *spec, const struct session_options *o
     TRY(add_adapters(&s, err));
     TRY(choose_length(&s, err));
     TRY(load_data(&s, options->scratch_dir, err));
+    TRY(check_validation(&s, err));
     choose_steps(&s);
     choose_rest(&s);
     TRY(check_precision(&s.spec, err));

@@ -303,8 +303,8 @@ out:
     return rc;
 }
 
-/* Evaluate where it is due and was not done: also in front of the first step, and where an earlier
- * attempt was stopped before it could. */
+/* Sample and evaluate where it is due and was not done: also in front of the first step, for
+ * comparison, and where an earlier attempt was stopped before it could. */
 static int evaluate(struct run *r, struct err *err)
 {
     const struct spec_optimization *o = &r->session.spec.optimization;
@@ -313,8 +313,10 @@ static int evaluate(struct run *r, struct err *err)
 
     if (st->eval_step != st->step &&
         (st->step == r->session.total_steps ||
-         every(st->step, o->eval_interval, r->session.steps_per_epoch)))
+         every(st->step, o->eval_interval, r->session.steps_per_epoch))) {
+        TRY(run_sample(r, err)); /* first: an evaluation that is finished counts as done */
         TRY(run_evaluate(r, err));
+    }
     if (o->early_stopping.patience > 0 && st->without_gain >= o->early_stopping.patience)
         r->end = RUN_EARLY_STOP;
 out:
@@ -330,7 +332,8 @@ static int end_of_step(struct run *r, struct err *err)
     TRY(evaluate(r, err));
     if (step == r->session.total_steps || r->end != RUN_GOES_ON)
         return 0; /* the end has a checkpoint of its own */
-    bool export_later = o->early_stopping.patience > 0 && r->state.best_step == step;
+    bool may_export = o->early_stopping.patience > 0 || o->export == EXPORT_BEST;
+    bool export_later = may_export && r->state.best_step == step;
     if (export_later || every(step, o->checkpoint_interval, r->session.steps_per_epoch))
         TRY(scheduled_checkpoint(r, NULL, err));
 out:

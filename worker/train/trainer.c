@@ -287,21 +287,39 @@ out:
     return rc;
 }
 
+/* Its checkpoint was written behind its evaluation; there is none in front of the first step, and a
+ * full disk may have cost one. */
+static int find_best(struct run *r, int64_t *step, struct err *err)
+{
+    int64_t best = r->state.best_step;
+    char *path = job_dir_checkpoint(r->options->jobdir, best);
+    bool there = fs_exists(path);
+    char text[200];
+
+    free(path);
+    if (there) {
+        *step = best;
+        return 0;
+    }
+    snprintf(text, sizeof text,
+             best == 0 ? "no evaluation found a lower loss than the one before training; the "
+                         "weights of the last step, %lld, are exported"
+                       : "there is no checkpoint of the best evaluation; the weights of the last "
+                         "step, %lld, are exported",
+             (long long)r->state.step);
+    return run_warn(r, "best_not_kept", text, err);
+}
+
 static int finish_trained(struct run *r, struct err *err)
 {
     struct run_state *st = &r->state;
     int64_t exported = st->step;
     int rc = 0;
 
-    TRY(run_sample(r, err));
     if (r->last_saved != st->step)
         TRY(run_checkpoint(r, NULL, err));
-    if (r->end == RUN_EARLY_STOP) {
-        char *best = job_dir_checkpoint(r->options->jobdir, st->best_step);
-        if (fs_exists(best))
-            exported = st->best_step;
-        free(best);
-    }
+    if (r->end == RUN_EARLY_STOP || r->session.spec.optimization.export == EXPORT_BEST)
+        TRY(find_best(r, &exported, err));
     TRY(run_phase(r, PHASE_EXPORTING, err));
     TRY(export_model(r->options->jobdir, exported, r->session.sources.model_dir, &r->session.model,
                      &r->session.spec, err));
@@ -332,8 +350,6 @@ static int train(struct run *r, const struct job_spec *spec, struct err *err)
     TRY(prepare_plan(r, err));
     TRY(prepare_executor(r, err));
     TRY(load_weights(r, err));
-    if (r->state.step == 0) /* where it starts from, for comparison */
-        TRY(run_sample(r, err));
     if (r->options->profile)
         TRY(run_profile(r, err));
     else
