@@ -174,8 +174,8 @@ bench-memory: $(B)/castor-worker  ## models larger than the GPU's share of memor
 # The CPU beside its peers.
 $(eval $(call program_rules,$(B)/tests/bench/tokenizer_speed,tests/bench/tokenizer_speed.c,worker/text))
 $(eval $(call program_rules,$(B)/tests/bench/data_speed,tests/bench/data_speed.c,worker/text))
-bench-cpu: $(B)/tests/bench/tokenizer_speed $(B)/tests/bench/data_speed $(PYTHON)  ## tokenizers and data pipeline beside the Python libraries, one line a case (PEER=python with transformers and pyarrow)
-	@tests/bench/bench_cpu $(B) $(or $(PEER),$(PYTHON))
+bench-cpu: $(B)/tests/bench/tokenizer_speed $(B)/tests/bench/data_speed $(B)/castor-worker $(PYTHON) $(if $(PEER),,$(PYTHON_REAL))  ## tokenizers, data pipeline and a training step beside the Python libraries, one line a case (PEER=python with torch, transformers and pyarrow)
+	@tests/bench/bench_cpu $(B) $(or $(PEER),$(PYTHON)) $(or $(PEER),$(PYTHON_REAL))
 .PHONY: bench-ops bench-ops-gpu bench-gpu bench-cpu
 
 # --- the demonstration ------------------------------------------------------------------------------

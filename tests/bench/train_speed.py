@@ -32,7 +32,7 @@ sys.path.insert(0, HERE)
 import bench_gpu  # noqa: E402
 from bench_gpu import rig  # noqa: E402
 
-LIMIT_S = 600
+LIMIT_S = 1800
 SMOLLM2_135M = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 576, "num_hidden_layers": 30,
                 "num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 1536, "vocab_size": 49152,
                 "tie_word_embeddings": True, "hidden_act": "silu", "max_position_embeddings": 8192,
