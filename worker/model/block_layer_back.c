@@ -1,0 +1,315 @@
+/* A decoder layer's backward: block_layer.c, back to front. */
+#include "worker/model/block_layer.h"
+
+/* Buffers of backward: attention's and the MLP's share one place. */
+struct layer_back {
+    struct layer_norm_buf shared; /* for norms that are made again           */
+    struct layer_norm_buf norm;   /* what the step at hand reads: shared or kept */
+    void *dnorm;                  /* (N, C): gradient of a norm's output            */
+    void *dlast;   /* (N, C): of last, and of sums on the way; not in sequential pre-norm */
+    void *dropped; /* (N, C): a gradient behind dropout, or NULL     */
+    void *dinner;  /* (N, F or 2 F): of the up projection's output   */
+    void *dact;    /* (N, F): gated only                             */
+    void *act;     /* (N, F): the activation, where it was not kept  */
+    struct attention_back attn;
+};
+
+static void take_back(struct block_ctx *c, struct layer_back *b)
+{
+    struct region *g = &c->scratch;
+    int64_t stream = c->N * c->cfg->hidden;
+    bool plain = c->cfg->norm_place == NORM_PLACE_PRE && !layer_is_parallel(c);
+    size_t mark;
+
+    layer_take_norm(c, g, &b->shared);
+    b->norm = b->shared;
+    block_adapters_take_work(c, c->N, true);
+    b->dnorm = region_take(g, stream, c->real);
+    b->dlast = plain ? NULL : region_take(g, stream, c->real);
+    b->dropped = c->r->shape.hidden_dropout > 0 ? region_take(g, stream, c->real) : NULL;
+    mark = g->used;
+    b->dinner = region_take(g, c->N * layer_inner_width(c), c->real);
+    b->dact = c->cfg->gated ? region_take(g, c->N * c->cfg->ffn, c->real) : NULL;
+    if (!layer_keeps_output(c) && !layer_keeps_cheap(c))
+        b->act = region_take(g, c->N * c->cfg->ffn, c->real);
+    g->used = mark;
+    block_attention_take_back(c, &b->attn);
+}
+
+/* The gradient in front of a dropout: *in = dy itself without dropout. */
+static int behind_dropout(struct block_ctx *c, const struct layer_back *b, enum dropout_place place,
+                          const void *dy, const void **in)
+{
+    double p = c->r->shape.hidden_dropout;
+    struct dropout_args d = {
+        .n = c->N * c->cfg->hidden,
+        .dropout = block_dropout(c, place, p, c->r->shape.T * c->cfg->hidden),
+        .dy = dy,
+        .dx = b->dropped,
+    };
+    int rc = 0;
+
+    if (p > 0)
+        TRY(block_dropout_bwd(c, &d));
+    *in = p > 0 ? b->dropped : dy;
+out:
+    return rc;
+}
+
+/* dw and dbias of y = x w^T + bias from dy; nothing when the weight is frozen. */
+static int weight_grad(struct block_ctx *c, enum tensor_role weight, enum tensor_role bias,
+                       int64_t in, int64_t out_rows, const void *x, const void *dy)
+{
+    struct linear_args a = {
+        .fp8 = c->r->shape.fp8,
+        .N = c->N,
+        .I = in,
+        .O = out_rows,
+        .x = x,
+        .dy = dy,
+        .dw_accum = c->r->grad_accum,
+        .dw = block_grad(c, weight),
+        .dbias = block_grad(c, bias),
+    };
+
+    return block_linear_bwd_weight(c, &a);
+}
+
+/* From the gradient of the down projection's result to that of the up projection's, in b->dinner.
+ * The product applies the activation's slope itself unless a gate or an adapter comes in between.
+ */
+static int mlp_down_backward(struct block_ctx *c, const struct layer_kept *k,
+                             const struct layer_back *b, const void *dmlp)
+{
+    const struct decoder_config *cfg = c->cfg;
+    const void *act = layer_keeps_output(c) ? k->inner : layer_keeps_cheap(c) ? k->act : b->act;
+    bool adapted = block_adapted(c, TENSOR_DOWN_W), apart = cfg->gated || adapted;
+    struct linear_args down = {
+        .fp8 = c->r->shape.fp8,
+        .N = c->N,
+        .I = cfg->ffn,
+        .O = cfg->hidden,
+        .w = block_weight(c, TENSOR_DOWN_W),
+        .dy = dmlp,
+        .act_x = apart ? ACT_NONE : cfg->act,
+        .pre_x = apart || cfg->act == ACT_NONE ? NULL : k->inner,
+        .dx = cfg->gated ? b->dact : b->dinner,
+    };
+    struct act_args slope = {
+        .act = cfg->act,
+        .gated = cfg->gated,
+        .N = c->N,
+        .F = cfg->ffn,
+        .x = k->inner,
+        .dy = down.dx,
+        .dx = b->dinner,
+    };
+    int rc = 0;
+
+    if (!layer_keeps_cheap(c) && (c->dry || adapted || block_grad(c, TENSOR_DOWN_W) != NULL))
+        TRY(layer_inner_activation(c, k, b->act));
+    TRY(weight_grad(c, TENSOR_DOWN_W, TENSOR_DOWN_B, cfg->ffn, cfg->hidden, act, dmlp));
+    TRY(block_adapter_add_backward(c, TENSOR_DOWN_W, c->N, 0, cfg->hidden, k->down_inner, dmlp,
+                                   c->r->grad_accum));
+    TRY(block_linear_bwd_data(c, &down));
+    TRY(block_adapter_inner_backward(c, TENSOR_DOWN_W, c->N, 0, act, down.dx, c->r->grad_accum));
+    if (apart)
+        TRY(block_act_bwd(c, &slope));
+out:
+    return rc;
+}
+
+/* dlast: gradient of the MLP's sum, whose input is b->norm.out. Leaves the gradient of that input
+ * in `din`, added to what is there when din is the residual's own gradient (post-norm). NULL: not
+ * needed. */
+static int mlp_backward(struct block_ctx *c, const struct layer_kept *k, const struct layer_back *b,
+                        const void *dlast, void *din)
+{
+    const void *dmlp = NULL;
+    struct linear_args up = {
+        .fp8 = c->r->shape.fp8,
+        .N = c->N,
+        .I = c->cfg->hidden,
+        .O = layer_inner_width(c),
+        .w = block_weight(c, TENSOR_UP_W),
+        .dy = b->dinner,
+        .dx_accum = layer_is_post(c) ? ACCUM_ADD : ACCUM_ASSIGN,
+        .dx = din,
+    };
+    int rc = 0;
+
+    TRY(behind_dropout(c, b, DROPOUT_MLP_OUT, dlast, &dmlp));
+    TRY(mlp_down_backward(c, k, b, dmlp));
+    TRY(weight_grad(c, TENSOR_UP_W, TENSOR_UP_B, up.I, up.O, b->norm.out, b->dinner));
+    TRY(block_adapter_add_backward(c, TENSOR_UP_W, c->N, 0, up.O, k->up_inner, b->dinner,
+                                   c->r->grad_accum));
+    if (din != NULL || c->dry)
+        TRY(block_linear_bwd_data(c, &up));
+    TRY(block_adapter_inner_backward(c, TENSOR_UP_W, c->N, 0, b->norm.out, din, c->r->grad_accum));
+out:
+    return rc;
+}
+
+/* The output and statistics of a norm of x, kept or made again, for what comes next: b->norm. */
+static int recall_norm(struct block_ctx *c, const struct layer_kept *k, struct layer_back *b,
+                       enum layer_norm which, const void *x)
+{
+    b->norm = layer_keeps_cheap(c) ? k->norm[which] : b->shared;
+    return layer_keeps_cheap(c) ? 0 : layer_norm_to(c, which, x, &b->norm, b->norm.out);
+}
+
+/* Through a norm whose output and statistics are in b->norm: dx = norm'(dy) + dresidual. */
+static int norm_backward(struct block_ctx *c, const struct layer_back *b, enum layer_norm which,
+                         const void *x, const void *dy, const void *dresidual, void *dx)
+{
+    enum tensor_role weight = layer_norm_roles[which][0], bias = layer_norm_roles[which][1];
+    struct norm_args a = block_norm_args(c, weight, bias, c->N, x, b->norm.mean, b->norm.rstd);
+    int rc = 0;
+
+    TRY(block_clear_norm_grads(c, weight, bias));
+    a.dy = dy;
+    a.dresidual = dresidual;
+    a.dx = dx;
+    a.dweight = block_grad(c, weight);
+    a.dbias = block_grad(c, bias);
+    TRY(block_norm_bwd(c, &a));
+out:
+    return rc;
+}
+
+/* dsum: gradient of attention's sum; its input is `in`. */
+static int attention_backward(struct block_ctx *c, const struct layer_kept *k,
+                              const struct layer_back *b, const void *in, const void *dsum,
+                              void *din, enum accum accum)
+{
+    const void *dattn = NULL;
+    int rc = 0;
+
+    TRY(behind_dropout(c, b, DROPOUT_ATTN_OUT, dsum, &dattn));
+    TRY(block_attention_backward(c, in, &k->attn, &b->attn, dattn, din, accum));
+out:
+    return rc;
+}
+
+/* Attention behind its norm: dx = norm1'(...) + dresidual. At the bottom dx is not needed. */
+static int normed_attention_backward(struct block_ctx *c, const struct layer_kept *k,
+                                     struct layer_back *b, const void *dsum, const void *dresidual,
+                                     void *dx)
+{
+    int rc = 0;
+
+    TRY(recall_norm(c, k, b, LAYER_NORM1, c->r->x));
+    TRY(attention_backward(c, k, b, b->norm.out, dsum, c->bottom ? NULL : b->dnorm, ACCUM_ASSIGN));
+    if (!c->bottom || c->dry)
+        TRY(norm_backward(c, b, LAYER_NORM1, c->r->x, b->dnorm, dresidual, dx));
+out:
+    return rc;
+}
+
+static int backward_pre(struct block_ctx *c, const struct layer_kept *k, struct layer_back *b,
+                        const void *dy, void *dx)
+{
+    int rc = 0;
+
+    TRY(recall_norm(c, k, b, LAYER_NORM2, k->mid));
+    TRY(mlp_backward(c, k, b, dy, b->dnorm));
+    TRY(norm_backward(c, b, LAYER_NORM2, k->mid, b->dnorm, dy, dx));
+    TRY(normed_attention_backward(c, k, b, dx, dx, dx));
+out:
+    return rc;
+}
+
+static int backward_post(struct block_ctx *c, const struct layer_kept *k, struct layer_back *b,
+                         const void *dy, void *dx)
+{
+    int rc = 0;
+
+    TRY(recall_norm(c, k, b, LAYER_NORM2, k->last));
+    TRY(norm_backward(c, b, LAYER_NORM2, k->last, dy, NULL, b->dlast));
+    TRY(recall_norm(c, k, b, LAYER_NORM1, k->mid));
+    TRY(mlp_backward(c, k, b, b->dlast, b->dlast));
+    TRY(norm_backward(c, b, LAYER_NORM1, k->mid, b->dlast, NULL, dx));
+    TRY(attention_backward(c, k, b, c->r->x, dx, c->bottom ? NULL : dx, ACCUM_ADD));
+out:
+    return rc;
+}
+
+static int backward_sandwich(struct block_ctx *c, const struct layer_kept *k, struct layer_back *b,
+                             const void *dy, void *dx)
+{
+    int rc = 0;
+
+    TRY(recall_norm(c, k, b, LAYER_NORM_MLP, k->raw));
+    TRY(norm_backward(c, b, LAYER_NORM_MLP, k->raw, dy, NULL, b->dlast));
+    TRY(recall_norm(c, k, b, LAYER_NORM2, k->mid));
+    TRY(mlp_backward(c, k, b, b->dlast, b->dnorm));
+    TRY(norm_backward(c, b, LAYER_NORM2, k->mid, b->dnorm, dy, dx));
+    TRY(recall_norm(c, k, b, LAYER_NORM_ATTN, k->attn_raw));
+    TRY(norm_backward(c, b, LAYER_NORM_ATTN, k->attn_raw, dx, NULL, b->dlast));
+    TRY(normed_attention_backward(c, k, b, b->dlast, dx, dx));
+out:
+    return rc;
+}
+
+/* What comes out of a norm is both the stream and what reads it: their gradients add up. */
+static int backward_stream(struct block_ctx *c, const struct layer_kept *k, struct layer_back *b,
+                           const void *dy, void *dx)
+{
+    int rc = 0;
+
+    TRY(recall_norm(c, k, b, LAYER_NORM2, k->mid));
+    TRY(mlp_backward(c, k, b, dy, b->dnorm));
+    TRY(layer_add_streams(c, b->dnorm, dy, b->dnorm));
+    TRY(norm_backward(c, b, LAYER_NORM2, k->mid, b->dnorm, NULL, b->dlast));
+    TRY(recall_norm(c, k, b, LAYER_NORM1, c->r->x));
+    TRY(attention_backward(c, k, b, b->norm.out, b->dlast, c->bottom ? NULL : b->dnorm,
+                           ACCUM_ASSIGN));
+    if (c->bottom && !c->dry)
+        goto out;
+    TRY(layer_add_streams(c, b->dnorm, b->dlast, b->dnorm));
+    TRY(norm_backward(c, b, LAYER_NORM1, c->r->x, b->dnorm, NULL, dx));
+out:
+    return rc;
+}
+
+/* dx may be dy, so dy is read for the last time where dx is written. */
+static int backward_parallel(struct block_ctx *c, const struct layer_kept *k, struct layer_back *b,
+                             const void *dy, void *dx)
+{
+    enum layer_norm feeds_mlp = layer_mlp_norm(c);
+    void *dnorm = c->bottom ? NULL : b->dnorm;
+    int rc = 0;
+
+    TRY(recall_norm(c, k, b, feeds_mlp, c->r->x));
+    TRY(mlp_backward(c, k, b, dy, dnorm));
+    if (feeds_mlp == LAYER_NORM1) { /* both read the same norm: their gradients add up */
+        TRY(attention_backward(c, k, b, b->norm.out, dy, dnorm, ACCUM_ADD));
+        if (!c->bottom || c->dry)
+            TRY(norm_backward(c, b, LAYER_NORM1, c->r->x, b->dnorm, dy, dx));
+        goto out;
+    }
+    if (!c->bottom || c->dry)
+        TRY(norm_backward(c, b, LAYER_NORM2, c->r->x, b->dnorm, dy, b->dlast));
+    TRY(normed_attention_backward(c, k, b, dy, b->dlast, dx));
+out:
+    return rc;
+}
+
+int block_layer_backward(struct block_ctx *c)
+{
+    struct layer_kept k;
+    struct layer_back b = {0};
+
+    layer_take_kept(c, &c->saved, false, &k);
+    take_back(c, &b);
+    block_ctx_ready(c);
+    if (layer_is_parallel(c))
+        return backward_parallel(c, &k, &b, c->r->dy, c->r->dx);
+    if (layer_is_sandwich(c))
+        return backward_sandwich(c, &k, &b, c->r->dy, c->r->dx);
+    if (layer_is_post(c))
+        return backward_post(c, &k, &b, c->r->dy, c->r->dx);
+    if (layer_is_stream(c))
+        return backward_stream(c, &k, &b, c->r->dy, c->r->dx);
+    return backward_pre(c, &k, &b, c->r->dy, c->r->dx);
+}
