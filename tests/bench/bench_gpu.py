@@ -294,6 +294,18 @@ def bench(name, options, work):
     return bool(ours)
 
 
+def run_cases(names, bench, options):
+    """Each case in a directory of its own; the exit status."""
+    fine = True
+    for name in names:
+        work = tempfile.mkdtemp(prefix="castor-bench-", dir=options.work)
+        try:
+            fine &= bench(name, options, work)
+        finally:
+            shutil.rmtree(work)
+    return 0 if fine else 1
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--build", required=True)
@@ -303,14 +315,7 @@ def main():
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("cases", nargs="*", default=list(CASES))
     options = parser.parse_args()
-    fine = True
-    for name in options.cases or CASES:
-        work = tempfile.mkdtemp(prefix="castor-bench-", dir=options.work)
-        try:
-            fine &= bench(name, options, work)
-        finally:
-            shutil.rmtree(work)
-    return 0 if fine else 1
+    return run_cases(options.cases or CASES, bench, options)
 
 
 if __name__ == "__main__":

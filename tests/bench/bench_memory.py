@@ -17,11 +17,9 @@ import argparse
 import ctypes
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 
 import bench_gpu as shapes
@@ -191,14 +189,7 @@ def main():
         hold(options.hold)
         return 0
     subprocess.run([os.path.join(options.build, "castor-worker"), "--probe"], check=True)
-    fine = True
-    for name in options.cases or CASES:
-        work = tempfile.mkdtemp(prefix="castor-bench-", dir=options.work)
-        try:
-            fine &= bench(name, options, work)
-        finally:
-            shutil.rmtree(work)
-    return 0 if fine else 1
+    return shapes.run_cases(options.cases or CASES, bench, options)
 
 
 if __name__ == "__main__":

@@ -11,23 +11,6 @@
 #include "kernels/device.h"
 #include "worker/plan/plan.h"
 
-static const struct device_profile h100 = {.device = "H100",
-                                           .kind = "cuda",
-                                           .flops_f32 = 4e14,
-                                           .flops_bf16 = 8e14,
-                                           .flops_layer = 8e14,
-                                           .layer_passes = 100,
-                                           .memory_rate = 3.0e12,
-                                           .h2d_rate = 55.2e9,
-                                           .d2h_rate = 55.1e9,
-                                           .h2d_both_rate = 43.6e9,
-                                           .d2h_both_rate = 43.6e9,
-                                           .host_memory_rate = 160e9,
-                                           .cpu_update_rate = 4.4e9,
-                                           .cpu_update_copy_rate = 3.4e9,
-                                           .disk_read_rate = 1.1e9,
-                                           .disk_write_rate = 1.5e9};
-
 struct shape {
     const char *name, *config;
 };
@@ -67,7 +50,7 @@ static int build(const struct bench_case *c, const struct op_table *ops, struct 
 {
     struct plan_input in = {.model = m,
                             .ops = ops,
-                            .profile = &h100,
+                            .profile = &device_profile_nominal,
                             .policy = c->policy,
                             .clip = true,
                             .force = PLAN_CHOICES_AUTO,

@@ -8,6 +8,21 @@
 #include "core/fs.h"
 #include "core/json.h"
 
+const struct device_profile device_profile_nominal = {.flops_f32 = 4e14,
+                                                      .flops_bf16 = 8e14,
+                                                      .flops_layer = 8e14,
+                                                      .layer_passes = 100,
+                                                      .memory_rate = 3.0e12,
+                                                      .h2d_rate = 55.2e9,
+                                                      .d2h_rate = 55.1e9,
+                                                      .h2d_both_rate = 43.6e9,
+                                                      .d2h_both_rate = 43.6e9,
+                                                      .host_memory_rate = 160e9,
+                                                      .cpu_update_rate = 4.4e9,
+                                                      .cpu_update_copy_rate = 3.4e9,
+                                                      .disk_read_rate = 1.1e9,
+                                                      .disk_write_rate = 1.5e9};
+
 enum { PROFILE_VERSION = 3, PROFILE_MAX_BYTES = 1 << 16 };
 
 struct rate_field {

@@ -30,6 +30,9 @@ struct device_profile {
     double disk_read_rate, disk_write_rate;
 };
 
+/* Where no machine has been measured: the rates of an H100 with 16 cores. It only ranks plans. */
+extern const struct device_profile device_profile_nominal;
+
 int device_profile_load(const char *path, struct device_profile *out, struct err *err);
 int device_profile_save(const char *path, const struct device_profile *p, struct err *err);
 /* $XDG_CACHE_HOME/castor/profile-<kind>.json or ~/.cache/...; fresh string. */

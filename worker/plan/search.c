@@ -12,22 +12,6 @@
 #include "worker/memory/nvme.h"
 #include "worker/plan/build.h"
 
-/* Where no machine has been measured: an H100 with 16 cores. It only ranks plans. */
-static const struct device_profile nominal = {.flops_f32 = 4e14,
-                                              .flops_bf16 = 8e14,
-                                              .flops_layer = 8e14,
-                                              .layer_passes = 100,
-                                              .memory_rate = 3.0e12,
-                                              .h2d_rate = 55.2e9,
-                                              .d2h_rate = 55.1e9,
-                                              .h2d_both_rate = 43.6e9,
-                                              .d2h_both_rate = 43.6e9,
-                                              .host_memory_rate = 160e9,
-                                              .cpu_update_rate = 4.4e9,
-                                              .cpu_update_copy_rate = 3.4e9,
-                                              .disk_read_rate = 1.1e9,
-                                              .disk_write_rate = 1.5e9};
-
 enum { SLICE_MOST = 4 << 20, SLICES_A_CHUNK = 8, KEEP_STEPS = 4, EARLY_STEPS = 10 };
 
 struct search {
@@ -425,7 +409,7 @@ static int64_t slice_elements(const struct search *s)
 int plan_choose(const struct plan_input *in, struct plan **out, struct err *err)
 {
     struct search s = {.in = in,
-                       .profile = in->profile ? in->profile : &nominal,
+                       .profile = in->profile ? in->profile : &device_profile_nominal,
                        .layers = in->model->config.layers,
                        .least_over = INFINITY};
     measure_chunks(&s);
