@@ -21,7 +21,7 @@ ops-tests: $(OPS_BINS)  ## ops: gradients in double, and every op table against 
 # The engine on a GPU: no part of `make test`, and run by a script that needs no compiler.
 GPU_BIN := $(B)/tests/gpu/test_engine
 $(eval $(call program_rules,$(GPU_BIN),$(wildcard tests/gpu/*.c),worker/train))
-test-gpu: $(OPS_BINS) $(GPU_BIN) $(B)/castor-worker  ## ops, models, jobs and faults on this machine's GPU; PEER=python with torch: losses beside PyTorch's
+test-gpu: $(OPS_BINS) $(GPU_BIN) $(B)/tests/placement/check_placement $(B)/castor-worker  ## ops, models, placement, jobs and faults on this machine's GPU; PEER=python with torch: losses beside PyTorch's
 	@tests/gpu/run $(B) $(PEER)
 .PHONY: test-gpu
 

@@ -8,7 +8,8 @@
  *   castor-worker --print JOBDIR         print the planned step, an instruction a line
  *   castor-worker --profile JOBDIR       train some steps; print where a step's time goes, op by op
  *   castor-worker --check FILE           check a data file (or hf://datasets/...) and report
- *   castor-worker --probe                measure this machine; print and keep the device profile
+ *   castor-worker --probe [DIRECTORY]    measure this machine, and the disk of the directory;
+ *                                        print and keep the device profile
  *   castor-worker --devices              count this machine's devices; print the numbers
  *
  * Exit status: 0 = done, 1 = failed (the report or the attempt's last event says why), 2 = wrong
@@ -49,7 +50,7 @@ static int usage(void)
           "       castor-worker --print JOBDIR\n"
           "       castor-worker --profile JOBDIR\n"
           "       castor-worker --check FILE\n"
-          "       castor-worker --probe\n"
+          "       castor-worker --probe [DIRECTORY]\n"
           "       castor-worker --devices\n",
           stderr);
     return 2;
@@ -170,8 +171,8 @@ int main(int argc, char **argv)
         return run_profile(&a);
     if (strcmp(a.mode, "--check") == 0 && a.path)
         return worker_check(a.path);
-    if (strcmp(a.mode, "--probe") == 0 && !a.path)
-        return worker_probe();
+    if (strcmp(a.mode, "--probe") == 0)
+        return worker_probe(a.path);
     if (strcmp(a.mode, "--devices") == 0 && !a.path)
         return worker_devices();
     return usage();

@@ -1,6 +1,7 @@
 /*
- * castor-worker --probe: the device profile of this machine. Each rate is the median of PROBE_RUNS
- * runs long enough to leave caches and start-up behind; the whole takes some seconds.
+ * castor-worker --probe [DIRECTORY]: the device profile of this machine. Each rate is the median of
+ * PROBE_RUNS runs long enough to leave caches and start-up behind, and those of the disk, which is
+ * the one of DIRECTORY, are of seconds; the whole takes some ten of them.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,7 +21,6 @@ enum {
     GEMM_CPU = 768,  /* square sizes: a second or less on two cores, ... */
     GEMM_GPU = 8192, /* ... and enough to fill a GPU */
     STREAM_BYTES = 256 << 20,
-    DISK_BYTES = 64 << 20,
     LAYER_PASSES = 100, /* counted, of OPT, where they are not measured */
 };
 
@@ -109,24 +109,6 @@ static int copy_rate(struct probe *p, enum copy_kind kind, double *rate, struct 
     return rc;
 }
 
-static int disk_rates(struct probe *p, const char *dir, struct device_profile *out, struct err *err)
-{
-    char *path = xasprintf("%s/probe-%d", dir, (int)getpid());
-    struct buf back = {0};
-    int rc = 0;
-    double start = clock_monotonic();
-    TRY(fs_write_file_atomic(path, p->host, DISK_BYTES, err)); /* with fsync */
-    out->disk_write_rate = DISK_BYTES / (clock_monotonic() - start);
-    start = clock_monotonic();
-    TRY(fs_read_file(path, DISK_BYTES, &back, err));
-    out->disk_read_rate = DISK_BYTES / (clock_monotonic() - start);
-out:
-    buf_fini(&back);
-    unlink(path);
-    free(path);
-    return rc;
-}
-
 static int alloc_buffers(struct probe *p, struct err *err)
 {
     int rc = 0;
@@ -166,7 +148,7 @@ static int memory_free(struct device *d, struct device_profile *out, struct err 
     return rc;
 }
 
-static int probe_device(enum device_kind kind, const char *dir, struct device_profile *out,
+static int probe_device(enum device_kind kind, const char *disk, struct device_profile *out,
                         struct err *err)
 {
     struct device_options o = {0};
@@ -188,7 +170,7 @@ static int probe_device(enum device_kind kind, const char *dir, struct device_pr
     TRY(copy_rate(&p, COPY_H2D, &out->h2d_rate, err));
     TRY(copy_rate(&p, COPY_D2H, &out->d2h_rate, err));
     TRY(probe_host(p.device, p.a, p.host, STREAM_BYTES, out, err));
-    TRY(disk_rates(&p, dir, out, err));
+    TRY(probe_disk(p.device, disk, out, err));
     free_buffers(&p); /* layers need the memory */
     p = (struct probe){0};
     out->flops_layer = out->flops_bf16;
@@ -200,7 +182,7 @@ out:
     return rc;
 }
 
-static int probe_kind(enum device_kind kind, struct err *err)
+static int probe_kind(enum device_kind kind, const char *disk, struct err *err)
 {
     struct device_profile profile = {0};
     struct buf text = {0};
@@ -209,7 +191,7 @@ static int probe_kind(enum device_kind kind, struct err *err)
     int rc = 0;
 
     TRY(fs_mkdir_p(dir, false, err));
-    TRY(probe_device(kind, dir, &profile, err));
+    TRY(probe_device(kind, disk ? disk : dir, &profile, err));
     TRY(device_profile_save(path, &profile, err));
     TRY(fs_read_file(path, 1 << 16, &text, err));
     puts(buf_str(&text));
@@ -220,12 +202,12 @@ out:
     return rc;
 }
 
-int worker_probe(void)
+int worker_probe(const char *disk)
 {
     struct err err = {0};
-    int rc = probe_kind(DEVICE_CPU, &err);
+    int rc = probe_kind(DEVICE_CPU, disk, &err);
     if (rc == 0 && device_count(DEVICE_CUDA) > 0)
-        rc = probe_kind(DEVICE_CUDA, &err);
+        rc = probe_kind(DEVICE_CUDA, disk, &err);
     if (rc)
         fprintf(stderr, "castor-worker --probe: %s\n", err.msg);
     return rc == 0 && fflush(stdout) == 0 ? 0 : 1;

@@ -10,8 +10,8 @@
 #include "worker/train/update_pool.h"
 
 enum {
-    UPDATE_PARAMS = 16 << 20, /* beyond any cache */
-    TRIAD_DOUBLES = 8 << 20,  /* likewise, a thread has its part of it */
+    UPDATE_PARAMS = 128 << 20, /* 2 GiB: caches of hundreds of MiB hold none of it for long */
+    TRIAD_DOUBLES = 32 << 20,  /* likewise, a thread has its part of it */
     MAX_THREADS = 256,
 };
 
@@ -211,10 +211,13 @@ static int update_rates(const struct copies *copies, struct device_profile *out,
     bool cuda = copies->device->kind == DEVICE_CUDA;
     const struct op_table *ops = cuda ? NULL : device_ops(copies->device, DT_F32);
     size_t bytes = 4 * (size_t)UPDATE_PARAMS * sizeof(float);
-    char *memory = xmalloc(bytes);
-    struct updates u = {.args = update_args(memory, cuda ? DT_BF16 : DT_F32)};
+    void *memory = NULL;
+    struct updates u = {0};
     int rc = 0;
 
+    /* as a job has it: in large pages, where the device's pinned memory has those */
+    TRY(device_host_alloc(copies->device, bytes, "a probe buffer", &memory, err));
+    u.args = update_args(memory, cuda ? DT_BF16 : DT_F32);
     for (size_t i = 0; i < bytes / sizeof(float); i++) /* untouched pages would all be one page */
         ((float *)memory)[i] = 1e-3f;
     TRY(update_pool_create(update_pool_all_threads(), ops, &u.pool, err));
@@ -222,7 +225,8 @@ static int update_rates(const struct copies *copies, struct device_profile *out,
     TRY(update_rate(&u, copies, &out->cpu_update_copy_rate, err));
 out:
     update_pool_destroy(u.pool);
-    free(memory);
+    if (memory)
+        device_host_free(copies->device, memory, bytes);
     return rc;
 }
 

@@ -1,7 +1,7 @@
 /*
- * The part of the probe that is about host memory: what it carries, AdamW on the CPU, and how
- * updates and copies of both directions slow each other down. Each rate is the median of
- * PROBE_RUNS runs.
+ * The parts of the probe that are about the host. probe_host.c: what its memory carries, AdamW on
+ * the CPU, and how updates and copies of both directions slow each other down; each rate is the
+ * median of PROBE_RUNS runs over far more memory than caches hold. probe_disk.c: a disk.
  */
 #ifndef CASTOR_WORKER_PROBE_HOST_H
 #define CASTOR_WORKER_PROBE_HOST_H
@@ -19,5 +19,9 @@ double probe_median(double times[PROBE_RUNS]);
  */
 int probe_host(struct device *d, void *on_device, void *pinned, size_t bytes,
                struct device_profile *out, struct err *err);
+
+/* Fills the rates of the disk that a directory lies on. */
+int probe_disk(struct device *d, const char *directory, struct device_profile *out,
+               struct err *err);
 
 #endif

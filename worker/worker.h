@@ -22,8 +22,9 @@ int worker_print(const char *jobdir);
 enum { CHECK_MAX_FAULTS = 100, CHECK_MAX_LINES = 10000 };
 int worker_check(const char *path);
 
-/* Measure the devices of this machine, keep the profiles (worker/plan/profile.h) and print them. */
-int worker_probe(void);
+/* Measure the devices of this machine and the disk of a directory (NULL: where profiles are kept),
+ * keep the profiles (worker/plan/profile.h) and print them. */
+int worker_probe(const char *disk);
 /* probe_layer.c: flops_layer and layer_passes of the GPU, whose other rates are known. */
 struct device_profile;
 int probe_layers(struct device_profile *profile, struct err *err);

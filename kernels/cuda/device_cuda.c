@@ -95,23 +95,28 @@ static int alloc_large(struct device *d, struct pinned_block **slot, size_t byte
 static int cuda_host_alloc(struct device *d, size_t bytes, void **out_p, struct err *err)
 {
     struct pinned_block **slot = bytes >= PINNED_LEAST ? find_pinned(d, NULL) : NULL;
+    size_t rounded = (bytes / PINNED_PAGE + 1) * PINNED_PAGE; /* whole pages, of nobody else's */
     void *p = NULL;
     int rc = 0;
 
     if (slot)
         return alloc_large(d, slot, bytes, out_p, err);
     TRY_CUDA(cudaSetDevice(d->index));
-    cudaError_t code = cudaHostAlloc(&p, bytes ? bytes : DEVICE_ALIGN, cudaHostAllocPortable);
+    p = aligned_alloc(PINNED_PAGE, rounded);
+    cudaError_t code =
+        p ? cudaHostRegister(p, rounded, cudaHostRegisterPortable) : cudaErrorMemoryAllocation;
     if (code != cudaSuccess) {
         (void)cudaGetLastError();
         rc = err_set(err, code == cudaErrorMemoryAllocation ? ERR_NOMEM : ERR_DEVICE,
-                     "cudaHostAlloc failed for cuda:%d (%s): %s; lower the job's host memory "
+                     "cudaHostRegister failed for cuda:%d (%s): %s; lower the job's host memory "
                      "budget, or raise the limit on locked memory",
                      d->index, d->name, cudaGetErrorString(code));
         goto out;
     }
     *out_p = p;
+    p = NULL;
 out:
+    free(p);
     return rc;
 }
 
@@ -120,7 +125,8 @@ static void cuda_host_free(struct device *d, void *p)
     struct pinned_block **block = find_pinned(d, p);
     cudaSetDevice(d->index);
     if (!block) {
-        cudaFreeHost(p);
+        cudaHostUnregister(p);
+        free(p);
         return;
     }
     pinned_destroy(*block);

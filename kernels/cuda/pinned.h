@@ -15,7 +15,10 @@
 
 #include "core/err.h"
 
-enum { PINNED_LEAST = 64 << 20 }; /* bytes from which a block is worth threads */
+enum {
+    PINNED_PAGE = 4096,     /* disks read and write whole pages of it directly */
+    PINNED_LEAST = 64 << 20 /* bytes from which a block is worth threads */
+};
 
 struct pinned_block;
 

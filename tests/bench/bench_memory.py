@@ -1,14 +1,15 @@
 """Training models that are larger than the GPU, or than the memory that a job may use of it. Run by `make bench-memory`.
 
-usage: bench_memory.py --build DIR [--work DIR] [--steps N] [--clip off|on|both] [CASE...]
+usage: bench_memory.py --build DIR [--work DIR] [--volume DIR] [--steps N] [--clip off|on|both] [CASE...]
 
 A case is a model's shape with random weights, trained by castor-worker under a cap of GPU memory. A cap is held by a
 ballast: a process that takes all but that much of the GPU, so that contexts, workspaces and whatever else a run takes
 count as well. "clip off" trains with max_grad_norm 0, "on" with a norm so small that every step is clipped.
-The machine's profile (castor-worker --probe) is made first where there is none. Prints for each run
+Where a case has states on a disk, it is that of the volume's directory (the work directory if none is given).
+The machine's profile (castor-worker --probe) is made first. Prints for each run
 
   tokens a second and seconds a step, measured and predicted; T*/T, the bound over the measured time;
-  peak memory of both tiers, planned and measured; bytes a step on each link; stalls of the compute queue by cause
+  peak memory of all tiers, planned and measured; bytes a step on each link; stalls of the compute queue by cause
 
 and one line `bench: CASE ours X peer Y unit tok/s ratio R` with the median of the steps behind the warm-up. The peers'
 figures are published ones, or were measured on the same kind of machine by themselves (RESULTS.md says which).
@@ -27,10 +28,12 @@ from bench_gpu import rig
 
 WARM_UP, LIMIT_S = 2, 200
 GIB = 1 << 30
+LINKS = ("h2d_bytes", "d2h_bytes", "disk_read_bytes", "disk_write_bytes")
 
 # name: config, rows of a step, rows of a micro-batch, states, cap of GPU memory (None = all of it), peer's tokens a second
 CASES = {
     "opt-1.3b-4g": (shapes.opt(2048, 24, 32), 8, 8, "fp32", 4.0, None),
+    "opt-1.3b-nvme": (shapes.opt(2048, 24, 32), 8, 8, "fp32", None, None),
     "opt-2.7b": (shapes.opt(2560, 32, 32), 8, 8, "fp32", 7.0, 3002),
     "opt-6.7b": (shapes.opt(4096, 32, 32), 8, 8, "fp32", 8.3, 1227),
     "opt-6.7b-80g": (shapes.opt(4096, 32, 32), 8, 8, "fp32", None, 1227),
@@ -41,6 +44,8 @@ CASES = {
     "qwen2.5-7b-16k": (shapes.qwen2(3584, 28, 28, 4, 18944, 152064, False), 16, 8, "fp32", 23.5, 6370),
     "opt-13b": (shapes.opt(5120, 40, 40), 32, 8, "fp32", None, None),
 }
+POLICY = {"gpt2-1558m-remade": "cuda", "opt-1.3b-nvme": "cpu"}  # else auto
+HOST_GIB = {"opt-1.3b-nvme": 8.0}  # where host memory has a limit; what it does not hold lies on the disk
 LENGTH = 1024
 
 
@@ -82,13 +87,16 @@ class Ballast:
 
 # ---- runs -------------------------------------------------------------------------------------------------------
 
-def write_job(root, data, model, case, clip, policy):
-    _, rows, micro, states, _, _ = case
+def write_job(root, data, model, name, clip, volume):
+    _, rows, micro, states, _, _ = CASES[name]
     shapes.write_job(root, data, model, rows, LENGTH, micro, states)
     path = os.path.join(root, "spec.json")
     with open(path, encoding="utf-8") as f:
         spec = json.load(f)
-    spec["placement"]["policy"] = policy
+    spec["placement"]["policy"] = POLICY.get(name, "auto")
+    if name in HOST_GIB:
+        spec["placement"].update(host_memory_limit=int(HOST_GIB[name] * GIB), nvme_path="bench")
+        spec["files"]["nvme"] = {"path": volume}
     spec["optimization"]["max_grad_norm"] = 1e-3 if clip else 0.0
     if rows == micro:  # gradients that travel in bf16 anyway: no number changes
         spec["precision"]["gradients"] = "bf16"
@@ -128,14 +136,14 @@ def show(name, config, steps, plan, begun):
     seconds, tokens = median(measured, lambda s: s["seconds"]), measured[-1]["tokens"]
     predicted, bound = plan.get("step_seconds"), plan.get("step_seconds_bound")
     n = len(measured)
-    links = {k: (steps[-1][k] - steps[WARM_UP - 1][k]) / n / 1e9 for k in ("h2d_bytes", "d2h_bytes")}
+    links = [(steps[-1][k] - steps[WARM_UP - 1][k]) / n / 1e9 for k in LINKS]
     mfu = shapes.token_flops(config, LENGTH) * tokens / seconds / shapes.DATASHEET
     tiers = ["%s %.2f planned %.2f measured GiB" % (t, measured[-1][t]["planned_peak"] / GIB, measured[-1][t]["peak"] / GIB)
-             for t in ("gpu", "host")]
+             for t in ("gpu", "host", "nvme") if measured[-1][t]["planned_peak"] > 0]
     print("%s: %.3f s a step, %.0f tok/s, MFU %.1f %%; predicted %.3f s (%+.0f %%), T* %.3f s, T*/T %.2f" % (
         name, seconds, tokens / seconds, 100 * mfu, predicted, 100 * (predicted / seconds - 1), bound, bound / seconds))
-    print("    %s; h2d %.2f d2h %.2f GB a step; loss %.4f norm %.3f; loading %.0f s" % (
-        "; ".join(tiers), links["h2d_bytes"], links["d2h_bytes"], measured[-1]["loss"], measured[-1]["grad_norm"],
+    print("    %s; h2d %.2f d2h %.2f disk read %.2f write %.2f GB a step; loss %.4f norm %.3f; loading %.0f s" % (
+        "; ".join(tiers), *links, measured[-1]["loss"], measured[-1]["grad_norm"],
         begun.get("training", 0) - begun.get("loading", 0)))
     stalls = {k: median(measured, lambda s, k=k: s["stalls"][k]) for k in measured[-1].get("stalls", {})}
     print("    stalls %s s; updates on the CPU %.3f s, %.0f %% of the parameters" % (
@@ -146,8 +154,7 @@ def show(name, config, steps, plan, begun):
 
 
 def bench(name, options, work):
-    case = CASES[name]
-    config, rows, _, _, cap, peer = case
+    config, rows, _, _, cap, peer = CASES[name]
     model, data = os.path.join(work, "model"), os.path.join(work, "train.jsonl")
     os.makedirs(model)
     rig.write_json(os.path.join(model, "config.json"), config)
@@ -158,7 +165,7 @@ def bench(name, options, work):
     for clip in {"off": [False], "on": [True], "both": [False, True]}[options.clip]:
         label = "%s clip %s" % (name, "on" if clip else "off")
         job = os.path.join(work, "job-%d" % clip)
-        write_job(job, data, model, case, clip, "cuda" if name.endswith("-remade") else "auto")
+        write_job(job, data, model, name, clip, options.volume or work)
         ballast = Ballast(cap)
         try:
             run, why = run_job(os.path.join(options.build, "castor-worker"), job, options.steps)
@@ -181,6 +188,7 @@ def main():
     parser.add_argument("--hold", type=float)
     parser.add_argument("--build")
     parser.add_argument("--work", default=None)
+    parser.add_argument("--volume", default=None)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--clip", default="both")
     parser.add_argument("cases", nargs="*", default=list(CASES))
@@ -188,7 +196,8 @@ def main():
     if options.hold is not None:
         hold(options.hold)
         return 0
-    subprocess.run([os.path.join(options.build, "castor-worker"), "--probe"], check=True)
+    volume = [options.volume or options.work] if options.volume or options.work else []
+    subprocess.run([os.path.join(options.build, "castor-worker"), "--probe", *volume], check=True)
     return shapes.run_cases(options.cases or CASES, bench, options)
 
 

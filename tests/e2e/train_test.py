@@ -628,7 +628,8 @@ def probe_serves_plans(root):
     profile = json.loads(p.stdout.splitlines()[0])
     equal(profile["kind"], "cpu")
     for rate in ("flops_f32", "memory_rate", "h2d_rate", "h2d_both_rate", "d2h_both_rate", "host_memory_rate",
-                 "cpu_update_rate", "cpu_update_copy_rate", "disk_read_rate", "disk_write_rate"):
+                 "cpu_update_rate", "cpu_update_copy_rate", "disk_read_rate", "disk_write_rate",
+                 "disk_read_both_rate", "disk_write_both_rate"):
         assert 1e6 < profile[rate] < 1e16, (rate, profile[rate])
     # AdamW reads four floats a parameter and writes three
     assert profile["cpu_update_rate"] * 28 < 4 * profile["memory_rate"], profile
@@ -643,7 +644,7 @@ def probe_serves_plans(root):
 def usage(root):
     job = Job(root)
     for arguments in (["--dance"], ["--plan"], ["--check"], ["--attempt"], ["--attempt", "x", job.dir],
-                      ["--probe", job.dir], [job.dir, job.dir]):
+                      ["--devices", job.dir], [job.dir, job.dir]):
         p = job.run(*arguments)
         equal((p.returncode, p.stdout), (2, ""))
         assert p.stderr.startswith("usage:"), p.stderr

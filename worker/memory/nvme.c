@@ -12,14 +12,15 @@
 #include <unistd.h>
 
 #include "core/alloc.h"
+#include "core/log.h"
 
 struct nvme_file {
     char *directory;
     int fd;
     size_t bytes;
     _Atomic uint64_t read, written;
-    bool direct, ring_open;
-    struct io_uring ring;
+    bool ring_open[2]; /* to read, to write */
+    struct io_uring ring[2];
 };
 
 /* One piece of a transfer; what is left of it when the kernel moved less than asked goes again. */
@@ -77,8 +78,14 @@ int nvme_file_create(const char *directory, size_t bytes, struct nvme_file **out
     f->directory = xstrdup(directory);
     TRY(open_unnamed(f, err));
     TRY(reserve(f, err));
-    f->direct = fcntl(f->fd, F_SETFL, fcntl(f->fd, F_GETFL) | O_DIRECT) == 0;
-    f->ring_open = io_uring_queue_init(NVME_DEPTH, &f->ring, 0) == 0;
+    if (fcntl(f->fd, F_SETFL, fcntl(f->fd, F_GETFL) | O_DIRECT) != 0)
+        log_warn("nvme",
+                 "the volume %s has no O_DIRECT: its disk is reached through the page cache",
+                 directory);
+    for (int k = 0; k < 2; k++)
+        f->ring_open[k] = io_uring_queue_init(NVME_DEPTH, &f->ring[k], 0) == 0;
+    if (!f->ring_open[0] || !f->ring_open[1])
+        log_warn("nvme", "no io_uring here: the disk is read and written request after request");
     *out = f;
     f = NULL;
 out:
@@ -90,17 +97,13 @@ void nvme_file_destroy(struct nvme_file *f)
 {
     if (!f)
         return;
-    if (f->ring_open)
-        io_uring_queue_exit(&f->ring);
+    for (int k = 0; k < 2; k++)
+        if (f->ring_open[k])
+            io_uring_queue_exit(&f->ring[k]);
     if (f->fd >= 0)
         close(f->fd);
     free(f->directory);
     free(f);
-}
-
-bool nvme_file_is_direct(const struct nvme_file *f)
-{
-    return f->direct;
 }
 
 struct nvme_counters nvme_file_counters(const struct nvme_file *f)
@@ -116,6 +119,7 @@ struct nvme_counters nvme_file_counters(const struct nvme_file *f)
 
 struct transfer {
     struct nvme_file *f;
+    struct io_uring *ring; /* or NULL */
     bool write;
     char *at;
     size_t bytes, offset; /* not yet submitted */
@@ -133,7 +137,7 @@ static int io_error(const struct transfer *t, int code, size_t offset, struct er
 static void submit(struct transfer *t, int slot)
 {
     struct piece *p = &t->pieces[slot];
-    struct io_uring_sqe *sqe = io_uring_get_sqe(&t->f->ring);
+    struct io_uring_sqe *sqe = io_uring_get_sqe(t->ring);
     assert(sqe); /* no more pieces than the ring has entries */
     if (t->write)
         io_uring_prep_write(sqe, t->f->fd, p->at, (unsigned)p->bytes, p->offset);
@@ -181,14 +185,14 @@ static int move_by_ring(struct transfer *t, struct err *err)
     submit_more(t);
     while (t->n_free < NVME_DEPTH) {
         struct io_uring_cqe *cqe = NULL;
-        int code = io_uring_submit_and_wait(&t->f->ring, 1);
+        int code = io_uring_submit_and_wait(t->ring, 1);
         if (code == -EINTR)
             continue;
         if (code < 0)
             return io_error(t, -code, t->offset, err);
-        while (io_uring_peek_cqe(&t->f->ring, &cqe) == 0) {
+        while (io_uring_peek_cqe(t->ring, &cqe) == 0) {
             int slot = (int)io_uring_cqe_get_data64(cqe), moved = cqe->res;
-            io_uring_cqe_seen(&t->f->ring, cqe);
+            io_uring_cqe_seen(t->ring, cqe);
             if (rc == 0)
                 rc = finish_piece(t, slot, moved, err);
             if (rc != 0 && t->pieces[slot].bytes > 0)
@@ -219,15 +223,20 @@ static int move_plainly(struct transfer *t, struct err *err)
 static int move(struct nvme_file *f, bool write, char *at, size_t bytes, size_t offset,
                 struct err *err)
 {
-    struct transfer t = {
-        .f = f, .write = write, .at = at, .bytes = bytes, .offset = offset, .n_free = NVME_DEPTH};
+    struct transfer t = {.f = f,
+                         .ring = f->ring_open[write] ? &f->ring[write] : NULL,
+                         .write = write,
+                         .at = at,
+                         .bytes = bytes,
+                         .offset = offset,
+                         .n_free = NVME_DEPTH};
 
     assert((uintptr_t)at % NVME_ALIGN == 0 && bytes % NVME_ALIGN == 0 && offset % NVME_ALIGN == 0 &&
            offset + bytes <= f->bytes);
     for (int k = 0; k < NVME_DEPTH; k++)
         t.free_pieces[k] = k;
     atomic_fetch_add_explicit(write ? &f->written : &f->read, bytes, memory_order_relaxed);
-    return f->ring_open ? move_by_ring(&t, err) : move_plainly(&t, err);
+    return t.ring ? move_by_ring(&t, err) : move_plainly(&t, err);
 }
 
 int nvme_file_read(struct nvme_file *f, void *to, size_t bytes, size_t offset, struct err *err)

@@ -5,10 +5,10 @@
  * Reads and writes go past the page cache (O_DIRECT) through io_uring (Axboe, "Efficient IO with
  * io_uring", 2019), cut into pieces of NVME_PIECE bytes of which NVME_DEPTH are under way at a
  * time: a single request leaves a fast disk idle. A file system without O_DIRECT is used through
- * the page cache, and a kernel without io_uring by plain reads and writes; nvme_file_is_direct
- * tells.
+ * the page cache, and a kernel without io_uring by plain reads and writes; the log tells.
  *
- * Offsets, sizes and host addresses are multiples of NVME_ALIGN. Threads: one at a time.
+ * Offsets, sizes and host addresses are multiples of NVME_ALIGN. Threads: one may read while
+ * another one writes, each through a ring of its own.
  */
 #ifndef CASTOR_WORKER_MEMORY_NVME_H
 #define CASTOR_WORKER_MEMORY_NVME_H
@@ -27,7 +27,6 @@ struct nvme_file;
  * middle of a step: ERR_NOSPACE names what was asked and what is free. */
 int nvme_file_create(const char *directory, size_t bytes, struct nvme_file **out, struct err *err);
 void nvme_file_destroy(struct nvme_file *f);
-bool nvme_file_is_direct(const struct nvme_file *f);
 
 /* Bytes moved since it was created (counted when they set out), and bytes reserved. From any
  * thread. */

@@ -53,7 +53,9 @@ int32_t plan_add_place(struct plan *p, enum plan_tier tier, enum plan_purpose pu
 /* Behind what is there for good already. */
 int32_t plan_place_for_good(struct plan *p, enum plan_tier tier, enum plan_purpose purpose,
                             size_t bytes);
-/* Host memory for any slice of optimizer state on its way from or to the disk. */
+/* Host memory for any slice of optimizer state on its way from or to the disk. In a step so many of
+ * them take turns: one is read, one updated and one written, and one more lets none wait. */
+enum { PLAN_STAGES = 4 };
 int32_t plan_add_stage(struct plan *p);
 int32_t plan_add_operands(struct plan *p, struct block_operands o);
 bool plan_is_resident(const struct plan *p, int64_t chunk);

@@ -11,10 +11,6 @@
 #include "core/alloc.h"
 #include "kernels/device.h"
 
-enum {
-    STAGE_AHEAD = 2 /* slices read from the disk before the one being updated */
-};
-
 struct emit {
     struct plan *p;
     struct instr_list *list;
@@ -32,9 +28,9 @@ struct emit {
                                       /* saved tensors that are made again                    */
     int64_t arrived;                  /* chunks spilled so far                                */
     bool *updated;                    /* by chunk                                             */
-    struct instr staged[STAGE_AHEAD]; /* updates whose state is on its way from the disk */
+    struct instr staged[PLAN_STAGES]; /* updates whose state is on its way from the disk */
     int64_t n_staged, n_stagings;     /* now, and in all */
-    int32_t stage[STAGE_AHEAD];       /* used in turn    */
+    int32_t stage[PLAN_STAGES];       /* used in turn    */
 };
 
 static int32_t *no_places(int64_t n)
@@ -284,7 +280,7 @@ static struct instr update_of(const struct emit *e, int64_t chunk, int64_t slice
 static void add_disk(struct emit *e, enum instr_op op, const struct instr *update, int32_t src,
                      int32_t dst)
 {
-    struct instr i = instr_make(op, QUEUE_DISK);
+    struct instr i = instr_make(op, op == INSTR_STAGE ? QUEUE_READ : QUEUE_WRITE);
     i.chunk = update->chunk;
     i.slice = update->slice;
     i.payload = PAYLOAD_STATE;
@@ -314,10 +310,10 @@ static void update(struct emit *e, int64_t chunk)
             instr_list_add(e->list, i);
             continue;
         }
-        if (e->n_staged == STAGE_AHEAD)
+        if (e->n_staged == PLAN_STAGES)
             finish_oldest_staged(e);
-        int64_t turn = e->n_stagings++ % STAGE_AHEAD;
-        if (e->n_stagings <= STAGE_AHEAD)
+        int64_t turn = e->n_stagings++ % PLAN_STAGES;
+        if (e->n_stagings <= PLAN_STAGES)
             e->stage[turn] = plan_add_stage(p);
         int32_t at = e->stage[turn];
         add_disk(e, INSTR_STAGE, &i, i.state, at);

@@ -16,7 +16,8 @@ const char *instr_op_name(enum instr_op op)
 
 const char *queue_name(enum queue q)
 {
-    static const char *const names[QUEUE_COUNT] = {"compute", "h2d", "d2h", "comm", "cpu", "disk"};
+    static const char *const names[QUEUE_COUNT] = {"compute", "h2d",  "d2h",  "comm",
+                                                   "cpu",     "read", "write"};
     assert(q < QUEUE_COUNT);
     return names[q];
 }

@@ -25,7 +25,7 @@
 #include "worker/memory/chunk.h"
 
 enum instr_op {
-    /* payloads; queues h2d, d2h, disk, disk */
+    /* payloads; queues h2d, d2h, read, write */
     INSTR_FETCH,   /* host place -> gpu place */
     INSTR_EVICT,   /* gpu place -> host place; without a chunk: the step's scalars */
     INSTR_STAGE,   /* nvme place -> host place, whole or a slice */
@@ -54,7 +54,16 @@ enum instr_op {
     INSTR_OP_COUNT,
 };
 
-enum queue { QUEUE_COMPUTE, QUEUE_H2D, QUEUE_D2H, QUEUE_COMM, QUEUE_CPU, QUEUE_DISK, QUEUE_COUNT };
+enum queue {
+    QUEUE_COMPUTE,
+    QUEUE_H2D,
+    QUEUE_D2H,
+    QUEUE_COMM,
+    QUEUE_CPU,
+    QUEUE_READ,  /* of the disk, ...    */
+    QUEUE_WRITE, /* ... both at a time */
+    QUEUE_COUNT
+};
 
 enum { BLOCK_MAX_CHUNKS = 4, NO_PLACE = -1 };
 

@@ -21,7 +21,8 @@ static void add_disk(struct plan *p, enum plan_list list, int64_t chunk, int64_t
 {
     int32_t home = p->chunk[chunk].slices[slice].home;
     bool load = list == LIST_LOAD;
-    struct instr i = instr_make(load ? INSTR_UNSTAGE : INSTR_STAGE, QUEUE_DISK);
+    struct instr i =
+        load ? instr_make(INSTR_UNSTAGE, QUEUE_WRITE) : instr_make(INSTR_STAGE, QUEUE_READ);
     i.chunk = (int32_t)chunk;
     i.slice = (int32_t)slice;
     i.payload = PAYLOAD_STATE;

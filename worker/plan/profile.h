@@ -23,11 +23,12 @@ struct device_profile {
                                      rows of hidden values through device memory    */
     double memory_rate;           /* device memory, bytes read + written a second   */
     double h2d_rate, d2h_rate;    /* pinned                                         */
-    double h2d_both_rate, d2h_both_rate; /* each, while the other runs              */
-    double host_memory_rate;             /* bytes read + written a second, all processors   */
-    double cpu_update_rate;              /* AdamW on the CPU, parameters a second          */
-    double cpu_update_copy_rate;         /* while copies run both ways                     */
-    double disk_read_rate, disk_write_rate;
+    double h2d_both_rate, d2h_both_rate;    /* each, while the other runs              */
+    double host_memory_rate;                /* bytes read + written a second, all processors   */
+    double cpu_update_rate;                 /* AdamW on the CPU, parameters a second          */
+    double cpu_update_copy_rate;            /* while copies run both ways                     */
+    double disk_read_rate, disk_write_rate; /* past the page cache, of one volume */
+    double disk_read_both_rate, disk_write_both_rate; /* each, while the other runs         */
 };
 
 /* Where no machine has been measured: the rates of an H100 with 16 cores. It only ranks plans. */

@@ -194,7 +194,7 @@ static bool nearly_fits(const struct search *s, struct plan_choices c)
 {
     c = forced(s, c);
     struct plan *p = plan_draft(s->in, &c);
-    size_t passing = 4 * (chunk_state_bytes(p->types, c.slice) + NVME_ALIGN);
+    size_t passing = 2 * PLAN_STAGES * (chunk_state_bytes(p->types, c.slice) + NVME_ALIGN);
     bool near = plan_over(p, TIER_HOST) <= passing;
     plan_destroy(p);
     return near;

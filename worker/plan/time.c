@@ -1,7 +1,7 @@
 /*
  * How long a list takes: its queues run side by side, each in order, and an instruction starts when
  * its queue is free and what it waits for is done. Copies in both directions slow each other down,
- * and updates on the CPU share host memory with copies.
+ * as do reads and writes of the disk, and updates on the CPU share host memory with copies.
  *
  * The training list is run pass behind pass, since updates may run on into the next pass; a step is
  * the time between the ends of two passes once they follow each other evenly.
@@ -23,7 +23,8 @@ size_t plan_move_bytes(const struct plan *p, const struct instr *i)
         return sizeof(struct clip_result);
     if (i->chunk >= 0 && i->payload == PAYLOAD_PARAM)
         return chunk_payload_bytes(&p->chunks.chunks[i->chunk], i->payload, p->types);
-    if (i->chunk >= 0 && i->payload == PAYLOAD_STATE && i->queue != QUEUE_DISK)
+    if (i->chunk >= 0 && i->payload == PAYLOAD_STATE && i->op != INSTR_STAGE &&
+        i->op != INSTR_UNSTAGE)
         return plan_slice_bytes(p, &p->chunk[i->chunk].slices[i->slice]);
     return src < dst ? src : dst;
 }
@@ -141,6 +142,10 @@ static double speed(const struct run *r, int q)
         return d->h2d_both_rate / d->h2d_rate;
     if (q == QUEUE_D2H && up)
         return d->d2h_both_rate / d->d2h_rate;
+    if (q == QUEUE_READ && busy(r, QUEUE_WRITE))
+        return d->disk_read_both_rate / d->disk_read_rate;
+    if (q == QUEUE_WRITE && busy(r, QUEUE_READ))
+        return d->disk_write_both_rate / d->disk_write_rate;
     if (q == QUEUE_CPU) /* each direction costs half of what both do */
         return 1.0 - 0.5 * (1.0 - d->cpu_update_copy_rate / d->cpu_update_rate) * (up + down);
     return 1.0;
@@ -223,8 +228,20 @@ static double host_bytes(const struct plan *p, const struct instr *i)
     }
 }
 
-/* The busiest queue alone; host memory, which updates and copies share; and with clipping, updates
- * that run from the norm to the next forward's end while no backward can. */
+/* Seconds of the disk, of which so many alone read and so many alone write: as much at a time as
+ * gains by it. */
+static double disk_bound(double read, double write, const struct device_profile *d)
+{
+    double reading = d->disk_read_both_rate / d->disk_read_rate; /* speeds while both are busy */
+    double writing = d->disk_write_both_rate / d->disk_write_rate;
+    if (reading + writing <= 1)
+        return read + write;
+    double both = fmin(read / reading, write / writing);
+    return both + (read - both * reading) + (write - both * writing);
+}
+
+/* The busiest queue alone; the disk; host memory, which updates and copies share; and with
+ * clipping, updates that run from the norm to the next forward's end while no backward can. */
 static double lower_bound(const struct plan *p, const struct instr_list *l, const double *alone,
                           const struct device_profile *d)
 {
@@ -237,6 +254,8 @@ static double lower_bound(const struct plan *p, const struct instr_list *l, cons
     }
     for (int q = 0; q < QUEUE_COUNT; q++)
         most = fmax(most, queue[q]);
+    if (queue[QUEUE_READ] + queue[QUEUE_WRITE] > 0)
+        most = fmax(most, disk_bound(queue[QUEUE_READ], queue[QUEUE_WRITE], d));
     most = fmax(most, host / d->host_memory_rate);
     if (p->in.clip && queue[QUEUE_CPU] > 0)
         most = fmax(most, queue[QUEUE_CPU] + backward);

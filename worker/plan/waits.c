@@ -37,7 +37,7 @@ struct waits {
     struct ranges ranges[TIER_COUNT];
 };
 
-static const struct clock never = {{-1, -1, -1, -1, -1, -1}};
+static const struct clock never = {{-1, -1, -1, -1, -1, -1, -1}};
 
 static void clock_join(struct clock *a, const struct clock *b)
 {

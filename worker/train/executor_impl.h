@@ -49,7 +49,7 @@ struct executor {
     struct nvme_file *nvme;               /* or NULL: no place lies there                */
     struct arena arena[TIER_COUNT];       /* gpu: device memory; host: pinned           */
     struct stream *stream[QUEUE_COUNT];   /* of compute, h2d, d2h, comm; else NULL       */
-    struct host_queue *host[QUEUE_COUNT]; /* of cpu and disk, when a list uses them     */
+    struct host_queue *host[QUEUE_COUNT]; /* of cpu, read and write, when a list uses them */
     struct update_pool *updates;          /* of the cpu queue, likewise                 */
     struct list_edges edges[LIST_COUNT];
     struct stalls stalls[2];     /* by the pass's parity */

@@ -10,7 +10,7 @@
 
 static bool is_host_queue(enum queue q)
 {
-    return q == QUEUE_CPU || q == QUEUE_DISK;
+    return q == QUEUE_CPU || q == QUEUE_READ || q == QUEUE_WRITE;
 }
 
 /* Does an instruction of a stream have anybody waiting for it? */
@@ -55,8 +55,9 @@ out:
 
 int executor_edges_init(struct executor *e, struct err *err)
 {
-    static const char *const names[QUEUE_COUNT] = {
-        [QUEUE_CPU] = "castor-update", [QUEUE_DISK] = "castor-disk"};
+    static const char *const names[QUEUE_COUNT] = {[QUEUE_CPU] = "castor-update",
+                                                   [QUEUE_READ] = "castor-read",
+                                                   [QUEUE_WRITE] = "castor-write"};
     int64_t pending[QUEUE_COUNT] = {0};
     int rc = 0;
 

@@ -143,7 +143,8 @@ out:
     return rc ? err_wrap(err, rc, "list %s", plan_list_name(list)) : 0;
 }
 
-/* ---- the disk queue -----------------------------------------------------------------------------
+/* ---- the disk's queues
+ * ---------------------------------------------------------------------------
  */
 
 int executor_host_disk(void *ud, const struct host_job *job, struct err *err)

@@ -1,5 +1,6 @@
 /* The disk tier: what is written is read, at every size and place; a full disk is told at once. */
 #include <criterion/criterion.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -61,6 +62,54 @@ Test(nvme, reads_what_was_written)
     cr_assert_eq(memcmp(in + 2 * NVME_ALIGN, out + 3 * NVME_ALIGN, 2 * NVME_ALIGN), 0);
     nvme_file_destroy(f);
     free(out);
+    free(in);
+}
+
+struct writer {
+    struct nvme_file *file;
+    char *from;
+    size_t bytes;
+    int failed;
+};
+
+static void *write_often(void *ud)
+{
+    struct writer *w = ud;
+    for (int k = 0; k < 20; k++)
+        w->failed += nvme_file_write(w->file, w->from, w->bytes, w->bytes, NULL) != 0;
+    return NULL;
+}
+
+Test(nvme, reads_while_another_thread_writes)
+{
+    enum { BYTES = (NVME_DEPTH + 3) * NVME_PIECE };
+    struct writer w = {.from = aligned(BYTES), .bytes = BYTES};
+    struct err err = {0};
+    char *in = aligned(BYTES), *there = aligned(BYTES);
+    pthread_t id;
+
+    for (size_t k = 0; k < BYTES; k++) {
+        there[k] = pattern(k);
+        w.from[k] = pattern(k + 77);
+    }
+    cr_assert_eq(nvme_file_create(directory, (size_t)2 * BYTES, &w.file, &err), 0, "%s", err.msg);
+    cr_assert_eq(nvme_file_write(w.file, there, BYTES, 0, &err), 0, "%s", err.msg);
+    cr_assert_eq(pthread_create(&id, NULL, write_often, &w), 0);
+    for (int k = 0; k < 20; k++) {
+        memset(in, 0, BYTES);
+        cr_assert_eq(nvme_file_read(w.file, in, BYTES, 0, &err), 0, "%s", err.msg);
+        cr_assert_eq(memcmp(in, there, BYTES), 0);
+    }
+    pthread_join(id, NULL);
+    cr_assert_eq(w.failed, 0);
+    cr_assert_eq(nvme_file_read(w.file, in, BYTES, BYTES, &err), 0, "%s", err.msg);
+    cr_assert_eq(memcmp(in, w.from, BYTES), 0);
+    struct nvme_counters c = nvme_file_counters(w.file);
+    cr_assert_eq(c.read, (uint64_t)21 * BYTES);
+    cr_assert_eq(c.written, (uint64_t)21 * BYTES);
+    nvme_file_destroy(w.file);
+    free(w.from);
+    free(there);
     free(in);
 }
 

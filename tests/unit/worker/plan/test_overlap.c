@@ -112,3 +112,44 @@ Test(overlap, updates_run_in_backward_and_in_the_next_forward)
     cr_expect_lt(seconds[2], seconds[1], "%g, %g", seconds[2], seconds[1]);
     rig_fini(&r);
 }
+
+/* States on a disk that is slower than all else: it is busy throughout, and the bound knows whether
+ * reads and writes at a time gain anything. */
+Test(overlap, a_slow_disk_is_never_idle)
+{
+    struct device_profile profile = {.flops_f32 = 1e12,
+                                     .flops_bf16 = 1e12,
+                                     .flops_layer = 1e12,
+                                     .layer_passes = 1,
+                                     .memory_rate = 1e12,
+                                     .h2d_rate = 1e12,
+                                     .d2h_rate = 1e12,
+                                     .h2d_both_rate = 1e12,
+                                     .d2h_both_rate = 1e12,
+                                     .host_memory_rate = 1e12,
+                                     .cpu_update_rate = 1e9,
+                                     .cpu_update_copy_rate = 1e9,
+                                     .disk_read_rate = 3e6,
+                                     .disk_write_rate = 2e6};
+    struct plan_simulation sim;
+    struct rig r;
+    rig_init(&r, 8, 1);
+    r.in.policy = PLACE_CPU;
+    r.in.profile = &profile;
+    r.in.limit[TIER_NVME] = 1 << 30;
+    r.in.force.nvme = 1000;
+    for (int duplex = 0; duplex < 2; duplex++) {
+        profile.disk_read_both_rate = duplex ? 3e6 : 1.15e6;
+        profile.disk_write_both_rate = duplex ? 2e6 : 1.15e6;
+        struct plan *p = build(&r);
+        cr_assert_eq(plan_simulate(p, LIST_TRAIN, &sim, NULL), 0);
+        double read = (double)sim.link_bytes[LINK_DISK_READ] / profile.disk_read_rate;
+        double write = (double)sim.link_bytes[LINK_DISK_WRITE] / profile.disk_write_rate;
+        cr_assert_gt(read, 0);
+        cr_expect_float_eq(sim.bound, duplex ? write : read + write, 1e-9 * write, "%g %g %g %g",
+                           read, write, sim.bound, sim.seconds);
+        cr_expect_lt(sim.seconds, 1.1 * sim.bound, "%g, %g", sim.seconds, sim.bound);
+        plan_destroy(p);
+    }
+    rig_fini(&r);
+}

@@ -315,7 +315,9 @@ Test(profile, survives_a_round_trip_and_refuses_nonsense)
                                 .cpu_update_rate = 6e8,
                                 .cpu_update_copy_rate = 5e8,
                                 .disk_read_rate = 7e8,
-                                .disk_write_rate = 8e8};
+                                .disk_write_rate = 8e8,
+                                .disk_read_both_rate = 5e8,
+                                .disk_write_both_rate = 6e8};
     struct device_profile out;
     struct err err = {0};
     int fd = mkstemp(path);
@@ -325,6 +327,7 @@ Test(profile, survives_a_round_trip_and_refuses_nonsense)
     cr_expect_str_eq(out.device, "CPU");
     cr_expect_eq(out.host_memory, 6);
     cr_expect_eq(out.disk_write_rate, 8e8);
+    cr_expect_eq(out.disk_write_both_rate, 6e8);
     in.memory_rate = 0; /* a rate of nothing would make every plan take forever */
     cr_assert_eq(device_profile_save(path, &in, &err), 0);
     cr_expect_eq(device_profile_load(path, &out, &err), ERR_INVALID);

@@ -1,0 +1,114 @@
+/*
+ * The part of the probe that is about a disk: reads alone, writes alone, and both at a time, in
+ * pieces as large as slices of optimizer state, through the file that is the disk tier.
+ */
+#include <pthread.h>
+
+#include "core/clock.h"
+#include "worker/memory/nvme.h"
+#include "worker/probe_host.h"
+
+enum {
+    SLICE_BYTES = 48 << 20, /* 4 Mi elements of a master and two moments */
+    SLICES = 22,            /* 1 GiB: halves for reads and writes at a time */
+};
+static const double long_enough = 1.5; /* seconds */
+
+struct disk {
+    struct nvme_file *file;
+    void *memory[2]; /* of reads, of writes; a slice each */
+    int next[2];     /* slice */
+};
+
+/* The next slice; while both run, each keeps to its half. */
+static int move_slice(struct disk *d, bool write, bool half, struct err *err)
+{
+    int slice = d->next[write]++ % (half ? SLICES / 2 : SLICES);
+    if (half && write)
+        slice += SLICES / 2;
+    size_t at = (size_t)slice * SLICE_BYTES;
+    return write ? nvme_file_write(d->file, d->memory[1], SLICE_BYTES, at, err)
+                 : nvme_file_read(d->file, d->memory[0], SLICE_BYTES, at, err);
+}
+
+static int rate_alone(struct disk *d, bool write, double *rate, struct err *err)
+{
+    double begun = clock_monotonic(), seconds = 0;
+    int64_t n = 0;
+    int rc = 0;
+    for (; seconds < long_enough; n++, seconds = clock_monotonic() - begun)
+        TRY(move_slice(d, write, false, err));
+    *rate = (double)n * SLICE_BYTES / seconds;
+out:
+    return rc;
+}
+
+struct reader {
+    struct disk *disk;
+    struct err err;
+    int rc;
+};
+
+static void *read_half(void *ud)
+{
+    struct reader *r = ud;
+    for (int k = 0; k < SLICES / 2 && r->rc == 0; k++)
+        r->rc = move_slice(r->disk, false, true, &r->err);
+    return NULL;
+}
+
+/* As many bytes are read as written, as in a step: the slower way decides. */
+static int rate_both(struct disk *d, double *rate, struct err *err)
+{
+    double begun = clock_monotonic(), seconds = 0;
+    int64_t n = 0;
+    int rc = 0;
+    for (; seconds < long_enough; n += SLICES / 2, seconds = clock_monotonic() - begun) {
+        struct reader r = {.disk = d};
+        pthread_t id;
+        int code = pthread_create(&id, NULL, read_half, &r);
+        if (code != 0)
+            return err_set_errno(err, code, "cannot start a thread to measure the disk");
+        for (int k = 0; k < SLICES / 2 && rc == 0; k++)
+            rc = move_slice(d, true, true, err);
+        pthread_join(id, NULL);
+        if (rc == 0 && r.rc != 0) {
+            *err = r.err;
+            rc = r.rc;
+        }
+        TRY(rc);
+    }
+    *rate = (double)n * SLICE_BYTES / seconds;
+out:
+    return rc;
+}
+
+int probe_disk(struct device *device, const char *directory, struct device_profile *out,
+               struct err *err)
+{
+    struct disk d = {0};
+    uint64_t state = 88172645463325252u;
+    int rc = 0;
+
+    for (int k = 0; k < 2; k++)
+        TRY(device_host_alloc(device, SLICE_BYTES, "a probe buffer", &d.memory[k], err));
+    for (size_t k = 0; k < SLICE_BYTES / sizeof state; k++) { /* nothing that compresses */
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        ((uint64_t *)d.memory[1])[k] = state;
+    }
+    TRY(nvme_file_create(directory, (size_t)SLICES * SLICE_BYTES, &d.file, err));
+    for (int k = 0; k < SLICES; k++) /* the first time a file system has more to do */
+        TRY(move_slice(&d, true, false, err));
+    TRY(rate_alone(&d, true, &out->disk_write_rate, err));
+    TRY(rate_alone(&d, false, &out->disk_read_rate, err));
+    TRY(rate_both(&d, &out->disk_read_both_rate, err));
+    out->disk_write_both_rate = out->disk_read_both_rate;
+out:
+    nvme_file_destroy(d.file);
+    for (int k = 0; k < 2; k++)
+        if (d.memory[k])
+            device_host_free(device, d.memory[k], SLICE_BYTES);
+    return rc ? err_wrap(err, rc, "measuring the disk of %s", directory) : 0;
+}
