@@ -11,7 +11,9 @@ or by autocast (fp16 with GradScaler), its rows in the order that worker/text/ro
 What is compared with PyTorch's float32 losses: ours, and PyTorch's own of the same COMPUTE, whose distance is the noise of
 that type (of float32: its attention written out instead of fused, since two runs that differ in rounding alone part
 company after some dozen steps). Passes where the losses' mean distance over all steps is at most twice that noise and 1e-4 of the loss more, and
-the mean of the last fifty losses likewise. Prints a line for each COMPUTE and `N passed, N failed`; needs torch,
+the mean of the last fifty losses likewise; there the noise is that mean's own distance or, where that is larger, what fifty such distances of
+either sign leave of their mean by chance (their root mean square over the square root of fifty): one mean that happens to
+come out close says nothing of the next. Prints a line for each COMPUTE and `N passed, N failed`; needs torch,
 transformers and safetensors.
 """
 import argparse
@@ -144,13 +146,15 @@ def mean(x):
 
 def compare(compute, got, want, noisy, skipped):
     far, noise = mean([abs(a - b) for a, b in zip(got, want)]), mean([abs(a - b) for a, b in zip(noisy, want)])
-    end, end_noise = (abs(mean(x[-LAST:]) - mean(want[-LAST:])) for x in (got, noisy))
+    end, noisy_end = (abs(mean(x[-LAST:]) - mean(want[-LAST:])) for x in (got, noisy))
+    chance = (mean([(a - b) ** 2 for a, b in zip(noisy[-LAST:], want[-LAST:])]) / LAST) ** 0.5
+    end_noise = max(noisy_end, chance)
     room = 1e-4 * mean(want)
     fine = len(got) == len(want) and far <= 2 * noise + room and end <= 2 * end_noise + room
     print("%s %s: losses %.4f to %.4f, PyTorch's %.4f to %.4f; mean distance from its float32 %.2e, its own %.2e; of the "
-          "last %d's mean %.2e, its own %.2e%s" % (
+          "last %d's mean %.2e, its own %.2e, by chance %.2e%s" % (
               "ok  " if fine else "FAIL", compute, got[0], mean(got[-LAST:]), noisy[0], mean(noisy[-LAST:]), far, noise,
-              LAST, end, end_noise, "; %d steps skipped" % skipped if skipped else ""), flush=True)
+              LAST, end, noisy_end, chance, "; %d steps skipped" % skipped if skipped else ""), flush=True)
     return fine
 
 
