@@ -35,18 +35,20 @@ static struct op_cost linear_cost(const struct op_table *t, const struct linear_
 {
     double N = (double)a->N, I = (double)a->I, O = (double)a->O;
     struct op_cost c = {2 * N * I * O, 0};
-    double real = N * I + N * O;
+    double real = N * I + N * O, weight = bytes_of(I * O, t->compute);
 
+    if (a->quant.format != QUANT_NONE)
+        weight = (double)quant_bytes(a->quant.format, a->I * a->O);
     if (op == OP_LINEAR_FWD)
-        real += I * O + N * O * given(a->residual, a->pre, NULL);
+        real += N * O * given(a->residual, a->pre, NULL);
     else if (op == OP_LINEAR_BWD_DATA)
-        real += I * O + N * I * ((a->act_x != ACT_NONE) + (a->dx_accum == ACCUM_ADD));
+        real += N * I * ((a->act_x != ACT_NONE) + (a->dx_accum == ACCUM_ADD));
     else
         c.bytes = bytes_of(I * O * (a->dw_accum == ACCUM_ADD ? 2 : 1) * (a->dw != NULL),
                            a->narrow.on ? t->compute : t->grad);
     if (op == OP_LINEAR_BWD_WEIGHT && !a->dw)
         c.flops = 0;
-    c.bytes += bytes_of(real, t->compute);
+    c.bytes += bytes_of(real, t->compute) + (op == OP_LINEAR_BWD_WEIGHT ? 0 : weight);
     return c;
 }
 

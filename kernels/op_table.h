@@ -33,6 +33,7 @@
 
 #include "core/rng.h"
 #include "kernels/dtype.h"
+#include "kernels/quant.h"
 
 struct stream;
 
@@ -133,6 +134,15 @@ struct norm_args {
     void *workspace;
 };
 
+/* A weight that lies quantised (kernels/quant.h): its pointer is that of a whole tensor's codes,
+ * and the matrix begins at element `first` of it. The product is that of the decoded matrix,
+ * rounded to the compute type. */
+struct op_quant {
+    enum quant_format format; /* QUANT_NONE: it does not */
+    int64_t first;
+    const float *scales;
+};
+
 /* y = act(alpha x w^T + bias) + residual, w (O, I) as in PyTorch's nn.Linear
  *
  * With fp8 the operands of the product are first rounded to 8 bits, each tensor as a whole: x and w
@@ -142,12 +152,13 @@ struct norm_args {
 struct linear_args {
     int64_t N, I, O;
     bool fp8;
-    float alpha;          /* times the product, forward and backward; 0 = 1 */
-    int64_t ldx, ldy;     /* of x/dx and of y/dy/pre/residual */
-    const void *x;        /* (N, I) */
-    const void *w;        /* (O, I) */
-    const void *bias;     /* (O) or NULL */
-    const void *residual; /* (N, O) or NULL; may alias y */
+    float alpha;           /* times the product, forward and backward; 0 = 1 */
+    int64_t ldx, ldy;      /* of x/dx and of y/dy/pre/residual */
+    const void *x;         /* (N, I) */
+    const void *w;         /* (O, I) */
+    struct op_quant quant; /* of w, at which linear_bwd_weight does not look */
+    const void *bias;      /* (O) or NULL */
+    const void *residual;  /* (N, O) or NULL; may alias y */
     enum act_kind act;
     void *pre; /* (N, O) = alpha x w^T + bias, or NULL: kept for backward of act */
     void *y;   /* (N, O) = */

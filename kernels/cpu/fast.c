@@ -4,6 +4,7 @@
 #include "kernels/cpu/cpu_common.h"
 #include "kernels/cpu/device_cpu.h"
 #include "kernels/cpu/fp8.h"
+#include "kernels/cpu/quant.h"
 
 void fast_init(void)
 {
@@ -13,7 +14,7 @@ void fast_init(void)
 static size_t workspace(enum op op, const void *args)
 {
     if (op == OP_LINEAR_FWD || op == OP_LINEAR_BWD_DATA || op == OP_LINEAR_BWD_WEIGHT)
-        return cpu_fp8_workspace(op, DT_F32, args);
+        return cpu_quant_workspace(op, DT_F32, args) + cpu_fp8_workspace(op, DT_F32, args);
     return op == OP_ATTN_BWD ? fast_attn_bwd_workspace(args) : 0;
 }
 

@@ -4,6 +4,7 @@
 #include "kernels/cpu/fast.h"
 #include "kernels/cpu/fast_math.h"
 #include "kernels/cpu/fp8.h"
+#include "kernels/cpu/quant.h"
 
 FAST_CLONES void bf16_load(float *restrict to, const bf16 *restrict from, int64_t n)
 {
@@ -55,7 +56,7 @@ static size_t workspace(enum op op, const void *args)
     case OP_LINEAR_FWD:
     case OP_LINEAR_BWD_DATA:
     case OP_LINEAR_BWD_WEIGHT:
-        return cpu_fp8_workspace(op, DT_BF16, args);
+        return cpu_quant_workspace(op, DT_BF16, args) + cpu_fp8_workspace(op, DT_BF16, args);
     default:
         return 0;
     }

@@ -8,6 +8,7 @@
 #include "kernels/cpu/fast.h"
 #include "kernels/cpu/fast_math.h"
 #include "kernels/cpu/fp8.h"
+#include "kernels/cpu/quant.h"
 
 enum { ROWS = 128, COLS = 256, DEPTH = 256, SUM_ROWS = 256 };
 
@@ -104,6 +105,10 @@ int bf16_linear_fwd(struct stream *s, const struct linear_args *a)
 {
     int64_t tiles = tile_count(a->N, a->O);
 
+    if (a->quant.format != QUANT_NONE) {
+        struct linear_args plain = cpu_quant_decoded(s, DT_BF16, true, a);
+        return bf16_linear_fwd(s, &plain);
+    }
     if (a->fp8)
         return cpu_fp8_linear(OP_LINEAR_FWD, DT_BF16, bf16_linear_fwd, s, a);
 #pragma omp parallel for num_threads(s->threads) schedule(dynamic, 1)
@@ -138,6 +143,10 @@ int bf16_linear_bwd_data(struct stream *s, const struct linear_args *a)
 {
     int64_t tiles = tile_count(a->N, a->I);
 
+    if (a->quant.format != QUANT_NONE) {
+        struct linear_args plain = cpu_quant_decoded(s, DT_BF16, true, a);
+        return bf16_linear_bwd_data(s, &plain);
+    }
     if (a->fp8)
         return cpu_fp8_linear(OP_LINEAR_BWD_DATA, DT_BF16, bf16_linear_bwd_data, s, a);
     assert(a->act_x == ACT_NONE || a->dx_accum == ACCUM_ASSIGN);

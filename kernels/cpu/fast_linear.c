@@ -10,6 +10,7 @@
 #include "kernels/cpu/fast.h"
 #include "kernels/cpu/fast_math.h"
 #include "kernels/cpu/fp8.h"
+#include "kernels/cpu/quant.h"
 
 static int64_t min64(int64_t a, int64_t b)
 {
@@ -163,6 +164,10 @@ int fast_linear_fwd(struct stream *s, const struct linear_args *a)
 {
     struct tiling t = tiling(a->N, a->O, a->N);
 
+    if (a->quant.format != QUANT_NONE) {
+        struct linear_args plain = cpu_quant_decoded(s, DT_F32, true, a);
+        return fast_linear_fwd(s, &plain);
+    }
     if (a->fp8)
         return cpu_fp8_linear(OP_LINEAR_FWD, DT_F32, fast_linear_fwd, s, a);
 #pragma omp parallel for num_threads(s->threads) schedule(dynamic, 1)
@@ -195,6 +200,10 @@ int fast_linear_bwd_data(struct stream *s, const struct linear_args *a)
     int64_t ldx = ld_or(a->ldx, a->I), ldy = ld_or(a->ldy, a->O);
     struct tiling t = tiling(a->N, a->I, a->N);
 
+    if (a->quant.format != QUANT_NONE) {
+        struct linear_args plain = cpu_quant_decoded(s, DT_F32, true, a);
+        return fast_linear_bwd_data(s, &plain);
+    }
     if (a->fp8)
         return cpu_fp8_linear(OP_LINEAR_BWD_DATA, DT_F32, fast_linear_bwd_data, s, a);
     assert(a->act_x == ACT_NONE || a->dx_accum == ACCUM_ASSIGN);

@@ -6,6 +6,7 @@
 #include "kernels/cpu/cpu_common.h"
 #include "kernels/cpu/device_cpu.h"
 #include "kernels/cpu/fp8.h"
+#include "kernels/cpu/quant.h"
 #include "kernels/cpu/ref_math.h"
 
 #define real        float

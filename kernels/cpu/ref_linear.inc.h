@@ -10,6 +10,10 @@ static int linear_fwd(struct stream *s, const struct linear_args *a)
     const real *w = a->w, *bias = a->bias;
     int64_t ldx = ld_or(a->ldx, a->I), ldy = ld_or(a->ldy, a->O);
 
+    if (a->quant.format != QUANT_NONE) {
+        struct linear_args plain = cpu_quant_decoded(s, TABLE_DTYPE, false, a);
+        return linear_fwd(s, &plain);
+    }
     if (a->fp8)
         return cpu_fp8_linear(OP_LINEAR_FWD, TABLE_DTYPE, linear_fwd, s, a);
     for (int64_t n = 0; n < a->N; n++)
@@ -35,6 +39,10 @@ static int linear_bwd_data(struct stream *s, const struct linear_args *a)
     const real *w = a->w, *pre_x = a->pre_x;
     int64_t ldx = ld_or(a->ldx, a->I), ldy = ld_or(a->ldy, a->O);
 
+    if (a->quant.format != QUANT_NONE) {
+        struct linear_args plain = cpu_quant_decoded(s, TABLE_DTYPE, false, a);
+        return linear_bwd_data(s, &plain);
+    }
     if (a->fp8)
         return cpu_fp8_linear(OP_LINEAR_BWD_DATA, TABLE_DTYPE, linear_bwd_data, s, a);
     for (int64_t n = 0; n < a->N; n++)

@@ -43,7 +43,8 @@ static size_t workspace(enum op op, const void *args)
     if (op == OP_ATTN_BWD)
         return 2 * (size_t)attn->D * sizeof(double);
     if (op == OP_LINEAR_FWD || op == OP_LINEAR_BWD_DATA || op == OP_LINEAR_BWD_WEIGHT)
-        return cpu_fp8_workspace(op, TABLE_DTYPE, args);
+        return cpu_quant_workspace(op, TABLE_DTYPE, args) +
+               cpu_fp8_workspace(op, TABLE_DTYPE, args);
     return 0;
 }
 

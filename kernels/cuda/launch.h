@@ -56,6 +56,10 @@ int launch_fp8_cast(cudaStream_t s, const struct fp8_cast *c);            /* (ro
 int launch_fp8_cast_transposed(cudaStream_t s, const struct fp8_cast *c); /* (cols, rows)     */
 int launch_fp8_round(cudaStream_t s, const struct fp8_cast *c); /* bfloat16, scaled back */
 
+/* to (n) real = elements [q->first, q->first + n) of a tensor with these codes. */
+int launch_quant_decode(cudaStream_t s, enum dtype real, const struct op_quant *q,
+                        const void *codes, int64_t n, void *to);
+
 int launch_rope(cudaStream_t s, enum dtype real, const struct rope_args *a);
 
 /* Attention: warp-a-row kernels for every case; tensor-core kernels for 16-bit types (sm_80 on);

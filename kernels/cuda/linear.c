@@ -8,6 +8,9 @@
  * library's fused activations want rows of whole 16 bytes and 16-bit types; everything else runs
  * as a pass of its own over the product's result.
  *
+ * A quantised weight is decoded into the workspace first, so that the product is that of any other:
+ * a pass that costs what it writes, a few per cent of a product of some thousand rows.
+ *
  * A wide O that is no multiple of 8, such as a vocabulary of 50,257, is cut in two: products of
  * 16-bit types with such a side run at a sixth of the speed. The last few columns are a product of
  * their own.
@@ -144,6 +147,26 @@ static struct linear_args last_columns(enum dtype real, const struct linear_args
     return columns(real, a, a->O / EVEN * EVEN, a->O % EVEN);
 }
 
+/* ---- quantised weights ----------------------------------------------------------------------- */
+
+static size_t decoded_bytes(enum dtype real, const struct linear_args *a)
+{
+    return ((size_t)(a->O * a->I) * dtype_size(real) + 255) / 256 * 256;
+}
+
+/* The args of the same product with the matrix at the front of the workspace. */
+static int decode_weight(struct stream *s, enum dtype real, const struct linear_args *a,
+                         struct linear_args *plain)
+{
+    *plain = *a;
+    if (a->quant.format == QUANT_NONE)
+        return 0;
+    plain->quant = (struct op_quant){0};
+    plain->w = a->workspace;
+    plain->workspace = (char *)a->workspace + decoded_bytes(real, a);
+    return launch_quant_decode(s->handle, real, &a->quant, a->w, a->O * a->I, a->workspace);
+}
+
 /* ---- the three ops --------------------------------------------------------------------------- */
 
 static int forward(struct stream *s, enum dtype real, const struct linear_args *a)
@@ -174,10 +197,13 @@ static int forward(struct stream *s, enum dtype real, const struct linear_args *
 
 int linear_fwd(struct stream *s, enum dtype real, const struct linear_args *a)
 {
-    if (!is_wide_and_odd(real, a))
-        return forward(s, real, a);
-    struct linear_args even = even_columns(real, a), last = last_columns(real, a);
-    int rc = forward(s, real, &even);
+    struct linear_args plain;
+    int rc = decode_weight(s, real, a, &plain);
+
+    if (rc != 0 || !is_wide_and_odd(real, &plain))
+        return rc ? rc : forward(s, real, &plain);
+    struct linear_args even = even_columns(real, &plain), last = last_columns(real, &plain);
+    rc = forward(s, real, &even);
     return rc ? rc : forward(s, real, &last);
 }
 
@@ -225,11 +251,14 @@ static int backward_data(struct stream *s, enum dtype real, const struct linear_
 /* The small sum first: what it loses by being rounded on its way is small, too. */
 int linear_bwd_data(struct stream *s, enum dtype real, const struct linear_args *a)
 {
-    if (!is_wide_and_odd(real, a) || a->act_x != ACT_NONE)
-        return backward_data(s, real, a);
-    struct linear_args even = even_columns(real, a), last = last_columns(real, a);
+    struct linear_args plain;
+    int rc = decode_weight(s, real, a, &plain);
+
+    if (rc != 0 || !is_wide_and_odd(real, &plain) || a->act_x != ACT_NONE)
+        return rc ? rc : backward_data(s, real, &plain);
+    struct linear_args even = even_columns(real, &plain), last = last_columns(real, &plain);
     even.dx_accum = ACCUM_ADD;
-    int rc = backward_data(s, real, &last);
+    rc = backward_data(s, real, &last);
     return rc ? rc : backward_data(s, real, &even);
 }
 
@@ -305,11 +334,12 @@ int linear_bwd_weight(struct stream *s, enum dtype real, const struct linear_arg
     return rc ? rc : backward_weight(s, real, &last);
 }
 
-size_t linear_workspace(enum op op, const struct linear_args *a)
+size_t linear_workspace(enum op op, enum dtype real, const struct linear_args *a)
 {
+    bool decodes = a->quant.format != QUANT_NONE && op != OP_LINEAR_BWD_WEIGHT;
     size_t sums = op == OP_LINEAR_BWD_WEIGHT ? workspace_colsum(a->N, a->O) : 0;
     size_t product = narrow_product_at(op, a);
     if (op == OP_LINEAR_BWD_WEIGHT && a->narrow.on && a->dw_accum == ACCUM_ADD)
         product += (size_t)a->O * (size_t)a->I * dtype_size(DT_BF16);
-    return sums > product ? sums : product;
+    return (sums > product ? sums : product) + (decodes ? decoded_bytes(real, a) : 0);
 }

@@ -7,6 +7,6 @@
 int linear_fwd(struct stream *s, enum dtype real, const struct linear_args *a);
 int linear_bwd_data(struct stream *s, enum dtype real, const struct linear_args *a);
 int linear_bwd_weight(struct stream *s, enum dtype real, const struct linear_args *a);
-size_t linear_workspace(enum op op, const struct linear_args *a);
+size_t linear_workspace(enum op op, enum dtype real, const struct linear_args *a);
 
 #endif

@@ -63,7 +63,7 @@ static size_t larger(size_t x, size_t y)
     return x > y ? x : y;
 }
 
-static size_t cuda_workspace(enum op op, const void *args)
+static size_t workspace(enum op op, enum dtype real, const void *args)
 {
     switch (op) {
     case OP_EMBED_BWD:
@@ -73,7 +73,7 @@ static size_t cuda_workspace(enum op op, const void *args)
     case OP_LINEAR_FWD:
     case OP_LINEAR_BWD_DATA:
     case OP_LINEAR_BWD_WEIGHT:
-        return linear_workspace(op, args);
+        return linear_workspace(op, real, args);
     case OP_ATTN_BWD:
         return larger(larger(workspace_attn_bwd_plain(args), workspace_attn_bwd_mma(args)),
                       workspace_attn_bwd_hopper(args));
@@ -154,6 +154,10 @@ static size_t cuda_workspace(enum op op, const void *args)
     static int adamw_##T(struct stream *s, const struct adamw_args *a)                             \
     {                                                                                              \
         return launch_adamw(enter(s), DTYPE, a);                                                   \
+    }                                                                                              \
+    static size_t workspace_##T(enum op op, const void *args)                                      \
+    {                                                                                              \
+        return workspace(op, DTYPE, args);                                                         \
     }
 
 BIND(f32, DT_F32)
@@ -184,7 +188,7 @@ static int cuda_cast(struct stream *s, const struct cast_args *a)
         .act_fwd = act_fwd_##T, .act_bwd = act_bwd_##T, .rope = rope_##T,                          \
         .attn_fwd = attn_fwd_##T, .attn_bwd = attn_bwd_##T, .dropout_fwd = dropout_fwd_##T,        \
         .dropout_bwd = dropout_bwd_##T, .loss = loss_##T, .add = cuda_add, .sumsq = sumsq_##T,     \
-        .clip = cuda_clip, .adamw = adamw_##T, .cast = cuda_cast, .workspace = cuda_workspace,     \
+        .clip = cuda_clip, .adamw = adamw_##T, .cast = cuda_cast, .workspace = workspace_##T,      \
     }
 
 const struct op_table cuda_f32 = TABLE(f32, DT_F32);

@@ -202,6 +202,8 @@ static void store_value(enum dtype t, unsigned char *at, double x)
     if (t == DT_I32) {
         int32_t i = (int32_t)x;
         memcpy(at, &i, sizeof i);
+    } else if (t == DT_U8) {
+        *at = (unsigned char)x;
     } else {
         dtype_convert(t, at, DT_F64, &x, 1);
     }
@@ -216,6 +218,8 @@ static double load_value(enum dtype t, const unsigned char *at)
         memcpy(&i, at, sizeof i);
         return (double)i;
     }
+    if (t == DT_U8)
+        return (double)*at;
     dtype_convert(DT_F64, &x, t, at, 1);
     return x;
 }

@@ -24,6 +24,9 @@ Test(op_cost, of_products)
     expect(&f32, OP_LINEAR_FWD, &a, 60, 4 * (6 + 15 + 10));
     expect(&f32, OP_LINEAR_BWD_DATA, &a, 60, 4 * (10 + 15 + 6));
     expect(&bf16, OP_LINEAR_BWD_WEIGHT, &a, 60, 2 * (6 + 10) + 4 * 15);
+    struct linear_args nf4 = {.N = 2, .I = 64, .O = 5, .quant = {.format = QUANT_NF4}};
+    expect(&bf16, OP_LINEAR_FWD, &nf4, 1280, 2 * (128 + 10) + 160 + 4 * 5);
+    expect(&bf16, OP_LINEAR_BWD_DATA, &nf4, 1280, 2 * (128 + 10) + 160 + 4 * 5);
     a.residual = a.pre = some;
     a.dw_accum = ACCUM_ADD;
     a.act_x = ACT_RELU;
