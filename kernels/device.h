@@ -50,7 +50,8 @@ struct device_options {
 struct device {
     enum device_kind kind;
     int index;
-    char name[64]; /* "NVIDIA H100 80GB HBM3", "CPU (2 threads, AVX-512)" */
+    char name[64];    /* "NVIDIA H100 80GB HBM3", "CPU (2 threads, AVX-512)" */
+    char address[16]; /* on the PCI bus, "0000:3b:00.0"; "" of a CPU */
     size_t memory_total;
     size_t memory_limit; /* what device_alloc may hand out in all, 0 = memory_total */
     bool fp8;            /* multiplies 8-bit operands at more than the speed of 16-bit ones */

@@ -15,6 +15,7 @@
 #include "kernels/op_table.h"
 #include "worker/plan/profile.h"
 #include "worker/probe_host.h"
+#include "worker/train/cores.h"
 #include "worker/worker.h"
 
 enum {
@@ -156,6 +157,7 @@ static int probe_device(enum device_kind kind, const char *disk, struct device_p
     int rc = 0;
 
     TRY(device_open(kind, 0, &o, &p.device, err));
+    cores_take(p.device); /* as a job does */
     TRY(device_stream_create(p.device, 0, &p.stream, err));
     snprintf(out->device, sizeof out->device, "%s", p.device->name);
     snprintf(out->kind, sizeof out->kind, "%s", kind == DEVICE_CUDA ? "cuda" : "cpu");

@@ -424,6 +424,8 @@ int device_cuda_open(int index, const struct device_options *options, struct dev
     TRY_CUDA(cudaSetDevice(index));
     TRY_CUDA(cudaGetDeviceProperties(&prop, index));
     snprintf(d->name, sizeof d->name, "%.63s", prop.name);
+    snprintf(d->address, sizeof d->address, "%04x:%02x:%02x.0", prop.pciDomainID, prop.pciBusID,
+             prop.pciDeviceID);
     d->memory_total = prop.totalGlobalMem;
     d->fp8 = prop.major * 10 + prop.minor >= 89;
     state = xcalloc(1, sizeof *state);

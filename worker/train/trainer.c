@@ -15,6 +15,7 @@
 #include "core/log.h"
 #include "kernels/op_table.h"
 #include "worker/model/weights.h"
+#include "worker/train/cores.h"
 #include "worker/train/export.h"
 #include "worker/train/run.h"
 
@@ -154,6 +155,7 @@ static int prepare_plan(struct run *r, struct err *err)
 
     TRY(run_phase(r, PHASE_COMPILING, err));
     TRY(trainer_open_device(&r->session.spec, &r->device, err));
+    cores_take(r->device);
     TRY(trainer_pick_ops(r->device, &r->session.spec, &r->ops, err));
     const char *kind = r->device->kind == DEVICE_CUDA ? "cuda" : "cpu";
     char *path = device_profile_path(kind);

@@ -133,7 +133,7 @@ static void bind_thread(pthread_t thread, int k)
 }
 
 /* Signals are the main thread's business. */
-static int start_threads(struct update_pool *p, int n, struct err *err)
+static int start_threads(struct update_pool *p, int n, bool bound, struct err *err)
 {
     sigset_t all, before;
     int code = 0;
@@ -146,7 +146,8 @@ static int start_threads(struct update_pool *p, int n, struct err *err)
         if (code != 0)
             break;
         pthread_setname_np(p->threads[k], "castor-adamw");
-        bind_thread(p->threads[k], k);
+        if (bound)
+            bind_thread(p->threads[k], k);
         p->n_threads++;
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
@@ -165,7 +166,7 @@ int update_pool_create(int threads, const struct op_table *ops, struct update_po
     TRY(device_stream_create(p->device, 0, &p->stream, err));
     TRY(device_word_create(p->device, &p->word, err));
     p->ops = ops ? ops : device_ops(p->device, DT_F32);
-    TRY(start_threads(p, threads - 1, err));
+    TRY(start_threads(p, threads - 1, !ops, err));
     *out = p;
     p = NULL;
 out:
