@@ -66,5 +66,28 @@ def profiles_a_step(root):
     assert done.stdout.splitlines()[-1].startswith("profile: "), done.stdout
 
 
+def plans_from_a_stored_profile(root):
+    """A GPU that has been measured is not opened to plan for it: an imaginary one's memory and rates are believed."""
+    profile = {"v": 4, "device": "Imaginary", "kind": "cuda", "memory": 80 << 30, "memory_free": 79 << 30,
+               "host_memory": 125 << 30, "flops_f32": 5.1e13, "flops_bf16": 8e14, "flops_layer": 8e14, "layer_passes": 89,
+               "memory_rate": 2.85e12, "h2d_rate": 5.5e10, "d2h_rate": 5.5e10, "h2d_both_rate": 4.6e10,
+               "d2h_both_rate": 4.6e10, "host_memory_rate": 8.4e10, "cpu_update_rate": 5.8e9,
+               "cpu_update_copy_rate": 4.3e9, "disk_read_rate": 2e9, "disk_write_rate": 2.6e9,
+               "disk_read_both_rate": 1.2e9, "disk_write_both_rate": 1.2e9}
+    planned = job(root, "planned", "bf16", placement={"policy": "cpu"})
+    code, opened = planned.plan()
+    equal((code, "step_seconds" in opened), (0, False))
+    path = os.path.join(planned.env["XDG_CACHE_HOME"], "castor", "profile-cuda.json")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    rig.write_json(path, profile)
+    code, report = planned.plan()
+    equal((code, report["device"]["name"], report["basis"]), (0, "Imaginary", "measured"))
+    assert 0 < report["memory"]["gpu"]["limit"] <= 79 << 30, report["memory"]["gpu"]
+    assert 0 < report["step_seconds_bound"] <= report["step_seconds"] < 1, report["step_seconds"]
+    rig.write_json(path, {**profile, "h2d_rate": 1e5})
+    assert planned.plan()[1]["step_seconds"] > 10 * report["step_seconds"]
+
+
 if __name__ == "__main__":
-    rig.main([same_job_same_bits, resumes_with_its_loss_scale, too_little_memory, profiles_a_step], __doc__)
+    rig.main([same_job_same_bits, resumes_with_its_loss_scale, too_little_memory, profiles_a_step,
+              plans_from_a_stored_profile], __doc__)

@@ -6,8 +6,8 @@
  *
  * Host memory bounds these updates, and a plan pushes many of them behind each other: so the
  * threads of a GPU's job are bound to a processor each of those that are the job's (cores.h), where
- * the operating system lets them, the first one being left to whoever feeds the device; and between updates they look for the next one for some
- * microseconds before they sleep.
+ * the operating system lets them, the first one being left to whoever feeds the device; and between
+ * updates they look for the next one for some microseconds before they sleep.
  *
  * One thread calls at a time.
  */
