@@ -16,6 +16,7 @@
 #include "api/attempt_exit.h"
 #include "api/job_dir.h"
 #include "core/alloc.h"
+#include "core/buf.h"
 #include "core/clock.h"
 #include "core/fs.h"
 #include "core/json.h"
@@ -30,6 +31,8 @@ struct attempt {
     int64_t number;
     int64_t n_ranks;
     pid_t *pids;
+    bool killing;      /* ranks are ended by this process */
+    int64_t oom_kills; /* when they started               */
     struct attempt_exit exit;
 };
 
@@ -79,8 +82,9 @@ out:
     return rc;
 }
 
-static void signal_ranks(const struct attempt *a, int signal_number)
+static void signal_ranks(struct attempt *a, int signal_number)
 {
+    a->killing = a->killing || signal_number == SIGKILL;
     for (int64_t r = 0; r < a->n_ranks; r++)
         if (a->pids[r] > 0)
             kill(a->pids[r], signal_number);
@@ -114,6 +118,34 @@ static void read_log_tail(const struct attempt *a, int64_t rank, char *out, size
     memmove(out, from, strlen(from) + 1);
 }
 
+/* Processes that the kernel has ended since the machine started because memory ran out. */
+static int64_t count_oom_kills(void)
+{
+    struct buf text = {0};
+    long long n = 0;
+    if (fs_read_file("/proc/vmstat", 1 << 16, &text, NULL) == 0) {
+        const char *line = strstr(buf_str(&text), "\noom_kill ");
+        if (line)
+            sscanf(line, " oom_kill %lld", &n);
+    }
+    buf_fini(&text);
+    return n;
+}
+
+/* A rank that the kernel has ended can say nothing itself. */
+static void explain_kill(const struct attempt *a, struct rank_exit *e)
+{
+    char before[sizeof e->log_tail];
+    if (e->signal != SIGKILL || a->killing || count_oom_kills() <= a->oom_kills)
+        return;
+    snprintf(before, sizeof before, "%s", e->log_tail);
+    snprintf(e->log_tail, sizeof e->log_tail,
+             "the kernel ended it because host memory ran out, which others use as well: a smaller "
+             "placement.host_memory_limit leaves them more; the job resumes from its last "
+             "checkpoint\n%.200s",
+             before);
+}
+
 static void note_end(struct attempt *a, int64_t rank, int status)
 {
     struct rank_exit *e = &a->exit.ranks[rank];
@@ -128,6 +160,7 @@ static void note_end(struct attempt *a, int64_t rank, int status)
     e->step = crumb.step;
     snprintf(e->where, sizeof e->where, "%s", crumb.where);
     read_log_tail(a, rank, e->log_tail, sizeof e->log_tail);
+    explain_kill(a, e);
     a->pids[rank] = 0;
     if (e->exit_code == 0)
         return;
@@ -212,6 +245,7 @@ int supervise(const char *jobdir, int64_t attempt, const volatile sig_atomic_t *
     }
     TRY(fs_mkdir_p(dir, false, err));
     TRY(write_record(&a, err));
+    a.oom_kills = count_oom_kills();
     for (int64_t r = 0; r < a.n_ranks; r++)
         TRY(start_rank(&a, r, err));
     watch(&a, terminate);

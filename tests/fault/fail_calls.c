@@ -13,6 +13,8 @@
  *
  *   FAULT_ERRNO  the number it fails with
  *
+ *   FAULT_VMSTAT a file to read in place of /proc/vmstat
+ *
  *   FAULT_COUNT  a file that is overwritten with the count at exit
  */
 #include <dlfcn.h>
@@ -140,7 +142,8 @@ int open(const char *path, int flags, ...)
         if (fails("open", path))
             return -1;
     }
-    return real(path, flags, mode);
+    const char *vmstat = getenv("FAULT_VMSTAT");
+    return real(vmstat && strcmp(path, "/proc/vmstat") == 0 ? vmstat : path, flags, mode);
 }
 
 __attribute__((destructor)) static void tell(void)

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""What happens to a training run when the file system fails: each operation in turn, and a disk that is full."""
+"""What happens to a training run when the file system fails, each operation in turn, when a disk is full, and when memory runs out."""
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -21,11 +22,11 @@ def equal(got, want):
 class Fault:
     """castor-worker with fail_calls.c preloaded."""
 
-    def __init__(self, root):
-        self.library = os.path.join(root, "fail_calls.so")
+    def __init__(self, root, source="fail_calls.c"):
+        self.library = os.path.join(root, "fault.so")
         self.count = os.path.join(root, "calls")
         built = subprocess.run(["cc", "-shared", "-fPIC", "-D_GNU_SOURCE", "-O1", "-o", self.library,
-                                os.path.join(HERE, "fail_calls.c"), "-ldl"], capture_output=True, text=True)
+                                os.path.join(HERE, source), "-ldl"], capture_output=True, text=True)
         equal((built.returncode, built.stderr), (0, ""))
 
     def run(self, job, path, calls, nth, every=False, number=errno.ENOSPC):
@@ -219,9 +220,55 @@ def disks_of_states(root):
     equal(os.listdir(volume), [])
 
 
+def memory_that_runs_out(root):
+    """An allocation of the worker's own fails somewhere behind the start: the log says so and the next attempt gets the same model."""
+    start, output = stopped_at_two(root)
+    fault = Fault(root, "fail_memory.c")
+    code, count = fault.run(copy(root, start, "count"), "", "memory", 0)
+    assert code == 0 and count > 1000, (code, count)
+    stopped = 0
+    for nth in [count // 2 + i * (count // 2 - 1) // 7 for i in range(8)]:
+        job = copy(root, start, "job")
+        code, _ = fault.run(job, "", "memory", nth)
+        if code != 0:
+            stopped += 1
+            rank = job.exit()["ranks"][0]
+            said = rank["log_tail"] if rank["signal"] else job.end()["message"]
+            assert "memory" in said, (nth, rank, job.events()[-1])
+        assert job.checkpoints(), nth
+        equal(job.run().returncode, 0)
+        equal((nth, differences(job.output(), output)), (nth, []))
+        equal((nth, job.leftovers()), (nth, []))
+    assert stopped > 0
+
+
+def killed_for_its_memory(root):
+    """What the kernel kills when others take the memory can say nothing: the supervisor does, and the job resumes."""
+    want = Job(root, "want", **CHANGES)
+    equal(want.run().returncode, 0)
+    counter = os.path.join(root, "vmstat")
+    for name, kills, said in (("others", 7, False), ("memory", 8, True)):
+        job = Job(root, name, **CHANGES)
+        with open(counter, "w", encoding="utf-8") as f:
+            f.write("nr_free_pages 1\noom_kill 7\nx 9\n")
+        env = dict(job.env)
+        job.env.update(LD_PRELOAD=Fault(root).library, FAULT_VMSTAT=counter, ASAN_OPTIONS="verify_asan_link_order=0")
+        process = job.start()
+        job.wait_step(3)
+        with open(counter, "w", encoding="utf-8") as f:
+            f.write("nr_free_pages 1\noom_kill %d\nx 9\n" % kills)
+        os.kill(job.rank_pid(process), signal.SIGKILL)
+        equal(rig.finish(process), 1)
+        rank = job.exit()["ranks"][0]
+        equal((rank["signal"], "host memory ran out" in rank["log_tail"]), (9, said))
+        job.env = env
+        equal(job.run().returncode, 0)
+        equal(differences(job.output(), want.output()), [])
+
+
 CASES = [tokenized_data, writes_of_checkpoints, failing_writes_of_checkpoints, fsyncs_of_checkpoints, renames_and_directories,
          exports, ends_of_exports, old_checkpoints_that_cannot_be_removed, a_disk_that_stays_full,
-         events_wait_for_room, disks_of_states, a_small_disk]
+         events_wait_for_room, disks_of_states, a_small_disk, memory_that_runs_out, killed_for_its_memory]
 
 if __name__ == "__main__":
     rig.main(CASES, __doc__)
