@@ -20,7 +20,8 @@ static const char *const format_words[] = {"auto", "text", "prompt", "messages",
 static const char *const loss_words[] = {"auto", "all", "assistant", NULL};
 static const char *const schedule_words[] = {"constant", "linear", "cosine", NULL};
 static const char *const compute_words[] = {"auto", "fp32", "bf16", "fp16", "fp8", NULL};
-static const char *const state_words[] = {"fp32", "bf16", "int8", NULL};
+static const char *const master_words[] = {"fp32", "bf16", "split", NULL};
+static const char *const state_words[] = {"fp32", "bf16", NULL};
 static const char *const tensor_words[] = {"1d", "2d", "2.5d", "3d", NULL};
 static const char *const pipeline_words[] = {"1f1b", "gpipe", NULL};
 static const char *const policy_words[] = {"auto", "cuda", "cpu", NULL};
@@ -132,7 +133,7 @@ const struct record_field spec_fields[] = {
     AUTO_REAL(OPT "dropout", optimization.dropout, 0, 1, BELOW),
 
     WORD("precision.compute", precision.compute, compute_words, COMPUTE_AUTO),
-    WORD("precision.master", precision.master, state_words, STATE_FP32),
+    WORD("precision.master", precision.master, master_words, MASTER_FP32),
     WORD("precision.gradients", precision.gradients, state_words, STATE_FP32),
     WORD("precision.optimizer_state", precision.optimizer_state, state_words, STATE_FP32),
 

@@ -7,6 +7,11 @@
  *
  * bfloat16 states are rounded stochastically: sixteen random bits are added below the part of the
  * float that is kept (as in Zamirai et al., "Revisiting BFloat16 training", 2020, section 3.2).
+ *
+ * A bfloat16 parameter is its float master rounded to nearest, ties away from zero. That is what
+ * makes a master splittable: of the 2^32 floats exactly 2^16 round to each parameter, and the
+ * difference of the bits, read as integers, lies in [-2^15, 2^15), so that the parameter and a
+ * 16-bit remainder are the master. (Ties to even would give every other parameter 2^16 + 1.)
  */
 #ifndef CASTOR_KERNELS_ADAMW_MATH_H
 #define CASTOR_KERNELS_ADAMW_MATH_H
@@ -55,6 +60,32 @@ CASTOR_HD static inline uint16_t adamw_round_bf16(float x, uint32_t random)
     memcpy(&bits, &x, sizeof bits);
     up = bits + (random & 0xffff);
     return (uint16_t)(((up & 0x7f800000) == 0x7f800000 ? bits : up) >> 16);
+}
+
+/* The parameter of a master. */
+CASTOR_HD static inline uint16_t adamw_param_bf16(float master)
+{
+    uint32_t bits;
+    memcpy(&bits, &master, sizeof bits);
+    uint32_t quiet_nan = (bits >> 16 & 0x8000u) | 0x7fc0u;
+    return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : (bits + 0x8000u) >> 16);
+}
+
+/* What the parameter lacks of its master: 0 of a NaN. */
+CASTOR_HD static inline int16_t adamw_remainder(float master)
+{
+    uint32_t bits;
+    memcpy(&bits, &master, sizeof bits);
+    return (int16_t)((bits & 0x7fffffffu) > 0x7f800000u ? 0 : bits & 0xffffu);
+}
+
+/* The master of both. */
+CASTOR_HD static inline float adamw_join(uint16_t param, int16_t remainder)
+{
+    uint32_t bits = ((uint32_t)param << 16) + (uint32_t)(int32_t)remainder;
+    float master;
+    memcpy(&master, &bits, sizeof master);
+    return master;
 }
 
 /* A gradient in bfloat16 takes what a call contributes (struct op_narrow): `add` is rounded

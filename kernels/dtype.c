@@ -13,8 +13,8 @@ struct dtype_info {
 static const struct dtype_info INFO[] = {
     [DT_F64] = {"f64", 8, true},   [DT_F32] = {"f32", 4, true},   [DT_F16] = {"f16", 2, true},
     [DT_BF16] = {"bf16", 2, true}, [DT_E4M3] = {"e4m3", 1, true}, [DT_E5M2] = {"e5m2", 1, true},
-    [DT_I64] = {"i64", 8, false},  [DT_I32] = {"i32", 4, false},  [DT_I8] = {"i8", 1, false},
-    [DT_U8] = {"u8", 1, false},    [DT_BOOL] = {"bool", 1, false}};
+    [DT_I64] = {"i64", 8, false},  [DT_I32] = {"i32", 4, false},  [DT_I16] = {"i16", 2, false},
+    [DT_I8] = {"i8", 1, false},    [DT_U8] = {"u8", 1, false},    [DT_BOOL] = {"bool", 1, false}};
 
 static const struct dtype_info *info_of(enum dtype t)
 {

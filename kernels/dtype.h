@@ -15,6 +15,7 @@ enum dtype {
     DT_E5M2,
     DT_I64,
     DT_I32,
+    DT_I16,
     DT_I8,
     DT_U8,
     DT_BOOL

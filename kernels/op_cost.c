@@ -76,7 +76,7 @@ static struct op_cost adamw_cost(const struct adamw_args *a)
     double n = (double)a->n;
     struct op_cost c = moved(n, a->grad_type);
     c.bytes += 2 * bytes_of(n, a->master_type) + 4 * bytes_of(n, a->moment_type);
-    c.bytes += a->param ? bytes_of(n, a->param_type) : 0;
+    c.bytes += a->param ? bytes_of(a->master_type == DT_I16 ? 2 * n : n, a->param_type) : 0;
     return c;
 }
 

@@ -321,7 +321,8 @@ struct clip_args {
  * Master and moments are of the table's master type, or (not in the double table) bfloat16, rounded
  * stochastically: up or down with the odds that make the expected value exact, so that changes
  * smaller than half a step are not lost. The random bits are a function of (seed, step, site,
- * first + i), whatever is updated where. */
+ * first + i), whatever is updated where. A split master is the bfloat16 parameter and a remainder
+ * of 16 bits beside it: the same float as a whole one, to the bit. */
 struct adamw_step { /* one, device memory; changes every step */
     float lr;
     float bias1, bias2; /* 1 - beta1^t, 1 - beta2^t */
@@ -334,13 +335,15 @@ struct adamw_args {
     const struct clip_result *clip;
     enum dtype
         grad_type; /* the gradient's; rounded to param_type on its way, if that is narrower */
-    enum dtype master_type, moment_type; /* f32 (f64 in the double table) or bf16 */
-    enum dtype param_type;               /* of the parameter, wherever it lies    */
-    const void *grad;                    /* (n) of grad_type                      */
-    void *master;                        /* (n) of master_type, in place          */
-    void *m, *v;                         /* (n) of moment_type, in place          */
-    void *param; /* (n) of param_type = master rounded to nearest, or NULL when master is it; may
-                    be where grad is, when their types are equal */
+    enum dtype master_type; /* f32 (f64 in the double table), bf16, or i16: split */
+    enum dtype moment_type; /* f32 (f64 in the double table) or bf16 */
+    enum dtype param_type;  /* of the parameter, wherever it lies    */
+    const void *grad;       /* (n) of grad_type                      */
+    void *master;           /* (n) of master_type, in place; the remainder of a split one */
+    void *m, *v;            /* (n) of moment_type, in place          */
+    void *param; /* (n) of param_type = master rounded to nearest, bf16 with ties away from zero, or
+                    NULL when master is it; may be where grad is, when their types are equal.
+                    Beside a split master in place, and apart from grad */
     uint64_t seed;
     uint32_t site; /* of the random bits: which tensor this is part of, below 2^28 */
     int64_t first; /* likewise: the place of element 0 in it; a multiple of 4      */

@@ -3,7 +3,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "kernels/dtype.h"
+#include "kernels/master.h"
 
 int cpu_clip(struct stream *s, const struct clip_args *a)
 {
@@ -54,17 +54,27 @@ static float load(enum dtype t, const void *p, int64_t i)
     return x;
 }
 
+static float load_master(const struct adamw_args *a, int64_t i)
+{
+    if (a->master_type == DT_I16)
+        return adamw_join(((const uint16_t *)a->param)[i], ((const int16_t *)a->master)[i]);
+    return load(a->master_type, a->master, i);
+}
+
 static void store_rounded(enum dtype t, void *p, int64_t i, float x, uint32_t random)
 {
     if (t == DT_BF16)
         ((uint16_t *)p)[i] = adamw_round_bf16(x, random);
+    else if (t == DT_I16)
+        ((int16_t *)p)[i] = adamw_remainder(x);
     else
         ((float *)p)[i] = x;
 }
 
 bool cpu_adamw_types_known(const struct adamw_args *a)
 {
-    return (a->master_type == DT_F32 || a->master_type == DT_BF16) &&
+    bool split = a->master_type == DT_I16 && a->param_type == DT_BF16 && a->param;
+    return (a->master_type == DT_F32 || a->master_type == DT_BF16 || split) &&
            (a->moment_type == DT_F32 || a->moment_type == DT_BF16) &&
            dtype_size(a->param_type) <= 4 && dtype_size(a->grad_type) <= 4;
 }
@@ -82,7 +92,7 @@ float cpu_adamw_grad(const struct adamw_args *a, int64_t i)
 
 void cpu_adamw_one(const struct adamw_args *a, const struct adamw_consts *c, int64_t i)
 {
-    float w = load(a->master_type, a->master, i);
+    float w = load_master(a, i);
     float m = load(a->moment_type, a->m, i), v = load(a->moment_type, a->v, i);
     struct rng_stream stream = adamw_stream(a->seed, a->step->step, a->site);
     struct adamw_bits bits = adamw_bits_of(rng_draw(stream, (uint64_t)(a->first + i)));
@@ -91,8 +101,9 @@ void cpu_adamw_one(const struct adamw_args *a, const struct adamw_consts *c, int
     store_rounded(a->master_type, a->master, i, w, bits.master);
     store_rounded(a->moment_type, a->m, i, m, bits.m);
     store_rounded(a->moment_type, a->v, i, v, bits.v);
-    w = load(a->master_type, a->master, i);
+    if (a->master_type == DT_BF16)
+        w = load_master(a, i);
     if (a->param)
-        dtype_convert(a->param_type, (char *)a->param + (size_t)i * dtype_size(a->param_type),
-                      DT_F32, &w, 1);
+        master_round(a->param_type, (char *)a->param + (size_t)i * dtype_size(a->param_type), &w,
+                     1);
 }

@@ -35,6 +35,9 @@ struct adamw_consts;
  * place, its states float. */
 void fast_adamw_bf16_span(const struct adamw_consts *consts, int64_t n, const uint16_t *grad,
                           float *master, float *m, float *v, uint16_t *param);
+/* Likewise of a split master; gradient and parameter lie apart. */
+void fast_adamw_split_span(const struct adamw_consts *consts, int64_t n, const uint16_t *grad,
+                           int16_t *remainder, float *m, float *v, uint16_t *param);
 
 /* Before the first op: OpenBLAS is to use the calling thread only. Process-wide. */
 void fast_init(void);

@@ -1,7 +1,7 @@
 /*
  * The update that offload lives by: gradient and parameter in bfloat16, perhaps in the same place,
- * master and moments in float. One loop reads, computes and writes, so that the processor computes
- * on one block while the next ones are on their way from memory.
+ * moments in float, the master in float or split. One loop reads, computes and writes, so that the
+ * processor computes on one block while the next ones are on their way from memory.
  */
 #include "kernels/cpu/cpu_common.h"
 #include "kernels/cpu/fast.h"
@@ -13,16 +13,6 @@ enum {
     LINE = 64     /* bytes */
 };
 
-/* Rounded to nearest even, as kernels/dtype.c does. */
-FAST_INLINE uint16_t to_bf16(float x)
-{
-    uint32_t b;
-    memcpy(&b, &x, sizeof b);
-    uint32_t rounded = (b + 0x7fffu + ((b >> 16) & 1)) >> 16;
-    uint32_t quiet_nan = (b >> 16 & 0x8000u) | 0x7fc0u;
-    return (uint16_t)((b & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded);
-}
-
 FAST_INLINE float from_bf16(uint16_t x)
 {
     uint32_t b = (uint32_t)x << 16;
@@ -31,18 +21,23 @@ FAST_INLINE float from_bf16(uint16_t x)
     return f;
 }
 
-/* A block's gradient has been copied: its place may be the parameter's. */
+/* A block's gradient has been copied: its place may be the parameter's. One of master and remainder
+ * is NULL. */
 FAST_INLINE void update(const struct adamw_consts *c, int64_t n, const uint16_t *restrict grad,
-                        float *restrict master, float *restrict m, float *restrict v,
-                        uint16_t *restrict param)
+                        float *restrict master, int16_t *restrict remainder, float *restrict m,
+                        float *restrict v, uint16_t *restrict param)
 {
     for (int64_t i = 0; i < n; i++) {
-        float w = master[i], mi = m[i], vi = v[i];
+        float w = remainder ? adamw_join(param[i], remainder[i]) : master[i];
+        float mi = m[i], vi = v[i];
         adamw_element(c, from_bf16(grad[i]), &w, &mi, &vi);
-        master[i] = w;
+        if (remainder)
+            remainder[i] = adamw_remainder(w);
+        else
+            master[i] = w;
         m[i] = mi;
         v[i] = vi;
-        param[i] = to_bf16(w);
+        param[i] = adamw_param_bf16(w);
     }
 }
 
@@ -65,8 +60,25 @@ FAST_CLONES void fast_adamw_bf16_span(const struct adamw_consts *consts, int64_t
         fetch(m + i + AHEAD, BLOCK * sizeof *m);
         fetch(v + i + AHEAD, BLOCK * sizeof *v);
         memcpy(g, grad + i, sizeof g);
-        update(&c, BLOCK, g, master + i, m + i, v + i, param + i);
+        update(&c, BLOCK, g, master + i, NULL, m + i, v + i, param + i);
     }
     memcpy(g, grad + i, (size_t)(n - i) * sizeof *g);
-    update(&c, n - i, g, master + i, m + i, v + i, param + i);
+    update(&c, n - i, g, master + i, NULL, m + i, v + i, param + i);
+}
+
+FAST_CLONES void fast_adamw_split_span(const struct adamw_consts *consts, int64_t n,
+                                       const uint16_t *grad, int16_t *remainder, float *m, float *v,
+                                       uint16_t *param)
+{
+    struct adamw_consts c = *consts;
+    int64_t i = 0;
+    for (; i + BLOCK <= n; i += BLOCK) {
+        fetch(grad + i + AHEAD, BLOCK * sizeof *grad);
+        fetch(param + i + AHEAD, BLOCK * sizeof *param);
+        fetch(remainder + i + AHEAD, BLOCK * sizeof *remainder);
+        fetch(m + i + AHEAD, BLOCK * sizeof *m);
+        fetch(v + i + AHEAD, BLOCK * sizeof *v);
+        update(&c, BLOCK, grad + i, NULL, remainder + i, m + i, v + i, param + i);
+    }
+    update(&c, n - i, grad + i, NULL, remainder + i, m + i, v + i, param + i);
 }

@@ -3,6 +3,7 @@
 #include "kernels/cpu/device_cpu.h"
 #include "kernels/cpu/fast.h"
 #include "kernels/cpu/fast_math.h"
+#include "kernels/master.h"
 
 enum { SPAN = 1 << 14 }; /* elements of one task */
 
@@ -133,6 +134,8 @@ static void store_state(enum dtype t, float *x, const uint32_t *words, int shift
 {
     if (t == DT_BF16)
         narrow_rounded(x, words, shift, n, (uint16_t *)to);
+    else if (t == DT_I16)
+        master_remainders((int16_t *)to, x, n);
     else
         memcpy(to, x, (size_t)n * sizeof *x);
 }
@@ -153,7 +156,10 @@ static void adamw_mixed(const struct adamw_args *a, const struct adamw_consts *d
     widen(a->grad_type, (const char *)a->grad + (size_t)i0 * dtype_size(a->grad_type), n, grad);
     if (a->grad_type == DT_F32)
         round_gradient(a->param_type, grad, n);
-    widen(a->master_type, master, n, w);
+    if (a->master_type == DT_I16)
+        master_join(w, (const uint16_t *)a->param + i0, (const int16_t *)master, n);
+    else
+        widen(a->master_type, master, n, w);
     widen(a->moment_type, am, n, m);
     widen(a->moment_type, av, n, v);
     adamw_span(decayed, cut, grad, w, m, v);
@@ -166,23 +172,27 @@ static void adamw_mixed(const struct adamw_args *a, const struct adamw_consts *d
     store_state(a->moment_type, v, words, 0, n, av);
     if (!a->param)
         return;
-    if (a->master_type != DT_F32)
+    if (a->master_type == DT_BF16)
         widen(a->master_type, master, n, w);
-    dtype_convert(a->param_type, (char *)a->param + (size_t)i0 * dtype_size(a->param_type), DT_F32,
-                  w, n);
+    master_round(a->param_type, (char *)a->param + (size_t)i0 * dtype_size(a->param_type), w, n);
 }
 
 static bool is_bf16_beside_float(const struct adamw_args *a)
 {
     return a->param && a->grad_type == DT_BF16 && a->param_type == DT_BF16 &&
-           a->master_type == DT_F32 && a->moment_type == DT_F32;
+           (a->master_type == DT_F32 || a->master_type == DT_I16) && a->moment_type == DT_F32;
 }
 
 static void adamw_bf16(const struct adamw_args *a, const struct adamw_consts *consts, int64_t i0,
                        int64_t n)
 {
-    fast_adamw_bf16_span(consts, n, (const uint16_t *)a->grad + i0, (float *)a->master + i0,
-                         (float *)a->m + i0, (float *)a->v + i0, (uint16_t *)a->param + i0);
+    const uint16_t *grad = (const uint16_t *)a->grad + i0;
+    uint16_t *param = (uint16_t *)a->param + i0;
+    float *m = (float *)a->m + i0, *v = (float *)a->v + i0;
+    if (a->master_type == DT_I16)
+        fast_adamw_split_span(consts, n, grad, (int16_t *)a->master + i0, m, v, param);
+    else
+        fast_adamw_bf16_span(consts, n, grad, (float *)a->master + i0, m, v, param);
 }
 
 static int adamw_all_bf16(struct stream *s, const struct adamw_args *a)

@@ -8,6 +8,7 @@ import rig
 from rig import Job, differences, finish
 
 BF16 = {"compute": "bf16", "master": "fp32", "optimizer_state": "fp32"}
+SPLIT = {"compute": "bf16", "master": "split", "optimizer_state": "fp32"}
 WITHOUT_MASTERS = {"compute": "bf16", "master": "bf16", "optimizer_state": "bf16"}
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.05, "rslora": False, "target_modules": ["q_proj", "v_proj", "fc1"],
         "export": "both"}
@@ -41,12 +42,13 @@ def learns_as_float32_does(root):
 
 
 def takes_less_memory(root):
-    """A parameter: 16 bytes in float32; 2 + 4 + 12 with masters; 2 + 4 + 4 without."""
+    """A parameter: 16 bytes in float32; 2 + 4 + 12 with masters, 2 + 4 + 10 with split ones; 2 + 4 + 4 without."""
     plans = {name: Job(root, name, precision=p).plan()[1]["memory"]["gpu"]
-             for name, p in (("fp32", {}), ("masters", BF16), ("without", WITHOUT_MASTERS))}
-    for purpose, fp32, masters, without in (("weights", 4, 2, 2), ("optimizer", 8, 12, 4)):
+             for name, p in (("fp32", {}), ("masters", BF16), ("split", SPLIT), ("without", WITHOUT_MASTERS))}
+    for purpose, fp32, masters, split, without in (("weights", 4, 2, 2, 2), ("optimizer", 8, 12, 10, 4)):
         each = plans["fp32"][purpose] / fp32
-        equal((purpose, plans["masters"][purpose], plans["without"][purpose]), (purpose, masters * each, without * each))
+        equal((purpose, plans["masters"][purpose], plans["split"][purpose], plans["without"][purpose]),
+              (purpose, masters * each, split * each, without * each))
     equal({p["gradients"] for p in plans.values()}, {plans["fp32"]["gradients"]})
     assert plans["masters"]["activations"] < 0.6 * plans["fp32"]["activations"], plans
     assert plans["without"]["total"] < 0.7 * plans["fp32"]["total"], plans
@@ -80,8 +82,24 @@ def killed_rank_resumes_without_masters(root):
     check_resume(root, "without", precision=WITHOUT_MASTERS)
 
 
+def killed_rank_resumes_with_split_masters(root):
+    check_resume(root, "split", precision=SPLIT)
+
+
 def killed_rank_resumes_with_adapters(root):
     check_resume(root, "lora", precision=BF16, lora={**LORA, "export": "adapter"})
+
+
+def split_masters_are_masters(root):
+    """Losses and the exported model, equal to the bit, wherever the data lie."""
+    changes = {"steps": 8, "validation": 8, "optimization": {"checkpoint_interval": 4, "eval_interval": 4}}
+    whole = Job(root, "whole", precision=BF16, **changes)
+    equal(whole.run().returncode, 0)
+    for name, placement in (("cuda", {"policy": "cuda"}), ("cpu", {"policy": "cpu"})):
+        job = Job(root, name, precision=SPLIT, placement=placement, **changes)
+        equal(job.run().returncode, 0)
+        equal(job.losses(), whole.losses())
+        equal(differences(job.output(), whole.output()), [])
 
 
 def adapters_learn(root):
@@ -130,7 +148,8 @@ def resuming_in_another_precision_is_refused(root):
 
 
 CASES = [learns_as_float32_does, takes_less_memory, killed_rank_resumes, killed_rank_resumes_without_masters,
-         killed_rank_resumes_with_adapters, adapters_learn, exported_model_is_the_trained_one,
+         split_masters_are_masters,
+         killed_rank_resumes_with_split_masters, killed_rank_resumes_with_adapters, adapters_learn, exported_model_is_the_trained_one,
          placement_never_changes_the_numbers, resuming_in_another_precision_is_refused]
 
 if __name__ == "__main__":

@@ -204,6 +204,9 @@ static void store_value(enum dtype t, unsigned char *at, double x)
         memcpy(at, &i, sizeof i);
     } else if (t == DT_U8) {
         *at = (unsigned char)x;
+    } else if (t == DT_I16) {
+        int16_t i = (int16_t)x;
+        memcpy(at, &i, sizeof i);
     } else {
         dtype_convert(t, at, DT_F64, &x, 1);
     }
@@ -213,6 +216,7 @@ static double load_value(enum dtype t, const unsigned char *at)
 {
     double x = 0;
     int32_t i;
+    int16_t narrow;
 
     if (t == DT_I32) {
         memcpy(&i, at, sizeof i);
@@ -220,6 +224,10 @@ static double load_value(enum dtype t, const unsigned char *at)
     }
     if (t == DT_U8)
         return (double)*at;
+    if (t == DT_I16) {
+        memcpy(&narrow, at, sizeof narrow);
+        return (double)narrow;
+    }
     dtype_convert(DT_F64, &x, t, at, 1);
     return x;
 }

@@ -343,6 +343,8 @@ static void rounding_is_unbiased(void)
 
 static double state_value(enum dtype t, float x, uint32_t random)
 {
+    if (t == DT_I16)
+        return (double)adamw_remainder(x);
     uint32_t bits = (uint32_t)adamw_round_bf16(x, random) << 16;
     if (t == DT_BF16)
         memcpy(&x, &bits, sizeof x);
@@ -364,11 +366,32 @@ static void mixed_case(struct op_case *c, const struct adamw_setup *s, enum dtyp
     c->b[case_index(c, "m")].elem = c->b[case_index(c, "v")].elem = (int)moment;
     if (s->param)
         c->b[case_index(c, "param")].elem = (int)param;
+    if (master == DT_I16) {
+        c->b[case_index(c, "param")].role = ROLE_INOUT;
+        for (int64_t i = 0; i < s->n; i++)
+            case_data(c, "master")[i] = (double)(random_below(65536) - 32768);
+    }
     snprintf(c->title + strlen(c->title), sizeof c->title - strlen(c->title), " %s %s %s %s",
              dtype_name(grad), dtype_name(master), dtype_name(moment), dtype_name(param));
 }
 
 /* Element i as the case's inputs and the arithmetic of kernels/adamw_math.h have it. */
+static float mixed_master(struct op_case *c, int64_t i)
+{
+    const struct adamw_args *a = &c->args.adamw;
+    double x = case_data(c, "master")[i];
+    if (a->master_type != DT_I16)
+        return rounded_to(a->master_type, x);
+    return adamw_join(adamw_param_bf16(rounded_to(DT_BF16, case_data(c, "param")[i])), (int16_t)x);
+}
+
+static double mixed_param(const struct adamw_args *a, double master)
+{
+    if (a->param_type != DT_BF16)
+        return (double)rounded_to(a->param_type, master);
+    return (double)adamw_join(adamw_param_bf16((float)master), 0);
+}
+
 static void mixed_want(struct op_case *c, const struct adamw_setup *s, int64_t i, double want[4])
 {
     const struct adamw_args *a = &c->args.adamw;
@@ -376,8 +399,7 @@ static void mixed_want(struct op_case *c, const struct adamw_setup *s, int64_t i
     struct adamw_consts k = setup_consts(s, &step, i);
     struct rng_stream stream = {a->seed, step.step, a->site, RNG_USE_ROUNDING};
     uint32_t draw = rng_draw(stream, (uint64_t)(a->first + i));
-    float w = rounded_to(a->master_type, case_data(c, "master")[i]),
-          m = rounded_to(a->moment_type, case_data(c, "m")[i]),
+    float w = mixed_master(c, i), m = rounded_to(a->moment_type, case_data(c, "m")[i]),
           v = rounded_to(a->moment_type, case_data(c, "v")[i]),
           g = rounded_to(a->grad_type, case_data(c, "grad")[i]);
 
@@ -385,7 +407,7 @@ static void mixed_want(struct op_case *c, const struct adamw_setup *s, int64_t i
     want[0] = state_value(a->master_type, w, draw >> 16);
     want[1] = state_value(a->moment_type, m, draw >> 8);
     want[2] = state_value(a->moment_type, v, draw);
-    want[3] = (double)rounded_to(a->param_type, want[0]);
+    want[3] = mixed_param(a, a->master_type == DT_I16 ? (double)w : want[0]);
 }
 
 static void mixed_bits(const struct adamw_setup *s, enum dtype grad, enum dtype master,
@@ -416,6 +438,89 @@ static void mixed_bits(const struct adamw_setup *s, enum dtype grad, enum dtype 
     case_fini(&c);
 }
 
+/* Every float but a NaN is the sum of its parameter and its remainder, and no other parameter is
+ * nearer. */
+static void splitting_is_exact(void)
+{
+    static const uint32_t LOW[] = {0, 1, 0x7fff, 0x8000, 0x8001, 0xffff};
+    int64_t wrong = 0, far = 0;
+    for (uint32_t high = 0; high < 65536; high++)
+        for (size_t k = 0; k < sizeof LOW / sizeof LOW[0]; k++) {
+            uint32_t bits = high << 16 | LOW[k];
+            float x, back;
+            memcpy(&x, &bits, sizeof x);
+            uint16_t param = adamw_param_bf16(x);
+            int16_t remainder = adamw_remainder(x);
+            back = adamw_join(param, remainder);
+            wrong += isnan(x) ? !isnan(back) || !isnan(adamw_join(param, 0))
+                              : memcmp(&x, &back, sizeof x) != 0;
+            float p = adamw_join(param, 0), other = adamw_join(param + (remainder < 0 ? -1 : 1), 0);
+            far += isfinite(p) && isfinite(other) && fabsf(x - p) > fabsf(x - other);
+        }
+    expect(wrong == 0 && far == 0, "%ld of 393,216 floats are not their halves, %ld not nearest",
+           (long)wrong, (long)far);
+}
+
+/* A run with a whole master and one with the same master split: every bit of every array. */
+static void split_is_whole(const struct target *t, const struct adamw_setup *s, enum dtype grad,
+                           enum dtype moment)
+{
+    struct op_case whole, split;
+    struct result a, b;
+    bool same = true;
+
+    mixed_case(&whole, s, grad, DT_F32, moment, DT_BF16);
+    mixed_case(&split, s, grad, DT_I16, moment, DT_BF16);
+    for (int64_t i = 0; i < s->n; i++) {
+        float w = (float)case_data(&whole, "master")[i];
+        if (i % 3 == 0) /* half way between two parameters */
+            w = adamw_join(adamw_param_bf16(w), -32768);
+        case_data(&whole, "master")[i] = (double)w;
+        case_data(&split, "param")[i] = (double)adamw_join(adamw_param_bf16(w), 0);
+        case_data(&split, "master")[i] = (double)adamw_remainder(w);
+    }
+    for (int k = 0; k < 3; k++) {
+        static const char *const SHARED[] = {"grad", "m", "v"};
+        memcpy(case_data(&split, SHARED[k]), case_data(&whole, SHARED[k]),
+               (size_t)s->n * sizeof(double));
+    }
+    case_run(&whole, t, t->table, 3, &a);
+    case_run(&split, t, t->table, 3, &b);
+    for (int64_t i = 0; i < s->n && same; i++) {
+        double param = b.v[case_index(&split, "param")][i];
+        double joined = (double)adamw_join(adamw_param_bf16((float)param),
+                                           (int16_t)b.v[case_index(&split, "master")][i]);
+        same = joined == a.v[case_index(&whole, "master")][i] &&
+               param == a.v[case_index(&whole, "param")][i];
+    }
+    for (int k = 0; k < 2; k++)
+        same = same &&
+               memcmp(a.v[case_index(&whole, k ? "m" : "v")],
+                      b.v[case_index(&split, k ? "m" : "v")], (size_t)s->n * sizeof(double)) == 0;
+    expect(same && a.rc == 0 && b.rc == 0, "%s on %s: a split master is not the whole one",
+           split.title, t->table->name);
+    result_fini(&a);
+    result_fini(&b);
+    case_fini(&whole);
+    case_fini(&split);
+}
+
+static void split(void)
+{
+    struct adamw_setup moving = BASE, still = BASE;
+
+    still.lr = 0; /* then ties stay ties */
+    splitting_is_exact();
+    for (int ti = 1; ti < targets_count(); ti++) {
+        const struct target *t = targets_get(ti);
+        if (t->device->kind == DEVICE_CUDA && t->table->compute != DT_BF16)
+            continue;
+        for (int k = 0; k < 4; k++)
+            split_is_whole(t, k % 2 ? &still : &moving, k / 2 ? DT_F32 : DT_BF16,
+                           k / 2 ? DT_BF16 : DT_F32);
+    }
+}
+
 static void mixed(void)
 {
     struct adamw_setup s = BASE, in_place = BASE;
@@ -428,6 +533,9 @@ static void mixed(void)
         mixed_bits(&s, DT_BF16, DT_F32, DT_F32, DT_BF16);
         mixed_bits(&s, DT_F32, DT_F32, DT_BF16, DT_BF16);
         mixed_bits(&s, DT_BF16, DT_F32, DT_BF16, DT_BF16);
+        mixed_bits(&s, DT_F32, DT_I16, DT_F32, DT_BF16);
+        mixed_bits(&s, DT_BF16, DT_I16, DT_F32, DT_BF16);
+        mixed_bits(&s, DT_BF16, DT_I16, DT_BF16, DT_BF16);
         mixed_bits(&s, DT_F16, DT_F32, DT_F32, DT_F16);
         mixed_bits(&s, DT_F32, DT_F32, DT_BF16, DT_F16);
         mixed_bits(&in_place, DT_F32, DT_BF16, DT_BF16, DT_BF16);
@@ -505,6 +613,7 @@ int main(void)
     loss_scale_moves();
     adamw();
     mixed();
+    split();
     casts();
     return harness_close();
 }

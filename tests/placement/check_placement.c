@@ -73,26 +73,29 @@ struct variant {
     int64_t micro_batch, micro_batches;
     double dropout, max_grad_norm;
     bool bf16_moments, lora, overflow;
+    enum master_kind master; /* but for fp32 they compute in bf16 */
 };
 static const struct variant variants[] = {
-    {"clip active", 1, 4, 0.1, 1e-2, false, false, false},
-    {"clip inactive", 2, 2, 0.1, 1e9, false, false, false},
-    {"no clip", 1, 3, 0, 0, false, false, false},
-    {"bf16 moments", 1, 4, 0, 1e9, true, false, false},
-    {"lora", 1, 4, 0.1, 1e-2, false, true, false},
-    {"overflow", 1, 2, 0, 1e9, false, false, true},
+    {"clip active", 1, 4, 0.1, 1e-2},
+    {"clip inactive", 2, 2, 0.1, 1e9},
+    {"no clip", 1, 3, 0, 0},
+    {"bf16 moments", 1, 4, 0, 1e9, .bf16_moments = true},
+    {"lora", 1, 4, 0.1, 1e-2, .lora = true},
+    {"overflow", 1, 2, 0, 1e9, .overflow = true},
+    {"split masters", 1, 2, 0.1, 1e9, .overflow = true, .master = MASTER_SPLIT},
 };
 
 static void check_variant(struct subject *s, const struct options *o, const struct variant *v)
 {
     struct trial_job job = {.device = o->device,
-                            .compute = o->compute,
+                            .compute = v->master == MASTER_FP32 ? o->compute : DT_BF16,
                             .micro_batch = v->micro_batch,
                             .micro_batches = v->micro_batches,
                             .seq_length = 12,
                             .head_rows = 16,
                             .dropout = v->dropout,
                             .max_grad_norm = v->max_grad_norm,
+                            .master = v->master,
                             .bf16_moments = v->bf16_moments,
                             .overflow = v->overflow,
                             .steps = 4};

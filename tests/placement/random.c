@@ -120,6 +120,10 @@ static struct trial_job change_job(struct chance *c, int64_t longest)
                             .max_grad_norm = pick(c, norms, 3),
                             .bf16_moments = between(c, 0, 2) == 0,
                             .steps = 3};
+    if (between(c, 0, 2) == 0) {
+        job.compute = DT_BF16;
+        job.master = between(c, 0, 2);
+    }
     job.head_rows = between(c, 1, job.micro_batch * job.seq_length);
     return job;
 }

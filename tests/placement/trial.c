@@ -52,6 +52,7 @@ struct plan_input trial_input(const struct trial_model *m, const struct trial_jo
                             .policy = place->policy,
                             .clip = job->max_grad_norm > 0,
                             .force = place->force,
+                            .master = job->master,
                             .bf16_moments = job->bf16_moments,
                             .micro_batch = job->micro_batch,
                             .micro_batches = job->micro_batches,

@@ -26,6 +26,7 @@ struct trial_job {
     int64_t micro_batch, micro_batches, seq_length, head_rows;
     double dropout;
     double max_grad_norm; /* 0 = no clipping */
+    enum master_kind master;
     bool bf16_moments;
     bool overflow; /* the gradients of the second step are infinite: it must change nothing */
     int64_t steps;

@@ -127,6 +127,11 @@ bool chunk_has_master(struct chunk_types types)
     return types.master != types.compute;
 }
 
+bool chunk_has_whole_master(struct chunk_types types)
+{
+    return chunk_has_master(types) && types.master != DT_I16;
+}
+
 int chunk_state_parts(struct chunk_types types, enum dtype parts[STATE_MAX_PARTS])
 {
     int n = 0;

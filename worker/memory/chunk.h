@@ -9,7 +9,8 @@
  *          accumulate apart and are summed once, in use order, so the result does not depend on
  *          how the uses interleave
  *   STATE  optimizer state, n elements each of [master,] first moment, second moment; the master
- *          is absent when the parameter itself has the master's type
+ *          is absent when the parameter itself has the master's type; of a split one it is the 16
+ *          bits that the parameter lacks of it (kernels/adamw_math.h)
  *
  * Frozen chunks have PARAM only and are read-only: never written back, free to drop.
  *
@@ -88,7 +89,7 @@ void chunk_set_init(struct chunk_set *set, const struct chunk_input *tensors, in
 void chunk_set_fini(struct chunk_set *set);
 
 struct chunk_types {
-    enum dtype compute, grad, master, moment;
+    enum dtype compute, grad, master, moment; /* master DT_I16: split */
 };
 enum dtype chunk_grad_type(const struct chunk *c, struct chunk_types types);
 /* The types of the optimizer state's parts, in their order; returns how many. */
@@ -98,7 +99,9 @@ int chunk_state_parts(struct chunk_types types, enum dtype parts[STATE_MAX_PARTS
 size_t chunk_state_bytes(struct chunk_types types, int64_t n);
 /* Bytes of a payload in all, e.g. GRAD of all uses; 0 for what a frozen chunk does not have. */
 size_t chunk_payload_bytes(const struct chunk *c, enum payload p, struct chunk_types types);
-/* Is there a separate master copy? */
+/* Does the state have a part of the master? */
 bool chunk_has_master(struct chunk_types types);
+/* Is all of the master there, so that the parameter can be made of it? */
+bool chunk_has_whole_master(struct chunk_types types);
 
 #endif

@@ -21,9 +21,9 @@ static const struct {
     const char *name;
     enum dtype dtype;
 } dtypes[] = {
-    {"F64", DT_F64},   {"F32", DT_F32},      {"F16", DT_F16},      {"BF16", DT_BF16},
-    {"I64", DT_I64},   {"I32", DT_I32},      {"I8", DT_I8},        {"U8", DT_U8},
-    {"BOOL", DT_BOOL}, {"F8_E4M3", DT_E4M3}, {"F8_E5M2", DT_E5M2},
+    {"F64", DT_F64}, {"F32", DT_F32},   {"F16", DT_F16},      {"BF16", DT_BF16},
+    {"I64", DT_I64}, {"I32", DT_I32},   {"I16", DT_I16},      {"I8", DT_I8},
+    {"U8", DT_U8},   {"BOOL", DT_BOOL}, {"F8_E4M3", DT_E4M3}, {"F8_E5M2", DT_E5M2},
 };
 
 static int parse_dtype(const char *path, const char *name, const json_t *entry, enum dtype *out,

@@ -408,3 +408,12 @@ out:
     free(piece);
     return rc;
 }
+
+bool weights_are(const struct weights_reader *r, int64_t tensor, enum dtype type)
+{
+    const struct tensor_sources *s = &r->sources[tensor];
+    bool all = true;
+    for (int64_t i = 0; i < s->n_parts; i++)
+        all = all && s->part[i].tensor->dtype == type;
+    return all;
+}

@@ -30,6 +30,9 @@ void weights_close(struct weights_reader *r);
 int weights_read(struct weights_reader *r, int64_t tensor, enum dtype to, void *out,
                  struct err *err);
 
+/* Is all of the tensor of this type in the files? */
+bool weights_are(const struct weights_reader *r, int64_t tensor, enum dtype type);
+
 /* Supplies tensor data for export: rows x cols of `from`, host memory, valid until the next call.
  */
 typedef int (*weights_source_fn)(void *ud, int64_t tensor, const void **data, enum dtype *from,

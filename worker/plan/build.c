@@ -11,7 +11,7 @@ static int check_input(const struct plan_input *in, struct err *err)
         return err_set(err, ERR_UNSUPPORTED,
                        "parallelism over %lld ranks is not built yet; use one rank",
                        (long long)mesh_ranks(&in->mesh));
-    assert((!in->bf16_master && !in->bf16_grads) || in->ops->compute == DT_BF16);
+    assert((in->master == MASTER_FP32 && !in->bf16_grads) || in->ops->compute == DT_BF16);
     assert(in->micro_batch > 0 && in->micro_batches > 0 && in->seq_length > 1 && in->head_rows > 0);
     return 0;
 }
@@ -69,6 +69,12 @@ static void measure_blocks(struct plan *p, enum plan_list list)
     }
 }
 
+static enum dtype master_type(const struct plan_input *in)
+{
+    static const enum dtype narrow[] = {[MASTER_BF16] = DT_BF16, [MASTER_SPLIT] = DT_I16};
+    return in->master == MASTER_FP32 ? in->ops->master : narrow[in->master];
+}
+
 struct plan *plan_draft(const struct plan_input *in, const struct plan_choices *choices)
 {
     struct plan *p = xcalloc(1, sizeof *p);
@@ -76,7 +82,7 @@ struct plan *plan_draft(const struct plan_input *in, const struct plan_choices *
     p->chosen = *choices;
     p->types = (struct chunk_types){.compute = in->ops->compute,
                                     .grad = in->ops->grad,
-                                    .master = in->bf16_master ? DT_BF16 : in->ops->master,
+                                    .master = master_type(in),
                                     .moment = in->bf16_moments ? DT_BF16 : in->ops->master};
     set_shapes(p);
     for (int list = LIST_TRAIN; list <= LIST_SAMPLE; list++)

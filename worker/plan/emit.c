@@ -322,12 +322,12 @@ static void update(struct emit *e, int64_t chunk)
     }
 }
 
-/* Host memory for a rounded gradient on its way to the update. Beside a master the parameters
+/* Host memory for a rounded gradient on its way to the update. Beside a whole master the parameters
  * themselves are not read between their last fetch of a step and the update that writes them anew,
  * so the gradient waits in their place. */
 static int32_t spill_place(struct emit *e, int64_t chunk)
 {
-    if (chunk_has_master(e->p->types))
+    if (chunk_has_whole_master(e->p->types))
         return e->p->chunk[chunk].param;
     return add_gradient(e, chunk, TIER_HOST, e->p->types.compute);
 }

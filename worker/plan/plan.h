@@ -31,6 +31,7 @@
 
 #include <stdint.h>
 
+#include "api/job_spec.h"
 #include "api/plan_report.h"
 #include "core/buf.h"
 #include "core/err.h"
@@ -81,8 +82,8 @@ struct plan_input {
     size_t limit[TIER_COUNT]; /* bytes; 0 = none for gpu and host, no such tier for nvme */
     bool clip; /* updates wait for the norm: max_grad_norm > 0, or gradients may overflow. Else they
                   neither wait nor look at it, and a NaN goes into the weights, as in PyTorch */
-    bool bf16_master, bf16_moments; /* optimizer state in bfloat16, rounded stochastically; the
-                                       former needs ops that compute in it: it is the parameter */
+    enum master_kind master;   /* bf16 and split need ops that compute in bfloat16 */
+    bool bf16_moments;         /* rounded stochastically */
     bool bf16_grads;           /* layers' gradients in bfloat16, which the ops must compute in */
     struct plan_choices force; /* members that are not PLAN_AUTO are obeyed: tests, experiments */
     int64_t micro_batch, micro_batches, seq_length, head_rows;

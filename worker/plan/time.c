@@ -33,7 +33,7 @@ size_t plan_move_bytes(const struct plan *p, const struct instr *i)
  */
 
 /* Bytes that an update touches: gradient, master, both moments in; master, moments, parameter out.
- */
+ * The parameter is also read where it is the master or half of it. */
 static double update_bytes(const struct plan *p, const struct instr *i)
 {
     const struct plan_slice *s = &p->chunk[i->chunk].slices[i->slice];
@@ -43,7 +43,7 @@ static double update_bytes(const struct plan *p, const struct instr *i)
     double param = (double)s->n * (double)dtype_size(p->types.compute);
     double grad = (double)s->n * (double)dtype_size(type);
     return 2 * (double)plan_slice_bytes(p, s) + grad +
-           (chunk_has_master(p->types) ? param : 2 * param);
+           (chunk_has_whole_master(p->types) ? param : 2 * param);
 }
 
 /* Layers take the time of their products and of the passes over memory beside them, a third of

@@ -12,6 +12,7 @@
 #include "core/alloc.h"
 #include "core/fs.h"
 #include "core/json.h"
+#include "kernels/master.h"
 #include "worker/model/adapter.h"
 #include "worker/model/safetensors.h"
 #include "worker/model/weights.h"
@@ -25,7 +26,12 @@ void checkpoint_tensor_name(const struct model *m, int64_t tensor, const char *p
 }
 
 enum part { PART_PARAM, PART_MASTER, PART_M, PART_V };
-static const char *const part_names[] = {"param", "master", "m", "v"};
+
+static const char *part_name(enum part part, enum dtype type)
+{
+    static const char *const names[] = {"param", "master", "m", "v"};
+    return part == PART_MASTER && type == DT_I16 ? "remainder" : names[part];
+}
 
 /* The parts of a payload and their types, in the order in which they lie in it. */
 static int payload_parts(struct chunk_types types, enum payload p, enum part *first,
@@ -64,7 +70,7 @@ static int each_slice(const struct plan *p, int64_t chunk, enum payload payload,
             size_t each = dtype_size(s.dtype);
             s.offset = at + (size_t)m->offset * each;
             s.bytes = (size_t)m->elements * each;
-            checkpoint_tensor_name(p->in.model, m->tensor, part_names[s.part], s.name);
+            checkpoint_tensor_name(p->in.model, m->tensor, part_name(s.part, s.dtype), s.name);
             TRY(fn(ud, m->tensor, &s, err));
         }
         at += (size_t)c->n * dtype_size(types[part]);
@@ -237,16 +243,50 @@ static int read_slice(void *ud, int64_t tensor, const struct slice *s, struct er
     return safetensors_read(l->file, t, 0, s->bytes, l->payload + s->offset, err);
 }
 
+static int begin_tensor(const struct loading *l, int64_t tensor, enum dtype type, void *out,
+                        struct err *err)
+{
+    if (!tensor_is_adapter(&l->plan->in.model->tensors[tensor]))
+        return weights_read(l->weights, tensor, type, out, err);
+    adapter_init(l->plan->in.model, tensor, l->seed, type, out);
+    return 0;
+}
+
+/* A trained parameter beside its master, or what it lacks of a split one: as updates round them,
+ * which published bfloat16 weights do not need. */
+static int begin_beside_master(const struct loading *l, int64_t tensor, const struct slice *s,
+                               struct err *err)
+{
+    const struct tensor_desc *t = &l->plan->in.model->tensors[tensor];
+    int64_t n = tensor_elements(t);
+    void *at = l->payload + s->offset, *master = NULL;
+    int rc = 0;
+
+    if (!tensor_is_adapter(t) && weights_are(l->weights, tensor, DT_BF16))
+        return s->dtype == DT_BF16 ? weights_read(l->weights, tensor, DT_BF16, at, err)
+                                   : 0; /* it lacks nothing */
+    TRY(alloc_try(&master, (size_t)n, sizeof(float), s->name, err));
+    TRY(begin_tensor(l, tensor, DT_F32, master, err));
+    if (s->part == PART_PARAM)
+        master_round(DT_BF16, at, master, n);
+    else
+        master_remainders(at, master, n);
+out:
+    free(master);
+    return rc;
+}
+
 static int read_weight(void *ud, int64_t tensor, const struct slice *s, struct err *err)
 {
     struct loading *l = ud;
+    bool trainable = l->plan->in.model->tensors[tensor].trainable;
+    bool beside = s->part == PART_PARAM && trainable && chunk_has_master(l->plan->types);
+
     if (s->part == PART_M || s->part == PART_V)
         return 0; /* moments start at zero */
-    if (tensor_is_adapter(&l->plan->in.model->tensors[tensor])) {
-        adapter_init(l->plan->in.model, tensor, l->seed, s->dtype, l->payload + s->offset);
-        return 0;
-    }
-    return weights_read(l->weights, tensor, s->dtype, l->payload + s->offset, err);
+    if ((beside && s->dtype == DT_BF16) || s->dtype == DT_I16)
+        return begin_beside_master(l, tensor, s, err);
+    return begin_tensor(l, tensor, s->dtype, l->payload + s->offset, err);
 }
 
 static int load_payload(void *ud, int64_t chunk, enum payload payload, void *host, size_t bytes,

@@ -1,4 +1,5 @@
 /* From gradients to new weights: reduce, norm, update. */
+#include "kernels/master.h"
 #include "worker/train/executor_impl.h"
 
 int executor_run_reduce(struct executor *e, const struct instr *i, struct stream *s,
@@ -93,11 +94,9 @@ int executor_run_update(struct executor *e, const struct instr *i, struct stream
 
 /* An update that is skipped leaves the parameters as they were: where the gradient has taken their
  * place they are made of the master again. */
-static int restore_parameters(struct executor *e, const struct adamw_args *a)
+static void restore_parameters(const struct adamw_args *a)
 {
-    struct cast_args cast = {
-        .n = a->n, .from = a->master_type, .to = a->param_type, .src = a->master, .dst = a->param};
-    return update_pool_cast(e->updates, &cast);
+    master_round(a->param_type, a->param, a->master, a->n);
 }
 
 /* On the cpu queue's thread: the gradient has travelled rounded; the coefficient lies where the
@@ -111,7 +110,9 @@ int executor_host_update(void *ud, const struct host_job *job, struct err *err)
     a.clip = &unclipped;
     if (e->plan->in.clip)
         a.clip = &((const struct step_scalars *)executor_at(e, e->plan->io.clip))->clip;
-    int rc = a.grad == a.param && !a.clip->finite ? restore_parameters(e, &a)
-                                                  : update_pool_adamw(e->updates, &a);
-    return executor_launched(rc, e, job->instr, err);
+    if (a.grad == a.param && !a.clip->finite) {
+        restore_parameters(&a);
+        return 0;
+    }
+    return executor_launched(update_pool_adamw(e->updates, &a), e, job->instr, err);
 }

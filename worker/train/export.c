@@ -8,6 +8,7 @@
 #include "core/fs.h"
 #include "core/json.h"
 #include "kernels/device.h"
+#include "kernels/master.h"
 #include "worker/model/adapter.h"
 #include "worker/model/safetensors.h"
 #include "worker/model/weights.h"
@@ -56,10 +57,11 @@ static int write_json(const char *dir, const char *name, const json_t *j, struct
     return rc;
 }
 
-/* Where tensors come from: the checkpoint, which has what was trained (the master where there is
- * one), and with adapters the base model for the rest. */
+/* Where tensors come from: the checkpoint, which has what was trained, and with adapters the base
+ * model for the rest. */
 struct source {
     const struct model *model;
+    enum dtype to; /* written */
     struct safetensors_file file;
     struct weights_reader *base; /* with adapters, for whole models */
     struct device *device;       /* the CPU that adds adapters to weights */
@@ -99,28 +101,74 @@ static void close_source(struct source *s)
     free(s->data);
 }
 
-static int read_trained(struct source *s, int64_t tensor, void **data, enum dtype *from,
-                        struct err *err)
+static const struct safetensor *find_part(const struct source *s, int64_t tensor, const char *part)
 {
     char name[96];
+    checkpoint_tensor_name(s->model, tensor, part, name);
+    return safetensors_find(&s->file, name);
+}
+
+static int read_part(const struct source *s, const struct safetensor *t, void **data,
+                     struct err *err)
+{
     void *all = NULL;
     int rc = 0;
 
-    checkpoint_tensor_name(s->model, tensor, "master", name);
-    const struct safetensor *t = safetensors_find(&s->file, name);
-    if (!t) {
-        checkpoint_tensor_name(s->model, tensor, "param", name);
-        t = safetensors_find(&s->file, name);
-    }
-    if (!t)
-        return err_set(err, ERR_CORRUPT, "%s has no tensor %s", s->file.path, name);
-    TRY(alloc_try(&all, t->bytes, 1, name, err));
+    TRY(alloc_try(&all, t->bytes, 1, t->name, err));
     TRY(safetensors_read(&s->file, t, 0, t->bytes, all, err));
     *data = all;
-    *from = t->dtype;
     all = NULL;
 out:
     free(all);
+    return rc;
+}
+
+/* A master that is split over two parts of the checkpoint. */
+static int read_split(const struct source *s, const struct safetensor *param,
+                      const struct safetensor *remainder, void **data, struct err *err)
+{
+    size_t n = param->bytes / sizeof(uint16_t);
+    void *high = NULL, *low = NULL, *all = NULL;
+    int rc = 0;
+
+    if (param->dtype != DT_BF16 || remainder->bytes != param->bytes)
+        return err_set(err, ERR_CORRUPT, "%s: %s and %s do not belong together", s->file.path,
+                       param->name, remainder->name);
+    TRY(read_part(s, param, &high, err));
+    TRY(read_part(s, remainder, &low, err));
+    TRY(alloc_try(&all, n, sizeof(float), param->name, err));
+    master_join(all, high, low, (int64_t)n);
+    *data = all;
+    all = NULL;
+out:
+    free(high);
+    free(low);
+    free(all);
+    return rc;
+}
+
+/* The parameter itself where that is what is written; else its master, if it has one. */
+static int read_trained(struct source *s, int64_t tensor, enum dtype to, void **data,
+                        enum dtype *from, struct err *err)
+{
+    const struct safetensor *param = find_part(s, tensor, "param");
+    const struct safetensor *master = find_part(s, tensor, "master");
+    const struct safetensor *remainder = find_part(s, tensor, "remainder");
+    const struct safetensor *t;
+    int rc = 0;
+
+    if (!param)
+        return err_set(err, ERR_CORRUPT, "%s lacks a parameter of %s", s->file.path,
+                       tensor_role_name(s->model->tensors[tensor].role));
+    if (remainder && param->dtype != to) {
+        TRY(read_split(s, param, remainder, data, err));
+        *from = DT_F32;
+        goto out;
+    }
+    t = master && param->dtype != to ? master : param;
+    TRY(read_part(s, t, data, err));
+    *from = t->dtype;
+out:
     return rc;
 }
 
@@ -132,7 +180,7 @@ static int read_adapter(struct source *s, int64_t tensor, float **out, struct er
     void *data = NULL;
     int rc = 0;
 
-    TRY(read_trained(s, tensor, &data, &from, err));
+    TRY(read_trained(s, tensor, DT_F32, &data, &from, err));
     *out = xcalloc((size_t)n, sizeof(float));
     dtype_convert(DT_F32, *out, from, data, n);
 out:
@@ -176,7 +224,7 @@ static int read_tensor(void *ud, int64_t tensor, const void **data, enum dtype *
     free(s->data);
     s->data = NULL;
     if (s->model->tensors[tensor].trainable) {
-        TRY(read_trained(s, tensor, &s->data, from, err));
+        TRY(read_trained(s, tensor, s->to, &s->data, from, err));
     } else {
         TRY(read_merged(s, tensor, &s->data, err));
         *from = DT_F32;
@@ -199,7 +247,8 @@ static int write_adapter(struct source *s, const struct job_spec *spec, const ch
                              base->commit ? base->commit : base->revision);
     TRY(fs_mkdir_p(dir, false, err));
     TRY(write_json(dir, "adapter_config.json", config, err));
-    TRY(adapters_write(dir, s->model, DT_F32, read_tensor, s, err));
+    s->to = DT_F32;
+    TRY(adapters_write(dir, s->model, s->to, read_tensor, s, err));
 out:
     json_decref(config);
     json_decref(modules);
@@ -209,11 +258,11 @@ out:
 static int write_model(struct source *s, const char *base_dir, const struct job_spec *spec,
                        const char *dir, struct err *err)
 {
-    enum dtype dtype = session_dtype(spec);
     int rc = 0;
 
-    TRY(decoder_config_export(base_dir, dir, dtype, err));
-    TRY(weights_write(dir, s->model, dtype, read_tensor, s, err));
+    s->to = session_dtype(spec);
+    TRY(decoder_config_export(base_dir, dir, s->to, err));
+    TRY(weights_write(dir, s->model, s->to, read_tensor, s, err));
 out:
     return rc;
 }

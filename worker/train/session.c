@@ -257,16 +257,16 @@ static void choose_rest(struct session *s)
 static int check_precision(const struct job_spec *spec, struct err *err)
 {
     const struct spec_precision *p = &spec->precision;
-    bool master = p->master == STATE_BF16;
+    bool master = p->master != MASTER_FP32;
     const char *param = master ? "precision.master" : "precision.gradients";
 
     if (session_dtype(spec) == DT_BF16 || (!master && p->gradients != STATE_BF16))
         return 0;
-    int rc =
-        err_set(err, ERR_UNSUPPORTED,
-                "%s \"bf16\" is for jobs that compute in bf16 or fp8, and this one computes in "
-                "%s; leave it at \"fp32\"",
-                param, compute_dtype_name(p->compute));
+    int rc = err_set(err, ERR_UNSUPPORTED,
+                     "%s \"%s\" is for jobs that compute in bf16 or fp8, and this one computes in "
+                     "%s; leave it at \"fp32\"",
+                     param, p->master == MASTER_SPLIT ? "split" : "bf16",
+                     compute_dtype_name(p->compute));
     err_set_reason(err, rc, "unsupported_precision");
     return err_set_param(err, rc, param);
 }
@@ -416,7 +416,7 @@ int session_plan_input(const struct session *s, const struct op_table *ops,
                             .limit[TIER_GPU] = device_limit,
                             .clip = s->spec.optimization.max_grad_norm > 0 ||
                                     s->spec.precision.compute == COMPUTE_FP16,
-                            .bf16_master = s->spec.precision.master == STATE_BF16,
+                            .master = s->spec.precision.master,
                             .bf16_moments = s->spec.precision.optimizer_state == STATE_BF16,
                             .bf16_grads = narrow_gradients(s),
                             .force = PLAN_CHOICES_AUTO,

@@ -248,8 +248,3 @@ void update_pool_copy(struct update_pool *p, void *to, const void *from, size_t 
     p->bytes = bytes;
     run_all(p, run_copy, (int64_t)((bytes + COPY_PIECE - 1) / COPY_PIECE));
 }
-
-int update_pool_cast(struct update_pool *p, const struct cast_args *a)
-{
-    return p->ops->cast(p->stream, a);
-}

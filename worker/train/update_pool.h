@@ -32,7 +32,5 @@ void update_pool_destroy(struct update_pool *p);
 int update_pool_adamw(struct update_pool *p, const struct adamw_args *a);
 /* Copy what memcpy would, or zeros where `from` is NULL: between updates, for loading. */
 void update_pool_copy(struct update_pool *p, void *to, const void *from, size_t bytes);
-/* The table's cast, by the caller alone: for what hardly ever happens. */
-int update_pool_cast(struct update_pool *p, const struct cast_args *a);
 
 #endif

@@ -21,7 +21,7 @@ static void make_plan(struct rig *r, const struct rig_options *o)
                             .clip = true,
                             .force = PLAN_CHOICES_AUTO,
                             .bf16_moments = o->bf16_moments,
-                            .bf16_master = o->bf16_master,
+                            .master = o->master,
                             .bf16_grads = o->bf16_grads,
                             .micro_batch = o->micro_batch,
                             .micro_batches = RIG_ROWS / o->micro_batch,

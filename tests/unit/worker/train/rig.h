@@ -18,7 +18,8 @@ struct rig_options {
     enum dtype compute;
     int64_t micro_batch; /* divides RIG_ROWS */
     double dropout;
-    bool bf16_moments, bf16_master, bf16_grads;
+    enum master_kind master;
+    bool bf16_moments, bf16_grads;
     bool remake; /* what one pass makes again is not kept for backward */
 };
 

@@ -90,6 +90,14 @@ Test(checkpoint, with_bf16_moments_too)
     goes_on_bit_for_bit(&small);
 }
 
+Test(checkpoint, with_split_masters_too)
+{
+    struct rig_options split = options;
+    split.compute = DT_BF16;
+    split.master = MASTER_SPLIT;
+    goes_on_bit_for_bit(&split);
+}
+
 /* Half the bytes, and a few steps end where those with float moments do, but for their rounding. */
 Test(checkpoint, bf16_moments_train_as_float_ones_do)
 {

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/alloc.h"
+#include "kernels/master.h"
 #include "tests/unit/worker/train/rig.h"
 
 /* Loss and gradient norm of ten steps against tests/golden/gen.py. */
@@ -202,7 +204,7 @@ static void train_narrow(int64_t micro_batch, bool narrow, double norms[4], char
     rig_open(&r, &(struct rig_options){.compute = DT_BF16,
                                        .micro_batch = micro_batch,
                                        .bf16_moments = true,
-                                       .bf16_master = true,
+                                       .master = MASTER_BF16,
                                        .bf16_grads = narrow});
     for (int step = 0; step < 4; step++)
         norms[step] = rig_step(&r, step + 1, 1e-2).grad_norm;
@@ -245,6 +247,72 @@ Test(executor, bf16_gradients_add_up_over_micro_batches)
     free(a);
     free(b);
     free(c);
+}
+
+/* ---- split masters ------------------------------------------------------------------------------
+ */
+
+/* Checks what was saved of a run with split masters against a run with whole ones. */
+struct halves {
+    const struct plan *whole;
+    const char *saved; /* its payloads, one behind the other */
+    char *param;       /* of the split run's chunk */
+    int64_t n_params;
+};
+
+static int join_halves(void *ud, int64_t chunk, enum payload payload, void *host, size_t bytes,
+                       struct err *err)
+{
+    struct halves *h = ud;
+    size_t n = (size_t)h->whole->chunks.chunks[chunk].n;
+    size_t moments = payload == PAYLOAD_STATE ? bytes - n * sizeof(int16_t) : 0;
+
+    if (payload == PAYLOAD_PARAM) {
+        free(h->param);
+        h->param = xmalloc(bytes);
+        memcpy(h->param, host, bytes);
+        cr_expect_eq(memcmp(h->saved, host, bytes), 0);
+        h->saved += bytes;
+        return 0;
+    }
+    float *master = xmalloc(n * sizeof *master);
+    master_join(master, (const uint16_t *)h->param, host, (int64_t)n);
+    cr_expect_eq(memcmp(h->saved, master, n * sizeof *master), 0);
+    cr_expect_eq(memcmp(h->saved + n * sizeof *master, (char *)host + n * sizeof(int16_t), moments),
+                 0);
+    h->saved += n * sizeof *master + moments;
+    h->n_params += (int64_t)n;
+    free(master);
+    return 0;
+}
+
+/* The published weights are float: the first step begins with them to the bit, too. */
+Test(executor, split_masters_train_as_whole_ones_to_the_bit)
+{
+    struct rig_options o = {.compute = DT_BF16, .micro_batch = 2, .dropout = 0.1}, small = o;
+    struct rig whole, split;
+    struct err err = {0};
+    size_t n;
+
+    small.master = MASTER_SPLIT;
+    rig_open(&whole, &o);
+    rig_open(&split, &small);
+    for (int step = 1; step <= 6; step++) {
+        struct step_result a = rig_step(&whole, step, 1e-2), b = rig_step(&split, step, 1e-2);
+        cr_expect(a.loss_sum == b.loss_sum && a.grad_norm == b.grad_norm, "step %d: %.17g, %.17g",
+                  step, a.loss_sum, b.loss_sum);
+    }
+    char *saved = rig_payloads(&whole, &n);
+    struct halves h = {.whole = whole.plan, .saved = saved};
+    cr_assert_eq(executor_transfer(split.executor, LIST_SAVE, join_halves, &h, &err), 0, "%s",
+                 err.msg);
+    cr_expect_eq((size_t)(h.saved - saved), n);
+    cr_expect_eq(14 * (size_t)h.n_params, n);
+    cr_expect_eq(split.plan->claim[TIER_GPU], whole.plan->claim[TIER_GPU] - 2 * (size_t)h.n_params);
+    free(h.param);
+    free(saved);
+    rig_close(&whole);
+    rig_close(&split);
 }
 
 /* ---- loss scaling ------------------------------------------------------------------------------
