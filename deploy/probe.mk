@@ -12,5 +12,5 @@ endif
 include $(FOUND)
 endif
 
-BLAS_LIBS := -lopenblas
+BLAS_LIBS := -ldnnl
 CONFIG_TEXT := CUDA $(CONFIG_CUDA)

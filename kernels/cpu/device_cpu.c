@@ -208,7 +208,6 @@ int device_cpu_open(int index, const struct device_options *options, struct devi
     state = xcalloc(1, sizeof *state);
     state->threads = options->threads > 0 ? options->threads : cores > 0 ? (int)cores : 1;
     state->reference_ops = options->reference_ops;
-    fast_init();
     d->state = state;
     d->impl = &IMPL;
     d->memory_total = physical_bytes(_SC_PHYS_PAGES);

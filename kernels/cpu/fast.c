@@ -1,15 +1,9 @@
 #include "kernels/cpu/fast.h"
 
-#include "kernels/cpu/blas.h"
 #include "kernels/cpu/cpu_common.h"
 #include "kernels/cpu/device_cpu.h"
 #include "kernels/cpu/fp8.h"
 #include "kernels/cpu/quant.h"
-
-void fast_init(void)
-{
-    blas_init();
-}
 
 static size_t workspace(enum op op, const void *args)
 {

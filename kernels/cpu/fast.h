@@ -1,5 +1,5 @@
 /*
- * The fast float table: SIMD loops, OpenMP over independent pieces, and OpenBLAS on one thread for
+ * The fast float table: SIMD loops, OpenMP over independent pieces, and oneDNN on one thread for
  * each tile of a matrix product. How work is cut depends on shapes alone, never on the number of
  * threads, so results do not depend on it either.
  */
@@ -38,9 +38,6 @@ void fast_adamw_bf16_span(const struct adamw_consts *consts, int64_t n, const ui
 /* Likewise of a split master; gradient and parameter lie apart. */
 void fast_adamw_split_span(const struct adamw_consts *consts, int64_t n, const uint16_t *grad,
                            int16_t *remainder, float *m, float *v, uint16_t *param);
-
-/* Before the first op: OpenBLAS is to use the calling thread only. Process-wide. */
-void fast_init(void);
 
 /* out[c] += (or =) sum over n of x[n * ld + c]; columns [c0, c1). Rows are added in blocks whose
  * sums are then added, which keeps the error of long columns small. */

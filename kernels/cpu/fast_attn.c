@@ -1,6 +1,6 @@
 /*
  * Causal attention in blocks of queries and keys, with the running softmax of FlashAttention-2
- * (Dao, 2023, algorithms 1 and 2). The products of a block are single-threaded OpenBLAS calls;
+ * (Dao, 2023, algorithms 1 and 2). The products of a block are single-threaded oneDNN calls;
  * blocks that no query may see are never touched. Forward runs queries blocks in parallel, backward
  * heads.
  */

@@ -1,5 +1,5 @@
 /* Linear layers stored in bfloat16: a tile's operands are widened, a panel at a time, into the
- * thread's own buffers, and multiplied by one single-threaded OpenBLAS call a panel. */
+ * thread's own buffers, and multiplied by one single-threaded oneDNN call a panel. */
 #include <assert.h>
 
 #include "kernels/cpu/bf16.h"

@@ -1,7 +1,8 @@
 /*
  * Linear layers. A product is cut into tiles by its shape alone; each tile is one single-threaded
- * OpenBLAS call followed, while the tile is in cache, by bias, activation and residual. So the bits
- * do not depend on the number of threads (but on the OpenBLAS version and processor, as any BLAS).
+ * oneDNN call followed, while the tile is in cache, by bias, activation and residual. So the bits
+ * do not depend on the number of threads (but on the version of oneDNN and the processor, as with
+ * any such library).
  */
 #include <assert.h>
 

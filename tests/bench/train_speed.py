@@ -6,8 +6,8 @@ usage: train_speed.py BUILD PEER_PYTHON [--rows N] [--length N] [--rounds N] [--
 Random weights of that shape, rows of LENGTH tokens that are all targets, AdamW with clipping, no recomputation asked
 for, as many threads as there are cores on both sides. Ours is castor-worker on a job directory, as castord would write
 it; the peer is peer_train.py, once plain and once through torch.compile. They take turns, ROUNDS times; the first step
-of a turn warms up. OPENBLAS_CORETYPE is taken out of the environment, so both sides use the kernel that their BLAS
-chooses; both are printed. Threads that wait sleep on both sides: spinning ones
+of a turn warms up. Variables that would choose a kernel are taken out of the environment, so both sides use what their
+library chooses; both are printed. Threads that wait sleep on both sides: spinning ones
 cost several times the step as soon as anything else runs here, and the processor seconds of a step, which other load
 hardly changes, would count them as work. A line a turn, then
 
@@ -40,11 +40,16 @@ SMOLLM2_135M = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "h
                 "bos_token_id": 2, "eos_token_id": 2}
 
 
-def openblas_kernel():
-    library = ctypes.CDLL(ctypes.util.find_library("openblas"))
-    for name in ("openblas_get_config", "openblas_get_corename"):
-        getattr(library, name).restype = ctypes.c_char_p
-    return "%s, %s" % (library.openblas_get_config().decode().split(" NO_")[0], library.openblas_get_corename().decode())
+class DnnlVersion(ctypes.Structure):
+    _fields_ = [("major", ctypes.c_int), ("minor", ctypes.c_int), ("patch", ctypes.c_int)]
+
+
+def onednn_kernel():
+    library = ctypes.CDLL(ctypes.util.find_library("dnnl"))
+    library.dnnl_version.restype = ctypes.POINTER(DnnlVersion)
+    v = library.dnnl_version().contents
+    isa = library.dnnl_get_effective_cpu_isa()
+    return "oneDNN %d.%d.%d, %s" % (v.major, v.minor, v.patch, "AVX512" if isa & 0x20 else "AVX2" if isa & 4 else "SSE4.1")
 
 
 def write_job(root, data, model, rows, length):
@@ -149,7 +154,7 @@ def report(runs):
         return
     best = max(peers, key=speed.get)
     peak = {name: max(r["peak"] for r in runs[name]) / 2**20 for name in ("ours", best)}
-    print("kernel ours %s; peer %s (%s)" % (openblas_kernel(), runs[best][0]["kernel"], best))
+    print("kernel ours %s; peer %s (%s)" % (onednn_kernel(), runs[best][0]["kernel"], best))
     print("bench: train-smollm2-135m ours %.0f peer %.0f unit tok/s ratio %.3f" % (
         speed["ours"], speed[best], speed["ours"] / speed[best]))
     print("bench: train-smollm2-135m-memory ours %.0f peer %.0f unit MiB ratio %.3f" % (
@@ -166,7 +171,8 @@ def main():
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--no-peer", action="store_true")
     options = parser.parse_args()
-    os.environ.pop("OPENBLAS_CORETYPE", None)
+    for name in ("DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "ATEN_CPU_CAPABILITY"):
+        os.environ.pop(name, None)
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     work = tempfile.mkdtemp(prefix="castor-bench-")
     try:

@@ -1,7 +1,7 @@
 """Export every golden model and load the result in transformers, where its logits must be those of the original:
 
     L=build/cpu/lib; gcc -std=gnu11 -I. -o /tmp/export_main tests/golden/export_main.c $L/libworker_model.a \\
-        $L/libkernels.a $L/libapi.a $L/libcore.a -ljansson -lnettle -lopenblas -lm -fopenmp
+        $L/libkernels.a $L/libapi.a $L/libcore.a -ljansson -lnettle -ldnnl -lm -fopenmp
     python tests/golden/families_export.py /tmp/export_main
 
 In float32, bfloat16 and float16, both sides loaded in that type, no weight missing or left over, every bit equal. Prints
