@@ -66,6 +66,7 @@ enum job_backend { BACKEND_LOCAL, BACKEND_SLURM };
 /* What a job with adapters leaves: the adapters alone, a whole model, or both. */
 enum export_choice { EXPORT_LAST, EXPORT_BEST };
 enum lora_export { LORA_EXPORT_ADAPTER, LORA_EXPORT_MERGED, LORA_EXPORT_BOTH };
+enum base_quantization { BASE_QUANTIZE_NONE, BASE_QUANTIZE_NF4, BASE_QUANTIZE_INT8 };
 enum job_device { DEVICE_AUTO, DEVICE_ONLY_CPU, DEVICE_ONLY_GPU };
 
 /* What the job starts from. */
@@ -192,7 +193,8 @@ struct spec_lora {
     bool rslora;           /* scale by alpha / sqrt(rank) rather than alpha / rank */
     char **target_modules; /* NULL = auto: the family's own; "all-linear" alone: all of them */
     int64_t n_target_modules;
-    enum lora_export export; /* adapter */
+    enum base_quantization quantize_base; /* none; the matrices of the frozen layers lie so */
+    enum lora_export export;              /* adapter */
 };
 
 struct job_spec {

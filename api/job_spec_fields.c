@@ -27,6 +27,7 @@ static const char *const pipeline_words[] = {"1f1b", "gpipe", NULL};
 static const char *const policy_words[] = {"auto", "cuda", "cpu", NULL};
 static const char *const backend_words[] = {"local", "slurm", NULL};
 static const char *const export_words[] = {"last", "best", NULL};
+static const char *const quantize_words[] = {"none", "nf4", "int8", NULL};
 static const char *const lora_export_words[] = {"adapter", "merged", "both", NULL};
 static const char *const device_words[] = {"auto", "cpu", "gpu", NULL};
 
@@ -166,6 +167,7 @@ const struct record_field spec_fields[] = {
     REAL("lora.alpha", lora.alpha, 0, 1e6, 32, ABOVE),
     REAL("lora.dropout", lora.dropout, 0, 1, 0, BELOW),
     BOOL("lora.rslora", lora.rslora, false),
+    WORD("lora.quantize_base", lora.quantize_base, quantize_words, BASE_QUANTIZE_NONE),
     WORD("lora.export", lora.export, lora_export_words, LORA_EXPORT_ADAPTER),
 
     INT("sample_tokens", sample_tokens, 1, 4096, 64),

@@ -119,7 +119,7 @@ WRONG = {
                   {"prefetch_depth": 65}, 1],
     "resources": [{"device": "tpu"}, {"gpus": 0}, {"nodes": 0}, {"backend": "ray"}, []],
     "scheduling": [{"priority": 101}, {"max_runtime_seconds": -1}, {"max_restarts": 101}, 5],
-    "lora": [True, {"rank": 0}, {"rank": "big"}],
+    "lora": [True, {"rank": 0}, {"rank": "big"}, {"quantize_base": 4}, {"quantize_base": "fp4"}],
     "sample_prompts": ["x", [1], ["x"] * 9],
     "sample_tokens": [0, 5000, "x"],
     "dry_run": ["yes", 1],

@@ -10,7 +10,7 @@ import rig
 from rig import Job, finish
 
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.05, "rslora": False, "target_modules": ["q_proj", "v_proj", "fc1"],
-        "export": "adapter"}
+        "quantize_base": "none", "export": "adapter"}
 MODULES = [("self_attn.q_proj", 32, 32), ("self_attn.v_proj", 32, 32), ("fc1", 64, 32)]
 # What the adapters hold: layers x (rank x in + out x rank)
 PARAMETERS = sum(2 * (4 * i + o * 4) for _, o, i in MODULES)
@@ -106,8 +106,72 @@ def merged_model_is_the_adapted_one(root):
     assert not os.path.exists(alone.path("output", "adapter"))
 
 
-def killed_rank_resumes(root):
-    changes = {"steps": 24 * 8, "validation": 8, "hyperparameters": {"batch_size": 32}, "lora": lora(),
+NF4 = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+       -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+       0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0]
+
+
+def quantised(values, form):
+    """What is left of weights in nf4 or int8, block by block."""
+    out = []
+    for at in range(0, len(values), 64):
+        block = values[at:at + 64]
+        top = max(map(abs, block))
+        levels = [top * x for x in NF4] if form == "nf4" else [top * k / 127 for k in range(-127, 128)]
+        out += [min(levels, key=lambda x: abs(x - v)) for v in block]
+    return out
+
+
+def is_matrix_of_a_layer(name):
+    return ".layers." in name and name.endswith(".weight") and "layer_norm" not in name
+
+
+def quantised_base_takes_less_and_trains(root):
+    weights = {}
+    for form in ("none", "nf4", "int8"):
+        job = Job(root, form, steps=20, validation=10, lora=lora(quantize_base=form), **FAST)
+        code, plan = job.plan()
+        equal((code, plan["spec"]["lora"]["quantize_base"]), (0, form))
+        weights[form] = plan["memory"]["gpu"]["weights"]
+        equal(job.run().returncode, 0)
+        losses = [e["loss"] for e in job.events(type="eval")]
+        assert losses[-1] < losses[0] - 0.3, losses
+        for e in job.events(type="step"):
+            equal((e["gpu"]["peak"], e["host"]["peak"]), (e["gpu"]["planned_peak"], e["host"]["planned_peak"]))
+    elements = rig.LAYERS * (4 * 32 * 32 + 2 * 32 * 64)
+    equal(weights["none"] - weights["nf4"], elements * 4 - elements // 2 - elements // 16)
+    equal(weights["none"] - weights["int8"], elements * 4 - elements - elements // 16)
+
+
+def merged_model_has_the_quantised_base(root):
+    base = rig.read_safetensors(os.path.join(Job.model, "model.safetensors"))
+    for form in ("nf4", "int8"):
+        job = Job(root, form, steps=20, validation=10, lora=lora(quantize_base=form, export="both"), **FAST)
+        equal(job.run().returncode, 0)
+        merged = rig.read_safetensors(job.path("output", "model.safetensors"))
+        adapter = rig.read_safetensors(job.path("output", "adapter", "adapter_model.safetensors"))
+        equal(sorted(base), sorted(merged))
+        for name in sorted(base):
+            if not is_matrix_of_a_layer(name):
+                equal(base[name], merged[name])
+                continue
+            want, got, cols = quantised(floats(base[name]), form), floats(merged[name]), base[name][1][1]
+            a, b = (adapter.get("base_model.model.%slora_%s.weight" % (name[:-len("weight")], k)) for k in "AB")
+            if a:
+                a, b = floats(a), floats(b)
+                want = [w + 2 * sum(b[i // cols * 4 + k] * a[k * cols + i % cols] for k in range(4))
+                        for i, w in enumerate(want)]
+            worst = max(abs(w - g) for w, g in zip(want, got))
+            assert worst < 1e-6, (form, name, worst)
+        # it gives the losses that training ended with
+        again = Job(root, form + "-again", model=job.path("output"), steps=3, validation=10)
+        equal(again.run().returncode, 0)
+        mine, theirs = job.events(type="eval")[-1]["loss"], again.events(type="eval")[0]["loss"]
+        assert abs(mine - theirs) < 1e-5 * mine, (mine, theirs)
+
+
+def killed_rank_resumes(root, **settings):
+    changes = {"steps": 24 * 8, "validation": 8, "hyperparameters": {"batch_size": 32}, "lora": lora(**settings),
                "optimization": {"eval_interval": 6, "checkpoint_interval": 4, "dropout": 0.1, "micro_batch_size": 1}}
     plain = Job(root, "reference", **changes)
     equal(plain.run().returncode, 0)
@@ -122,6 +186,10 @@ def killed_rank_resumes(root):
         for step, numbers in job.losses(attempt).items():
             equal((step, numbers), (step, plain.losses()[step]))
     equal(rig.differences(job.output(), plain.output()), [])
+
+
+def killed_rank_resumes_on_nf4(root):
+    killed_rank_resumes(root, quantize_base="nf4")
 
 
 def micro_batches_do_not_show(root):
@@ -154,6 +222,7 @@ def what_cannot_be_is_refused(root):
 
 
 CASES = [trains_adapters_alone, adapter_is_written_for_peft, merged_model_is_the_adapted_one, killed_rank_resumes,
+         quantised_base_takes_less_and_trains, merged_model_has_the_quantised_base, killed_rank_resumes_on_nf4,
          micro_batches_do_not_show, learning_rate_of_adapters, what_cannot_be_is_refused]
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ BF16 = {"compute": "bf16", "master": "fp32", "optimizer_state": "fp32"}
 SPLIT = {"compute": "bf16", "master": "split", "optimizer_state": "fp32"}
 WITHOUT_MASTERS = {"compute": "bf16", "master": "bf16", "optimizer_state": "bf16"}
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.05, "rslora": False, "target_modules": ["q_proj", "v_proj", "fc1"],
-        "export": "both"}
+        "quantize_base": "none", "export": "both"}
 RESUMABLE = {"steps": 24 * 8, "validation": 8, "hyperparameters": {"batch_size": 32},
              "optimization": {"eval_interval": 6, "checkpoint_interval": 4, "dropout": 0.1, "micro_batch_size": 1}}
 

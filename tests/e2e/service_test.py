@@ -197,7 +197,7 @@ def adapters_from_upload_to_model(root):
         assert evals[2] < evals[1] < evals[0] - 0.2, evals
         modules = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
         equal(job["lora"], {"rank": 4, "alpha": 8, "dropout": 0, "rslora": False, "target_modules": modules,
-                            "export": "both"})
+                            "quantize_base": "none", "export": "both"})
         assert 0 < job["plan"]["model"]["trainable_parameters"] < job["plan"]["model"]["parameters"]
         output = os.path.join(job_dir(c, id), "output")
         assert os.path.exists(os.path.join(output, "model.safetensors"))

@@ -72,15 +72,20 @@ struct variant {
     const char *name;
     int64_t micro_batch, micro_batches;
     double dropout, max_grad_norm;
-    bool bf16_moments, lora, overflow;
+    bool bf16_moments, overflow;
     enum master_kind master; /* but for fp32 they compute in bf16 */
+    int model;               /* which of the subject's */
 };
+/* Whole, with adapters, and with adapters beside quantised weights. */
+enum { WHOLE, LORA, LORA_NF4, LORA_INT8, MODELS };
 static const struct variant variants[] = {
     {"clip active", 1, 4, 0.1, 1e-2},
     {"clip inactive", 2, 2, 0.1, 1e9},
     {"no clip", 1, 3, 0, 0},
     {"bf16 moments", 1, 4, 0, 1e9, .bf16_moments = true},
-    {"lora", 1, 4, 0.1, 1e-2, .lora = true},
+    {"lora", 1, 4, 0.1, 1e-2, .model = LORA},
+    {"lora nf4", 1, 4, 0.1, 1e-2, .model = LORA_NF4},
+    {"lora int8", 2, 2, 0, 0, .model = LORA_INT8},
     {"overflow", 1, 2, 0, 1e9, .overflow = true},
     {"split masters", 1, 2, 0.1, 1e9, .overflow = true, .master = MASTER_SPLIT},
 };
@@ -124,17 +129,20 @@ static void check_model(struct tally *t, const struct options *o, const char *di
 {
     struct subject s = {
         .tally = t, .planner = o->planner, .name = dir, .policy = "", .variant = ""};
-    struct trial_model m[2]; /* whole, and with adapters */
+    static const enum quant_format quant[MODELS] = {
+        [LORA_NF4] = QUANT_NF4, [LORA_INT8] = QUANT_INT8};
+    struct trial_model m[MODELS];
     struct err err = {0};
     int opened = 0;
 
-    while (opened < 2 &&
-           judge_check(&s, &resident, trial_model_open(dir, opened == 1, &m[opened], &err) == 0,
+    while (opened < MODELS &&
+           judge_check(&s, &resident,
+                       trial_model_open(dir, opened != WHOLE, quant[opened], &m[opened], &err) == 0,
                        err.msg))
         opened++;
     printf("%s\n", dir);
-    for (size_t v = 0; v < sizeof variants / sizeof variants[0] && opened == 2; v++) {
-        s.model = &m[variants[v].lora];
+    for (size_t v = 0; v < sizeof variants / sizeof variants[0] && opened == MODELS; v++) {
+        s.model = &m[variants[v].model];
         check_variant(&s, o, &variants[v]);
     }
     while (opened > 0)

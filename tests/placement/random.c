@@ -219,7 +219,9 @@ static int one_trial(struct chance *c, struct tally *t, const char *family_dir, 
     job = change_job(c, config.max_positions);
     TRY(decoder_config_check(&config, err));
     TRY(write_weights(&config, dir, draw(c), err));
-    TRY(trial_model_init(&config, dir, between(c, 0, 3) == 0, &model, err));
+    bool lora = between(c, 0, 2) == 0;
+    enum quant_format quant = (enum quant_format)between(c, QUANT_NONE, QUANT_INT8);
+    TRY(trial_model_init(&config, dir, lora, quant, &model, err));
     TRY(trial_run(&model, &job, &resident, 0, NULL, &want, err));
     TRY(device_open(DEVICE_CPU, 0, NULL, &d, err));
     s.model = &model;

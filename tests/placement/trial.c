@@ -13,7 +13,7 @@
 #include "worker/train/checkpoint.h"
 
 int trial_model_init(struct decoder_config *config, const char *dir, bool lora,
-                     struct trial_model *out, struct err *err)
+                     enum quant_format quant, struct trial_model *out, struct err *err)
 {
     static const char *const everywhere[] = {"all-linear"};
     static const struct adapter_config adapters = {
@@ -24,6 +24,8 @@ int trial_model_init(struct decoder_config *config, const char *dir, bool lora,
     model_init(&m.model, config);
     if (lora)
         TRY(model_adapt(&m.model, &adapters, err));
+    if (lora)
+        model_quantize(&m.model, quant);
     *out = m;
     m = (struct trial_model){0};
 out:
@@ -31,11 +33,12 @@ out:
     return rc;
 }
 
-int trial_model_open(const char *dir, bool lora, struct trial_model *out, struct err *err)
+int trial_model_open(const char *dir, bool lora, enum quant_format quant, struct trial_model *out,
+                     struct err *err)
 {
     struct decoder_config config = {0};
     int rc = decoder_config_load(dir, &config, err);
-    return rc ? rc : trial_model_init(&config, dir, lora, out, err);
+    return rc ? rc : trial_model_init(&config, dir, lora, quant, out, err);
 }
 
 void trial_model_close(struct trial_model *m)
@@ -153,8 +156,13 @@ static int give_frozen(const struct payloads *all, const struct chunk *c, char *
     enum dtype type = all->plan->types.compute;
     int rc = 0;
     for (int64_t k = 0; k < c->n_members; k++) {
-        size_t offset = (size_t)c->members[k].offset * dtype_size(type);
-        TRY(weights_read(all->weights, c->members[k].tensor, type, host + offset, err));
+        char *at = host + chunk_param_at(c, k, all->plan->types);
+        int64_t tensor = c->members[k].tensor;
+        if (c->quant == QUANT_NONE)
+            TRY(weights_read(all->weights, tensor, type, at, err));
+        else
+            TRY(weights_read_quantized(all->weights, tensor, c->quant, at,
+                                       (float *)(void *)(host + chunk_scales_at(c, k)), err));
     }
 out:
     return rc;

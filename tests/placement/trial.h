@@ -58,11 +58,12 @@ struct trial_model {
     struct model model;
     const char *dir;
 };
-/* lora: adapters beside all linear layers, the weights frozen. */
-int trial_model_open(const char *dir, bool lora, struct trial_model *out, struct err *err);
+/* lora: adapters beside all linear layers, the weights frozen and, unless QUANT_NONE, quantised. */
+int trial_model_open(const char *dir, bool lora, enum quant_format quant, struct trial_model *out,
+                     struct err *err);
 /* Likewise of another config, which is taken over, with the weights of `dir`. */
 int trial_model_init(struct decoder_config *config, const char *dir, bool lora,
-                     struct trial_model *out, struct err *err);
+                     enum quant_format quant, struct trial_model *out, struct err *err);
 void trial_model_close(struct trial_model *m);
 
 /* What the planner is asked. */

@@ -52,8 +52,11 @@ static struct chunk *add_chunk(struct chunk_set *set, const struct chunk_input *
 {
     set->chunks = xrealloc(set->chunks, (size_t)(set->n_chunks + 1) * sizeof *set->chunks);
     struct chunk *c = &set->chunks[set->n_chunks++];
-    *c = (struct chunk){
-        .trainable = in->trainable, .uses = in->n_blocks, .first_use = in->first_block};
+    *c = (struct chunk){.trainable = in->trainable,
+                        .quant = in->quant,
+                        .uses = in->n_blocks,
+                        .first_use = in->first_block};
+    assert(c->quant == QUANT_NONE || !c->trainable);
     return c;
 }
 
@@ -71,16 +74,16 @@ static void add_member(struct chunk_set *set, int64_t chunk, int64_t tensor,
         c->n_decay = c->n;
 }
 
-/* All tensors first used by `block`, and used by it alone, of one trainability: those that decay
- * first. */
+/* All tensors first used by `block`, and used by it alone, of one trainability and format: those
+ * that decay first. */
 static void pack_block(struct chunk_set *set, const struct chunk_input *in, int64_t n,
-                       int64_t block, bool trainable)
+                       int64_t block, bool trainable, enum quant_format quant)
 {
     int64_t chunk = -1;
     for (int decay = 1; decay >= 0; decay--) {
         for (int64_t t = 0; t < n; t++) {
             if (in[t].first_block != block || in[t].n_blocks != 1 || in[t].trainable != trainable ||
-                in[t].decay != (bool)decay)
+                in[t].quant != quant || in[t].decay != (bool)decay)
                 continue;
             if (chunk < 0) {
                 add_chunk(set, &in[t]);
@@ -108,8 +111,9 @@ void chunk_set_init(struct chunk_set *set, const struct chunk_input *tensors, in
                 add_member(set, set->n_chunks - 1, t, &tensors[t]);
             }
         }
-        pack_block(set, tensors, n_tensors, block, true);
-        pack_block(set, tensors, n_tensors, block, false);
+        pack_block(set, tensors, n_tensors, block, true, QUANT_NONE);
+        for (int format = QUANT_NONE; format <= QUANT_INT8; format++)
+            pack_block(set, tensors, n_tensors, block, false, (enum quant_format)format);
     }
 }
 
@@ -161,7 +165,7 @@ size_t chunk_payload_bytes(const struct chunk *c, enum payload p, struct chunk_t
     size_t n = (size_t)c->n;
     switch (p) {
     case PAYLOAD_PARAM:
-        return n * dtype_size(types.compute);
+        return c->quant == QUANT_NONE ? n * dtype_size(types.compute) : quant_bytes(c->quant, c->n);
     case PAYLOAD_GRAD:
         return c->trainable ? n * (size_t)c->uses * dtype_size(chunk_grad_type(c, types)) : 0;
     case PAYLOAD_STATE:
@@ -171,4 +175,19 @@ size_t chunk_payload_bytes(const struct chunk *c, enum payload p, struct chunk_t
     }
     assert(!"payload");
     return 0;
+}
+
+size_t chunk_param_at(const struct chunk *c, int64_t member, struct chunk_types types)
+{
+    int64_t offset = c->members[member].offset;
+    if (c->quant == QUANT_NONE)
+        return (size_t)offset * dtype_size(types.compute);
+    return quant_scales_at(c->quant, offset); /* codes in front of it, which fill whole words */
+}
+
+size_t chunk_scales_at(const struct chunk *c, int64_t member)
+{
+    assert(c->quant != QUANT_NONE);
+    return quant_scales_at(c->quant, c->n) +
+           (size_t)quant_blocks(c->members[member].offset) * sizeof(float);
 }

@@ -4,7 +4,8 @@
  * tensor used by several blocks (a tied embedding) has a chunk of its own.
  *
  * A chunk has up to three payloads, which are placed and moved independently:
- *   PARAM  n elements of the compute type
+ *   PARAM  n elements of the compute type; of a quantised chunk, their codes and then their scales
+ *          (kernels/quant.h)
  *   GRAD   n elements of the gradient type (compute type where narrow) for each use: uses
  *          accumulate apart and are summed once, in use order, so the result does not depend on
  *          how the uses interleave
@@ -28,8 +29,9 @@
 #include <stdint.h>
 
 #include "kernels/dtype.h"
+#include "kernels/quant.h"
 
-enum { CHUNK_ALIGN = 128 }; /* elements: 256 bytes of a 2-byte type */
+enum { CHUNK_ALIGN = 128 }; /* elements: 256 bytes of a 2-byte type, two blocks of quantised ones */
 
 enum payload { PAYLOAD_PARAM, PAYLOAD_GRAD, PAYLOAD_STATE, PAYLOAD_COUNT };
 const char *payload_name(enum payload p);
@@ -59,6 +61,7 @@ struct chunk_member {
 
 struct chunk {
     bool trainable;
+    enum quant_format quant; /* QUANT_NONE: of the compute type; else it is frozen */
     bool narrow_grad;   /* its gradients are of the compute type; false unless the caller says so */
     int64_t uses;       /* blocks that use it: gradient slots */
     int64_t first_use;  /* the first of those blocks          */
@@ -80,11 +83,13 @@ struct chunk_set {
 struct chunk_input {
     int64_t elements;
     bool decay, trainable;
+    enum quant_format quant;
     int64_t first_block; /* lowest block using it */
     int64_t n_blocks;    /* how many use it       */
 };
 
-/* One chunk for each block's own tensors of equal trainability, one for each shared tensor. */
+/* One chunk for each block's own tensors of equal trainability and format, one for each shared
+ * tensor. */
 void chunk_set_init(struct chunk_set *set, const struct chunk_input *tensors, int64_t n_tensors);
 void chunk_set_fini(struct chunk_set *set);
 
@@ -99,6 +104,9 @@ int chunk_state_parts(struct chunk_types types, enum dtype parts[STATE_MAX_PARTS
 size_t chunk_state_bytes(struct chunk_types types, int64_t n);
 /* Bytes of a payload in all, e.g. GRAD of all uses; 0 for what a frozen chunk does not have. */
 size_t chunk_payload_bytes(const struct chunk *c, enum payload p, struct chunk_types types);
+/* Byte offsets in PARAM: of a member's parameters or codes, and of a quantised one's scales. */
+size_t chunk_param_at(const struct chunk *c, int64_t member, struct chunk_types types);
+size_t chunk_scales_at(const struct chunk *c, int64_t member);
 /* Does the state have a part of the master? */
 bool chunk_has_master(struct chunk_types types);
 /* Is all of the master there, so that the parameter can be made of it? */

@@ -71,6 +71,9 @@ struct block_run {
     void *const *weights; /* by position in block_desc.tensors; device memory, compute type. The
                              tables of an embedding may be NULL in its backward, which looks at
                              them only to project what it looks up */
+    /* Likewise: the scales of weights that lie quantised (tensor_desc.quant), whose pointers are to
+     * their codes; NULL: there are none */
+    const float *const *scales;
     void *const
         *grads; /* likewise, grad type (or narrow); NULL entries are frozen; backward only    */
     enum accum grad_accum; /* ACCUM_ASSIGN: first micro-batch of the step. An embedding table's

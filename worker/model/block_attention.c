@@ -204,12 +204,11 @@ int block_attention_forward(struct block_ctx *c, const void *in, const struct at
             .I = c->cfg->hidden,
             .O = parts[i].rows,
             .x = in,
-            .w = block_at_const(block_weight(c, TENSOR_QKV_W), parts[i].first * c->cfg->hidden,
-                                c->real),
             .bias = block_at_const(block_weight(c, TENSOR_QKV_B), parts[i].first, c->real),
             .y = parts[i].y,
         };
 
+        block_use_matrix(c, TENSOR_QKV_W, parts[i].first * a.I, &a);
         TRY(block_linear_fwd(c, &a));
         TRY(block_adapter_add(c, TENSOR_QKV_W, c->N, parts[i].first, parts[i].rows, k->qkv_inner,
                               parts[i].y));
@@ -257,13 +256,13 @@ static int qkv_backward(struct block_ctx *c, const void *in, const struct attent
             .I = C,
             .O = parts[i].rows,
             .x = in,
-            .w = block_at_const(block_weight(c, TENSOR_QKV_W), parts[i].first * C, c->real),
             .dy = parts[i].dy,
             .dw_accum = c->r->grad_accum,
             .dw = block_at(block_grad(c, TENSOR_QKV_W), parts[i].first * C, c->grad),
             .dbias = block_at(block_grad(c, TENSOR_QKV_B), parts[i].first, c->grad),
         };
 
+        block_use_matrix(c, TENSOR_QKV_W, parts[i].first * C, &a);
         TRY(block_linear_bwd_weight(c, &a));
         TRY(block_adapter_add_backward(c, TENSOR_QKV_W, c->N, parts[i].first, parts[i].rows,
                                        k->qkv_inner, parts[i].dy, c->r->grad_accum));
@@ -292,7 +291,6 @@ int block_attention_backward(struct block_ctx *c, const void *in, const struct a
         .I = q_width(c),
         .O = cfg->hidden,
         .x = k->o,
-        .w = block_weight(c, TENSOR_OUT_W),
         .dy = dattn,
         .dw_accum = c->r->grad_accum,
         .dw = block_grad(c, TENSOR_OUT_W),
@@ -301,6 +299,7 @@ int block_attention_backward(struct block_ctx *c, const void *in, const struct a
     };
     int rc = 0;
 
+    block_use_matrix(c, TENSOR_OUT_W, 0, &out_proj);
     TRY(block_linear_bwd_weight(c, &out_proj));
     TRY(block_adapter_add_backward(c, TENSOR_OUT_W, c->N, 0, cfg->hidden, k->out_inner, dattn,
                                    c->r->grad_accum));

@@ -50,6 +50,23 @@ void *block_grad(const struct block_ctx *c, enum tensor_role role)
     return c->r->grads[i];
 }
 
+void block_use_matrix(const struct block_ctx *c, enum tensor_role role, int64_t first,
+                      struct linear_args *a)
+{
+    int64_t i = block_find(c->r->model, c->desc, role);
+    enum quant_format format;
+
+    assert(i >= 0);
+    format = c->r->model->tensors[c->desc->tensors[i]].quant;
+    if (format == QUANT_NONE) {
+        a->w = block_at_const(block_weight(c, role), first, c->real);
+        return;
+    }
+    a->w = block_weight(c, role);
+    a->quant = (struct op_quant){
+        .format = format, .first = first, .scales = c->dry ? NULL : c->r->scales[i]};
+}
+
 struct op_dropout block_dropout(const struct block_ctx *c, enum dropout_place place, double p,
                                 int64_t elements_per_sequence)
 {

@@ -65,6 +65,10 @@ const void *block_at_const(const void *p, int64_t elements, size_t element_bytes
  * in a dry run. TENSOR_ROLE_COUNT is a role that no block has. */
 const void *block_weight(const struct block_ctx *c, enum tensor_role role);
 void *block_grad(const struct block_ctx *c, enum tensor_role role);
+/* Have a product read the block's matrix of that role from its element `first` on, which may lie
+ * quantised as matrices of layers may. */
+void block_use_matrix(const struct block_ctx *c, enum tensor_role role, int64_t first,
+                      struct linear_args *a);
 
 /* Dropout at a place of this block; `elements_per_sequence` counts the tensor it acts on. */
 struct op_dropout block_dropout(const struct block_ctx *c, enum dropout_place place, double p,

@@ -117,12 +117,12 @@ static int project_out(struct block_ctx *c, const struct layer_kept *k, const vo
         .I = c->cfg->heads * c->cfg->head_dim,
         .O = c->cfg->hidden,
         .x = k->attn.o,
-        .w = block_weight(c, TENSOR_OUT_W),
         .bias = block_weight(c, TENSOR_OUT_B),
         .y = y,
     };
     int rc = 0;
 
+    block_use_matrix(c, TENSOR_OUT_W, 0, &out_proj);
     TRY(project_out_inner(c, k));
     TRY(linear_residual(c, TENSOR_OUT_W, &out_proj, k->attn.out_inner, residual, DROPOUT_ATTN_OUT));
 out:
@@ -153,7 +153,6 @@ static int mlp_up(struct block_ctx *c, const void *in, const struct layer_kept *
         .I = c->cfg->hidden,
         .O = layer_inner_width(c),
         .x = in,
-        .w = block_weight(c, TENSOR_UP_W),
         .bias = block_weight(c, TENSOR_UP_B),
         .act = apart ? ACT_NONE : c->cfg->act,
         .pre = keep || apart ? NULL : k->inner,
@@ -163,6 +162,7 @@ static int mlp_up(struct block_ctx *c, const void *in, const struct layer_kept *
         .act = c->cfg->act, .N = c->N, .F = c->cfg->ffn, .x = k->inner, .y = k->inner};
     int rc = 0;
 
+    block_use_matrix(c, TENSOR_UP_W, 0, &up);
     TRY(block_adapter_inner(c, TENSOR_UP_W, c->N, 0, in, k->up_inner));
     TRY(block_linear_fwd(c, &up));
     TRY(block_adapter_add(c, TENSOR_UP_W, c->N, 0, up.O, k->up_inner, k->inner));
@@ -184,12 +184,12 @@ static int mlp_forward(struct block_ctx *c, const void *in, const struct layer_k
         .I = c->cfg->ffn,
         .O = c->cfg->hidden,
         .x = keep ? k->inner : act,
-        .w = block_weight(c, TENSOR_DOWN_W),
         .bias = block_weight(c, TENSOR_DOWN_B),
         .y = y,
     };
     int rc = 0;
 
+    block_use_matrix(c, TENSOR_DOWN_W, 0, &down);
     TRY(mlp_up(c, in, k, act));
     TRY(block_adapter_inner(c, TENSOR_DOWN_W, c->N, 0, down.x, k->down_inner));
     if (y == NULL && !c->dry)

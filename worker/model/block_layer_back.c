@@ -89,7 +89,6 @@ static int mlp_down_backward(struct block_ctx *c, const struct layer_kept *k,
         .N = c->N,
         .I = cfg->ffn,
         .O = cfg->hidden,
-        .w = block_weight(c, TENSOR_DOWN_W),
         .dy = dmlp,
         .act_x = apart ? ACT_NONE : cfg->act,
         .pre_x = apart || cfg->act == ACT_NONE ? NULL : k->inner,
@@ -106,6 +105,7 @@ static int mlp_down_backward(struct block_ctx *c, const struct layer_kept *k,
     };
     int rc = 0;
 
+    block_use_matrix(c, TENSOR_DOWN_W, 0, &down);
     if (!layer_keeps_cheap(c) && (c->dry || adapted || block_grad(c, TENSOR_DOWN_W) != NULL))
         TRY(layer_inner_activation(c, k, b->act));
     TRY(weight_grad(c, TENSOR_DOWN_W, TENSOR_DOWN_B, cfg->ffn, cfg->hidden, act, dmlp));
@@ -131,13 +131,13 @@ static int mlp_backward(struct block_ctx *c, const struct layer_kept *k, const s
         .N = c->N,
         .I = c->cfg->hidden,
         .O = layer_inner_width(c),
-        .w = block_weight(c, TENSOR_UP_W),
         .dy = b->dinner,
         .dx_accum = layer_is_post(c) ? ACCUM_ADD : ACCUM_ASSIGN,
         .dx = din,
     };
     int rc = 0;
 
+    block_use_matrix(c, TENSOR_UP_W, 0, &up);
     TRY(behind_dropout(c, b, DROPOUT_MLP_OUT, dlast, &dmlp));
     TRY(mlp_down_backward(c, k, b, dmlp));
     TRY(weight_grad(c, TENSOR_UP_W, TENSOR_UP_B, up.I, up.O, b->norm.out, b->dinner));

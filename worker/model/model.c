@@ -184,6 +184,19 @@ void model_fini(struct model *m)
     memset(m, 0, sizeof(*m));
 }
 
+void model_quantize(struct model *m, enum quant_format format)
+{
+    for (int64_t t = 0; t < m->n_weights; t++) {
+        struct tensor_desc *d = &m->tensors[t];
+
+        if (d->role != TENSOR_QKV_W && d->role != TENSOR_OUT_W && d->role != TENSOR_UP_W &&
+            d->role != TENSOR_DOWN_W)
+            continue;
+        assert(!d->trainable);
+        d->quant = format;
+    }
+}
+
 const char *tensor_role_name(enum tensor_role role)
 {
     assert(role < TENSOR_ROLE_COUNT);

@@ -15,6 +15,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "kernels/quant.h"
 #include "worker/model/config.h"
 
 enum tensor_role {
@@ -68,6 +69,7 @@ struct tensor_desc {
     bool decay; /* weight decay applies: matrices, not biases, norms and embeddings of positions */
     bool trainable; /* false: frozen, without gradient and optimizer state, never written */
     uint32_t parts; /* of an adapter: which of the matrix's parts it adapts, bit by bit; else 0 */
+    enum quant_format quant; /* how it lies in memory; QUANT_NONE: in the compute type */
 };
 
 enum block_kind { BLOCK_EMBED, BLOCK_LAYER, BLOCK_HEAD };
@@ -116,6 +118,9 @@ struct model {
 /* Takes ownership of *config (zeroed on return). */
 void model_init(struct model *m, struct decoder_config *config);
 void model_fini(struct model *m);
+/* Have the matrices of the decoder layers, which are frozen, lie quantised. Everything else stays
+ * in the compute type: biases, norms, embeddings, projections beside them, the head. */
+void model_quantize(struct model *m, enum quant_format format);
 
 const char *tensor_role_name(enum tensor_role role);
 /* The block's tensor with that role: position in block.tensors, -1 when the block has none. */

@@ -417,3 +417,19 @@ bool weights_are(const struct weights_reader *r, int64_t tensor, enum dtype type
         all = all && s->part[i].tensor->dtype == type;
     return all;
 }
+
+int weights_read_quantized(struct weights_reader *r, int64_t tensor, enum quant_format format,
+                           void *codes, float *scales, struct err *err)
+{
+    const struct tensor_desc *desc = &r->model->tensors[tensor];
+    int64_t n = tensor_elements(desc);
+    void *whole = NULL;
+    int rc = 0;
+
+    TRY(alloc_try(&whole, (size_t)n, sizeof(float), tensor_role_name(desc->role), err));
+    TRY(weights_read(r, tensor, DT_F32, whole, err));
+    quant_encode(format, n, whole, codes, scales);
+out:
+    free(whole);
+    return rc;
+}

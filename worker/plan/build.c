@@ -49,7 +49,7 @@ static bool alike(const struct model *m, int64_t a, int64_t b, int64_t lowest)
     for (int64_t k = 0; k < x->n_tensors; k++) {
         const struct tensor_desc *t = &m->tensors[x->tensors[k]], *u = &m->tensors[y->tensors[k]];
         if (t->role != u->role || t->rows != u->rows || t->cols != u->cols ||
-            t->trainable != u->trainable)
+            t->trainable != u->trainable || t->quant != u->quant)
             return false;
     }
     return true;

@@ -13,6 +13,7 @@ void plan_pack_chunks(struct plan *p)
         in[t] = (struct chunk_input){.elements = tensor_elements(&m->tensors[t]),
                                      .decay = m->tensors[t].decay,
                                      .trainable = m->tensors[t].trainable,
+                                     .quant = m->tensors[t].quant,
                                      .first_block = -1};
     for (int64_t b = 0; b < m->n_blocks; b++) {
         for (int64_t i = 0; i < m->blocks[b].n_tensors; i++) {

@@ -46,6 +46,22 @@ static double update_bytes(const struct plan *p, const struct instr *i)
            (chunk_has_whole_master(p->types) ? param : 2 * param);
 }
 
+/* Decoding of quantised weights in front of the products that read them: codes in, a matrix of the
+ * compute type out, which the product reads as it would any. */
+static double decode_seconds(const struct plan *p, int64_t block, const struct device_profile *d)
+{
+    const struct block_desc *b = &p->in.model->blocks[block];
+    double bytes = 0;
+    for (int64_t k = 0; k < b->n_tensors; k++) {
+        const struct tensor_desc *t = &p->in.model->tensors[b->tensors[k]];
+        int64_t n = tensor_elements(t);
+        if (t->quant != QUANT_NONE)
+            bytes +=
+                (double)quant_bytes(t->quant, n) + (double)n * (double)dtype_size(p->types.compute);
+    }
+    return bytes / d->memory_rate;
+}
+
 /* Layers take the time of their products and of the passes over memory beside them, a third of
  * these in forward; at best, blocks take that of products alone. */
 static double block_seconds(const struct plan *p, enum plan_list list, const struct instr *i,
@@ -55,13 +71,14 @@ static double block_seconds(const struct plan *p, enum plan_list list, const str
     bool backward = i->op == INSTR_BACKWARD;
     bool layer = p->in.model->blocks[i->block].kind == BLOCK_LAYER;
     double flops = block_flops(p->in.model, i->block, s, backward);
+    double decode = at_best ? 0 : decode_seconds(p, i->block, d);
     if (p->types.compute == DT_F32)
-        return flops / d->flops_f32;
+        return flops / d->flops_f32 + decode;
     if (!layer || at_best)
         return flops / d->flops_bf16;
     double pass = (double)(s->B * s->T * p->in.model->config.hidden) *
                   (double)dtype_size(p->types.compute) / d->memory_rate;
-    return flops / fmin(d->flops_layer, d->flops_bf16) +
+    return decode + flops / fmin(d->flops_layer, d->flops_bf16) +
            pass * d->layer_passes * (backward ? 2.0 : 1.0) / 3.0;
 }
 

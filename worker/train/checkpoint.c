@@ -289,6 +289,18 @@ static int read_weight(void *ud, int64_t tensor, const struct slice *s, struct e
     return begin_tensor(l, tensor, s->dtype, l->payload + s->offset, err);
 }
 
+static int load_quantized(struct loading *l, const struct chunk *c, struct err *err)
+{
+    int rc = 0;
+
+    for (int64_t k = 0; k < c->n_members; k++)
+        TRY(weights_read_quantized(l->weights, c->members[k].tensor, c->quant,
+                                   l->payload + chunk_param_at(c, k, l->plan->types),
+                                   (float *)(void *)(l->payload + chunk_scales_at(c, k)), err));
+out:
+    return rc;
+}
+
 static int load_payload(void *ud, int64_t chunk, enum payload payload, void *host, size_t bytes,
                         struct err *err)
 {
@@ -298,7 +310,10 @@ static int load_payload(void *ud, int64_t chunk, enum payload payload, void *hos
         return PAYLOAD_IS_ZERO; /* they start so */
     l->payload = host;
     memset(host, 0, bytes); /* the gaps between tensors */
-    bool saved = l->file && l->plan->chunks.chunks[chunk].trainable;
+    const struct chunk *c = &l->plan->chunks.chunks[chunk];
+    if (c->quant != QUANT_NONE)
+        return load_quantized(l, c, err);
+    bool saved = l->file && c->trainable;
     return each_slice(l->plan, chunk, payload, saved ? read_slice : read_weight, l, err);
 }
 

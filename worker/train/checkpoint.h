@@ -7,10 +7,11 @@
  * Random numbers and data order are functions of (seed, step), so the step is all there is to save
  * of them.
  *
- * Frozen weights are not saved: they come from where they came from at first.
+ * Frozen weights are not saved: they come from where they came from at first, and are quantised
+ * again where they lie so, to the same bits.
  *
  * Written to checkpoints/tmp-step-N, fsynced, renamed: a checkpoint that exists is complete.
- * Memory: one payload at a time.
+ * Memory: one payload at a time; of quantised ones one tensor in float32 beside it.
  */
 #ifndef CASTOR_WORKER_TRAIN_CHECKPOINT_H
 #define CASTOR_WORKER_TRAIN_CHECKPOINT_H

@@ -39,7 +39,7 @@ static void fill_results(struct executor *e, enum plan_list list, int64_t micro,
 
 /* Addresses of the block's tensors inside its chunks. */
 static void fill_tensors(struct executor *e, const struct instr *i, const struct block_operands *o,
-                         void **weights, void **grads)
+                         void **weights, const float **scales, void **grads)
 {
     const struct block_desc *b = &e->plan->in.model->blocks[i->block];
     for (int64_t t = 0; t < b->n_tensors; t++) {
@@ -49,9 +49,11 @@ static void fill_tensors(struct executor *e, const struct instr *i, const struct
         int32_t k = 0;
         while (o->chunk[k] != l.chunk)
             k++;
-        weights[t] = o->param[k] != NO_PLACE ? (char *)executor_at(e, o->param[k]) +
-                                                   offset * dtype_size(e->ops->compute)
-                                             : NULL;
+        char *param = o->param[k] != NO_PLACE ? executor_at(e, o->param[k]) : NULL;
+        weights[t] = param ? param + chunk_param_at(c, l.member, e->plan->types) : NULL;
+        scales[t] = param && c->quant != QUANT_NONE
+                        ? (const float *)(const void *)(param + chunk_scales_at(c, l.member))
+                        : NULL;
         size_t grad = dtype_size(chunk_grad_type(c, e->plan->types));
         grads[t] =
             o->grad[k] != NO_PLACE ? (char *)executor_at(e, o->grad[k]) + offset * grad : NULL;
@@ -99,6 +101,7 @@ int executor_run_block(struct executor *e, enum plan_list list, const struct ins
     const struct plan *p = e->plan;
     const struct block_operands *o = &p->operands[i->operands];
     void *weights[BLOCK_MAX_TENSORS], *grads[BLOCK_MAX_TENSORS];
+    const float *scales[BLOCK_MAX_TENSORS];
     struct block_run r = {.model = p->in.model,
                           .block = i->block,
                           .shape = p->shapes[list],
@@ -107,6 +110,7 @@ int executor_run_block(struct executor *e, enum plan_list list, const struct ins
                           .stream = s,
                           .watch = e->watch,
                           .weights = weights,
+                          .scales = scales,
                           .grads = grads,
                           .grad_accum = i->first_grad ? ACCUM_ASSIGN : ACCUM_ADD,
                           .x = executor_at(e, o->x),
@@ -120,7 +124,7 @@ int executor_run_block(struct executor *e, enum plan_list list, const struct ins
                           .first_sequence = i->micro * p->in.micro_batch};
     int rc = 0;
 
-    fill_tensors(e, i, o, weights, grads);
+    fill_tensors(e, i, o, weights, scales, grads);
     fill_batch(e, i->micro, &r);
     fill_results(e, list, i->micro, &r);
     if (i->op == INSTR_FORWARD)

@@ -188,6 +188,26 @@ out:
     return rc;
 }
 
+/* A weight of the base model as training saw it: from its codes where it lay quantised. */
+static int read_base(struct source *s, int64_t tensor, float *w, struct err *err)
+{
+    const struct tensor_desc *t = &s->model->tensors[tensor];
+    int64_t n = tensor_elements(t);
+    char *codes = NULL;
+    int rc = 0;
+
+    TRY(weights_read(s->base, tensor, DT_F32, w, err));
+    if (t->quant == QUANT_NONE)
+        goto out;
+    codes = xmalloc(quant_bytes(t->quant, n));
+    float *scales = (float *)(void *)(codes + quant_scales_at(t->quant, n));
+    quant_encode(t->quant, n, w, codes, scales);
+    quant_decode(t->quant, codes, scales, 0, n, DT_F32, w);
+out:
+    free(codes);
+    return rc;
+}
+
 /* A weight of the base model with its adapter added, in float32. */
 static int read_merged(struct source *s, int64_t tensor, void **data, struct err *err)
 {
@@ -198,7 +218,7 @@ static int read_merged(struct source *s, int64_t tensor, void **data, struct err
     int rc = 0;
 
     TRY(alloc_try(&w, bytes, 1, tensor_role_name(s->model->tensors[tensor].role), err));
-    TRY(weights_read(s->base, tensor, DT_F32, w, err));
+    TRY(read_base(s, tensor, w, err));
     if (adapter >= 0) {
         TRY(read_adapter(s, adapter, &a, err));
         TRY(read_adapter(s, adapter + 1, &b, err));

@@ -7,6 +7,8 @@
  * A job with adapters leaves what its spec asks for: `adapter` a PEFT directory
  * (adapter_model.safetensors, adapter_config.json), `merged` a model directory with the adapters
  * added to the weights, `both` the latter with the former in adapter/. In either the tokenizer.
+ * Where the base was quantised, `merged` has the decoded weights: what the adapters were trained
+ * beside, rounded to the compute type once, behind the sum.
  */
 #ifndef CASTOR_WORKER_TRAIN_EXPORT_H
 #define CASTOR_WORKER_TRAIN_EXPORT_H

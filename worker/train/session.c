@@ -56,6 +56,18 @@ static void name_modules(struct spec_lora *lora, const struct model *m)
     json_decref(names);
 }
 
+static enum quant_format base_format(enum base_quantization q)
+{
+    switch (q) {
+    case BASE_QUANTIZE_NF4:
+        return QUANT_NF4;
+    case BASE_QUANTIZE_INT8:
+        return QUANT_INT8;
+    default:
+        return QUANT_NONE;
+    }
+}
+
 static int add_adapters(struct session *s, struct err *err)
 {
     struct spec_lora *lora = &s->spec.lora;
@@ -70,6 +82,7 @@ static int add_adapters(struct session *s, struct err *err)
     if (!lora->enabled)
         return 0;
     TRY(model_adapt(&s->model, &c, err));
+    model_quantize(&s->model, base_format(lora->quantize_base));
     name_modules(lora, &s->model);
 out:
     return rc;

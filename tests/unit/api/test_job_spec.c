@@ -255,17 +255,23 @@ Test(job_spec, lora_is_an_object_of_its_own)
     cr_assert(request(",\"lora\":{}", &spec, &faults) == 0);
     cr_expect(spec.lora.enabled && spec.lora.rank == 16 && spec.lora.alpha == 32);
     cr_expect(spec.lora.n_target_modules == 0 && spec.lora.export == LORA_EXPORT_ADAPTER);
+    cr_expect(spec.lora.quantize_base == BASE_QUANTIZE_NONE);
     job_spec_fini(&spec);
     cr_assert(request(",\"lora\":{\"rank\":4,\"alpha\":1.5,\"dropout\":0.1,\"rslora\":true,"
-                      "\"target_modules\":[\"q_proj\",\"fc1\"],\"export\":\"both\"}",
+                      "\"target_modules\":[\"q_proj\",\"fc1\"],\"export\":\"both\","
+                      "\"quantize_base\":\"nf4\"}",
                       &spec, &faults) == 0);
     cr_expect(spec.lora.rank == 4 && spec.lora.alpha == 1.5 && spec.lora.dropout == 0.1);
     cr_expect(spec.lora.rslora && spec.lora.export == LORA_EXPORT_BOTH);
+    cr_expect(spec.lora.quantize_base == BASE_QUANTIZE_NF4);
     cr_expect_str_eq(spec.lora.target_modules[1], "fc1");
     job_spec_fini(&spec);
     accepted(",\"lora\":{\"target_modules\":\"all-linear\"}");
     accepted(",\"lora\":{\"target_modules\":\"auto\"}");
     refused(",\"lora\":{\"export\":\"gguf\"}", "lora.export", "invalid_value");
+    accepted(",\"lora\":{\"quantize_base\":\"int8\"}");
+    refused(",\"lora\":{\"quantize_base\":\"fp4\"}", "lora.quantize_base", "invalid_value");
+    refused(",\"lora\":{\"quantize_base\":4}", "lora.quantize_base", "invalid_type");
     refused(",\"lora\":{\"alpha\":0}", "lora.alpha", "invalid_value");
     refused(",\"lora\":{\"dropout\":1}", "lora.dropout", "invalid_value");
     refused(",\"lora\":{\"target_modules\":[]}", "lora.target_modules", "invalid_value");
@@ -423,6 +429,7 @@ static void fill(struct job_spec *spec)
     spec->training_file.filename = xstrdup("d\xc3\xa4ta.jsonl");
     spec->training_file.bytes = 123;
     spec->lora.enabled = true;
+    spec->lora.quantize_base = BASE_QUANTIZE_INT8;
     spec->lora.target_modules = xcalloc(2, sizeof(char *));
     spec->lora.target_modules[0] = xstrdup("q_proj");
     spec->lora.n_target_modules = 1;
@@ -440,6 +447,7 @@ Test(job_spec, stored_form_round_trips)
     json_t *second = job_spec_to_json(&back);
     cr_assert(json_equal(first, second));
     cr_assert_str_eq(back.lora.target_modules[0], "q_proj");
+    cr_assert(back.lora.quantize_base == BASE_QUANTIZE_INT8);
     job_spec_copy(&copy, &back);
     job_spec_fini(&back);
     json_t *third = job_spec_to_json(&copy);

@@ -84,6 +84,39 @@ Test(chunk_set, payload_bytes)
     chunk_set_fini(&set);
 }
 
+/* Frozen tensors of a block that lie otherwise are a chunk of their own: codes, then scales. */
+Test(chunk_set, quantised_tensors)
+{
+    static const struct chunk_input in[] = {
+        {.elements = 300, .decay = true, .quant = QUANT_NF4, .first_block = 0, .n_blocks = 1},
+        {.elements = 10, .first_block = 0, .n_blocks = 1},
+        {.elements = 129, .decay = true, .quant = QUANT_NF4, .first_block = 0, .n_blocks = 1},
+        {.elements = 64, .decay = true, .quant = QUANT_INT8, .first_block = 0, .n_blocks = 1},
+        {.elements = 8, .decay = true, .trainable = true, .first_block = 0, .n_blocks = 1},
+    };
+    static const int64_t chunk_of[] = {2, 1, 2, 3, 0};
+    struct chunk_types types = {DT_BF16, DT_F32, DT_F32, DT_F32};
+    struct chunk_set set;
+
+    chunk_set_init(&set, in, 5);
+    cr_assert_eq(set.n_chunks, 4);
+    for (int t = 0; t < 5; t++)
+        cr_expect_eq(set.tensors[t].chunk, chunk_of[t]);
+    const struct chunk *c = &set.chunks[2];
+    cr_expect_eq(c->n, 384 + 256);
+    cr_expect_eq(chunk_payload_bytes(c, PAYLOAD_PARAM, types), 640 / 2 + 640 / 64 * 4);
+    cr_expect_eq(chunk_payload_bytes(c, PAYLOAD_GRAD, types), 0);
+    cr_expect_eq(chunk_param_at(c, 0, types), 0);
+    cr_expect_eq(chunk_scales_at(c, 0), 640 / 2);
+    cr_expect_eq(chunk_param_at(c, 1, types), 384 / 2);
+    cr_expect_eq(chunk_scales_at(c, 1), 640 / 2 + 384 / 64 * 4);
+    c = &set.chunks[3];
+    cr_expect_eq(chunk_payload_bytes(c, PAYLOAD_PARAM, types), 128 + 2 * 4);
+    cr_expect_eq(chunk_scales_at(c, 0), 128);
+    cr_expect_eq(chunk_param_at(&set.chunks[0], 0, types), 0);
+    chunk_set_fini(&set);
+}
+
 Test(arena, is_counted_limited_and_given_back)
 {
     struct device_options o = {.memory_limit = 1 << 20};
