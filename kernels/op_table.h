@@ -202,9 +202,10 @@ struct rope_args {
 
 /* Causal attention. Row b has T queries and S >= T keys; query i stands at key index i + S - T and
  * sees the keys max(first_key[b][i], i + S - T - window + 1) .. i + S - T. score = softcap(q k^T *
- * scale) + alibi_slope[h] * (key index - query index). Heads h of q share the k and v of head h *
- * KV / H. Probability (b, h, i, j) is dropped by index ((b * H + h) * T + i) * S + j, b counted
- * from dropout.first / (H * T * S). */
+ * scale) + bias, which is alibi_slopes[h] * (key index - query index), or, where alibi_scale is not
+ * 0, alibi_rounded(alibi_slopes[h], alibi_scale, key index - first_key[b][i]) (kernels/alibi.h).
+ * Heads h of q share the k and v of head h * KV / H. Probability (b, h, i, j) is dropped by index
+ * ((b * H + h) * T + i) * S + j, b counted from dropout.first / (H * T * S). */
 struct attn_args {
     int64_t B, T, S, H, KV, D;
     int64_t ldq, ldk, ldv, ldo; /* elements from token to token; of the gradients too */
@@ -213,6 +214,7 @@ struct attn_args {
     int64_t window;            /* 0 = all                                        */
     const int32_t *first_key;  /* (B, T) or NULL: packed rows         */
     const float *alibi_slopes; /* (H) or NULL                         */
+    float alibi_scale;         /* 0 = ALiBi as published, else Falcon's */
     struct op_dropout dropout;
     const void *q; /* (B, T, H, D)  */
     const void *k; /* (B, S, KV, D) */

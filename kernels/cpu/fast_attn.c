@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "core/err.h"
+#include "kernels/alibi.h"
 #include "kernels/cpu/blas.h"
 #include "kernels/cpu/device_cpu.h"
 #include "kernels/cpu/fast.h"
@@ -57,15 +58,34 @@ static const float *key_rows(const struct block *k, int64_t j, const void *x, in
     return (const float *)x + (k->b * a->S + j) * ld + k->h * a->KV / a->H * a->D;
 }
 
-/* Scores of keys 0 .. n - 1 of a row from their scaled dot products: cap, then position bias. */
-FAST_INLINE void finish_scores(float *score, int64_t n, float cap, float slope, int64_t distance)
+/* The biases of n keys, the first of them `distance` behind the query or `position` in its text. */
+FAST_CLONES static void fill_bias(float *bias, int64_t n, float slope, int64_t distance)
 {
-    if (cap != 0.0f)
-        for (int64_t j = 0; j < n; j++)
-            score[j] = cap * fast_tanh(score[j] / cap);
-    if (slope != 0.0f)
-        for (int32_t j = 0; j < (int32_t)n; j++)
-            score[j] += slope * (float)(j + (int32_t)distance);
+    for (int32_t j = 0; j < (int32_t)n; j++)
+        bias[j] = slope * (float)(j + (int32_t)distance);
+}
+
+FAST_CLONES static void fill_bias_rounded(float *bias, int64_t n, float slope, float scale,
+                                          int64_t position)
+{
+    for (int32_t j = 0; j < (int32_t)n; j++)
+        bias[j] = alibi_rounded(slope, scale, j + (int32_t)position);
+}
+
+/* Of row r and keys [key, key + n), in `room`; NULL: there are none. */
+static const float *bias_row(const struct block *k, int64_t r, int64_t key, int64_t n, float *room)
+{
+    const struct attn_args *a = k->a;
+
+    if (!a->alibi_slopes)
+        return NULL;
+    if (a->alibi_scale == 0.0f) {
+        fill_bias(room, n, a->alibi_slopes[k->h], key - k->last[r]);
+        return room;
+    }
+    int64_t origin = a->first_key ? a->first_key[k->b * a->T + k->i0 + r] : 0;
+    fill_bias_rounded(room, n, a->alibi_slopes[k->h], a->alibi_scale, key - origin);
+    return room;
 }
 
 /* Turn scores into exponentials against the new maximum; return their sum, undropped. */
@@ -84,10 +104,15 @@ FAST_CLONES static float softmax_part(float *score, int64_t n, float *max)
     return sum;
 }
 
-FAST_CLONES static void scores_row(float *score, int64_t n, float cap, float slope,
-                                   int64_t distance)
+/* Scores of a row's keys from their scaled dot products: cap, then bias where there is one. */
+FAST_CLONES static void scores_row(float *score, int64_t n, float cap, const float *bias)
 {
-    finish_scores(score, n, cap, slope, distance);
+    if (cap != 0.0f)
+        for (int64_t j = 0; j < n; j++)
+            score[j] = cap * fast_tanh(score[j] / cap);
+    if (bias)
+        for (int64_t j = 0; j < n; j++)
+            score[j] += bias[j];
 }
 
 FAST_CLONES static void scale_row(float *x, int64_t n, float by)
@@ -121,7 +146,7 @@ static void forward_row(const struct block *k, int64_t r, int64_t j0, int64_t n,
                         float *acc, float *max, float *sum)
 {
     const struct attn_args *a = k->a;
-    float old = *max, mask[KEYS];
+    float old = *max, mask[KEYS], room[KEYS];
     int64_t from, to;
 
     visible(k, r, j0, n, &from, &to);
@@ -129,9 +154,9 @@ static void forward_row(const struct block *k, int64_t r, int64_t j0, int64_t n,
     memset(score + to, 0, (size_t)(n - to) * sizeof *score);
     if (from == to)
         return;
-    float slope = a->alibi_slopes ? a->alibi_slopes[k->h] : 0.0f;
-    if (a->softcap != 0.0f || slope != 0.0f)
-        scores_row(score + from, to - from, a->softcap, slope, j0 + from - k->last[r]);
+    const float *bias = bias_row(k, r, j0 + from, to - from, room);
+    if (a->softcap != 0.0f || bias)
+        scores_row(score + from, to - from, a->softcap, bias);
     float part = softmax_part(score + from, to - from, max);
     float shrink = fast_exp(old - *max);
     *sum = *sum * shrink + part;
@@ -193,16 +218,15 @@ int fast_attn_fwd(struct stream *s, const struct attn_args *a)
 /* --- backward --- */
 
 /* A row's probabilities into p and the gradient of its scaled dot products into dp, which holds
- * dout v^T. mask: what dropout multiplied by, or NULL. */
+ * dout v^T. mask: what dropout multiplied by, or NULL; bias: or NULL. */
 FAST_CLONES static void backward_scores(float *p, float *dp, const float *mask, int64_t n,
-                                        float cap, float slope, int64_t distance, float lse,
-                                        float delta)
+                                        float cap, const float *bias, float lse, float delta)
 {
     float inv_cap = cap != 0.0f ? 1.0f / cap : 0.0f;
     if (cap == 0.0f) {
 #pragma omp simd
         for (int32_t j = 0; j < (int32_t)n; j++) {
-            float e = fast_exp(p[j] + slope * (float)(j + (int32_t)distance) - lse);
+            float e = fast_exp(p[j] + (bias ? bias[j] : 0.0f) - lse);
             float keep = mask ? mask[j] : 1.0f;
             dp[j] = e * (dp[j] * keep - delta);
             p[j] = e * keep;
@@ -212,7 +236,7 @@ FAST_CLONES static void backward_scores(float *p, float *dp, const float *mask, 
 #pragma omp simd
     for (int32_t j = 0; j < (int32_t)n; j++) {
         float t = fast_tanh(p[j] * inv_cap), keep = mask ? mask[j] : 1.0f;
-        float e = fast_exp(cap * t + slope * (float)(j + (int32_t)distance) - lse);
+        float e = fast_exp(cap * t + (bias ? bias[j] : 0.0f) - lse);
         dp[j] = e * (dp[j] * keep - delta) * (1.0f - t * t);
         p[j] = e * keep;
     }
@@ -231,7 +255,8 @@ static void backward_row(const struct block *k, int64_t r, int64_t j0, int64_t n
                          float *dp, float delta)
 {
     const struct attn_args *a = k->a;
-    float mask[KEYS], lse = ((const float *)a->lse)[(k->b * a->H + k->h) * a->T + k->i0 + r];
+    float mask[KEYS], room[KEYS],
+        lse = ((const float *)a->lse)[(k->b * a->H + k->h) * a->T + k->i0 + r];
     int64_t from, to;
 
     visible(k, r, j0, n, &from, &to);
@@ -242,14 +267,14 @@ static void backward_row(const struct block *k, int64_t r, int64_t j0, int64_t n
     if (from == to)
         return;
     bool drop = a->dropout.p > 0;
-    float slope = a->alibi_slopes ? a->alibi_slopes[k->h] : 0.0f;
+    const float *bias = bias_row(k, r, j0 + from, to - from, room);
     if (drop) {
         int64_t index = dropout_index(k, r, j0 + from);
         fast_dropout_mask(&a->dropout, index, index + to - from, mask);
     }
-    if (drop || a->softcap != 0.0f || slope != 0.0f)
-        backward_scores(p + from, dp + from, drop ? mask : NULL, to - from, a->softcap, slope,
-                        j0 + from - k->last[r], lse, delta);
+    if (drop || a->softcap != 0.0f || bias)
+        backward_scores(p + from, dp + from, drop ? mask : NULL, to - from, a->softcap, bias, lse,
+                        delta);
     else
         backward_plain(p + from, dp + from, to - from, lse, delta);
 }

@@ -45,8 +45,13 @@ static double attn_score(const struct attn_at *at, int64_t j, double *capped)
     const struct attn_args *a = at->a;
     double dot = attn_dot(attn_query(at, a->q, a->ldq), attn_key(at, j, a->k, a->ldk), a->D);
     *capped = ref_softcap(dot * (double)a->scale, (double)a->softcap);
-    double slope = a->alibi_slopes ? (double)a->alibi_slopes[at->h] : 0;
-    return *capped + slope * (double)(j - at->last);
+    if (!a->alibi_slopes)
+        return *capped;
+    float slope = a->alibi_slopes[at->h];
+    if (a->alibi_scale == 0)
+        return *capped + (double)slope * (double)(j - at->last);
+    int64_t origin = a->first_key ? a->first_key[at->b * a->T + at->i] : 0;
+    return *capped + (double)alibi_rounded(slope, a->alibi_scale, (int32_t)(j - origin));
 }
 
 static double attn_keep(const struct attn_at *at, int64_t j)

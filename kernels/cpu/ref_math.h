@@ -5,6 +5,7 @@
 #include <math.h>
 #include <stdbool.h>
 
+#include "kernels/alibi.h"
 #include "kernels/dropout.h"
 #include "kernels/op_table.h"
 

@@ -3,6 +3,7 @@
 #ifndef CASTOR_KERNELS_CUDA_ATTENTION_CUH
 #define CASTOR_KERNELS_CUDA_ATTENTION_CUH
 
+#include "kernels/alibi.h"
 #include "kernels/cuda/common.cuh"
 
 #define LOG2E 1.4426950408889634f
@@ -14,6 +15,7 @@ struct attn_params {
     int window;                /* 0: all      */
     const int32_t *first_key;
     const float *slopes;
+    float alibi_scale;
     struct dropout_params dropout;
     const void *q, *k, *v, *dout;
     void *o, *dq, *dk, *dv;
@@ -42,6 +44,7 @@ static inline struct attn_params attn_resolve(const struct attn_args *a)
     p.window = (int)(a->window < a->S ? a->window : 0);
     p.first_key = a->first_key;
     p.slopes = a->alibi_slopes;
+    p.alibi_scale = a->alibi_scale;
     p.dropout = dropout_resolve(&a->dropout);
     p.q = a->q;
     p.k = a->k;
@@ -67,13 +70,36 @@ static __device__ __forceinline__ int attn_first(const struct attn_params &p, in
     return max(first, 0);
 }
 
-/* Score from the dot product q k^T; *capped is the part before the position bias. */
+static __device__ __forceinline__ float attn_capped(const struct attn_params &p, float dot)
+{
+    float x = dot * p.scale;
+    return p.cap != 0 ? p.cap * tanhf(x * p.inv_cap) : x;
+}
+
+/* Score from the dot product q k^T; *capped is the part before the position bias. Not for rounded
+ * biases. */
 static __device__ __forceinline__ float attn_score(const struct attn_params &p, float slope,
                                                    float dot, int key, int last, float *capped)
 {
-    float x = dot * p.scale;
-    *capped = p.cap != 0 ? p.cap * tanhf(x * p.inv_cap) : x;
+    *capped = attn_capped(p, dot);
     return *capped + slope * (float)(key - last);
+}
+
+/* The key that rounded biases of query i of row b count from. */
+static __device__ __forceinline__ int attn_origin(const struct attn_params &p, int b, int i)
+{
+    return p.alibi_scale != 0 && p.first_key ? p.first_key[(int64_t)b * p.T + i] : 0;
+}
+
+/* As attn_score, for biases of both kinds. */
+static __device__ __forceinline__ float attn_score_any(const struct attn_params &p, float slope,
+                                                       float dot, int key, int last, int origin,
+                                                       float *capped)
+{
+    if (p.alibi_scale == 0)
+        return attn_score(p, slope, dot, key, last, capped);
+    *capped = attn_capped(p, dot);
+    return *capped + alibi_rounded(slope, p.alibi_scale, key - origin);
 }
 
 static __device__ __forceinline__ float attn_cap_slope(const struct attn_params &p, float capped)

@@ -76,12 +76,12 @@ __device__ __forceinline__ int2 span_of(const struct attn_params &p, int b, int 
  * dropped probability and dp the gradient of the score, without `scale`. */
 template <bool EXTRA>
 __device__ __forceinline__ void bwd_pair(const struct attn_params &p, float slope, int b, int h,
-                                         int i, int key, bool hidden, float lse2, float delta,
-                                         float &dot, float &dp)
+                                         int i, int key, int origin, bool hidden, float lse2,
+                                         float delta, float &dot, float &dp)
 {
     float capped = 0, prob, factor = 1;
     if (EXTRA) {
-        prob = fast_exp2(LOG2E * attn_score(p, slope, dot, key, i, &capped) - lse2);
+        prob = fast_exp2(LOG2E * attn_score_any(p, slope, dot, key, i, origin, &capped) - lse2);
         factor = attn_factor(p, b, h, i, key);
     } else {
         prob = fast_exp2(fmaf(dot, p.scale * LOG2E, -lse2));
@@ -179,6 +179,7 @@ __device__ __forceinline__ void dkv_pairs(const struct attn_params &p, float slo
         for (int odd = 0; odd < 2; odd++) {
             int column = n * 8 + lane % 4 * 2 + odd, i = row0 + column;
             int first = MASKED ? attn_first(p, b, min(i, p.T - 1)) : 0;
+            int origin = EXTRA ? attn_origin(p, b, min(i, p.T - 1)) : 0;
             float lse2 = lse[column] * LOG2E, delta_i = delta[column];
 #pragma unroll
             for (int m = 0; m < S::MT; m++) {
@@ -186,7 +187,7 @@ __device__ __forceinline__ void dkv_pairs(const struct attn_params &p, float slo
                 for (int half = 0; half < 2; half++) {
                     int key = key0 + m * 16 + half * 8 + lane / 4;
                     bool hidden = MASKED && (key > i || key < first);
-                    bwd_pair<EXTRA>(p, slope, b, h, i, key, hidden, lse2, delta_i,
+                    bwd_pair<EXTRA>(p, slope, b, h, i, key, origin, hidden, lse2, delta_i,
                                     s[m][n][half * 2 + odd], dp[m][n][half * 2 + odd]);
                 }
             }
@@ -284,14 +285,15 @@ __device__ __forceinline__ void dq_pairs(const struct attn_params &p, float slop
         for (int half = 0; half < 2; half++) {
             int i = row0 + m * 16 + half * 8 + lane / 4;
             int first = MASKED ? attn_first(p, b, min(i, p.T - 1)) : 0;
+            int origin = EXTRA ? attn_origin(p, b, min(i, p.T - 1)) : 0;
 #pragma unroll
             for (int n = 0; n < S::BN / 8; n++) {
 #pragma unroll
                 for (int e = half * 2; e < half * 2 + 2; e++) {
                     int key = key0 + n * 8 + lane % 4 * 2 + e % 2;
                     bool hidden = MASKED && (key > i || key < first);
-                    bwd_pair<EXTRA>(p, slope, b, h, i, key, hidden, lse2[m][half], delta[m][half],
-                                    s[m][n][e], dp[m][n][e]);
+                    bwd_pair<EXTRA>(p, slope, b, h, i, key, origin, hidden, lse2[m][half],
+                                    delta[m][half], s[m][n][e], dp[m][n][e]);
                 }
             }
         }

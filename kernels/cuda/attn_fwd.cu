@@ -34,6 +34,7 @@ __device__ __forceinline__ void fwd_scores(const struct attn_params &p, float sl
         for (int half = 0; half < 2; half++) {
             int r = row + m * 16 + half * 8, last = r + shift;
             int first = masked ? attn_first(p, b, min(r, p.T - 1)) : 0;
+            int origin = EXTRA ? attn_origin(p, b, min(r, p.T - 1)) : 0;
 #pragma unroll
             for (int n = 0; n < S::BN / 8; n++) {
 #pragma unroll
@@ -41,7 +42,8 @@ __device__ __forceinline__ void fwd_scores(const struct attn_params &p, float sl
                     int key = key0 + n * 8 + column + e % 2;
                     if (EXTRA) {
                         float capped;
-                        s[m][n][e] = LOG2E * attn_score(p, slope, s[m][n][e], key, last, &capped);
+                        s[m][n][e] = LOG2E * attn_score_any(p, slope, s[m][n][e], key, last, origin,
+                                                            &capped);
                     }
                     if (masked && (key < first || key > last))
                         s[m][n][e] = -INFINITY;

@@ -89,6 +89,7 @@ __global__ void attn_fwd_plain_kernel(const __grid_constant__ struct attn_params
     if (!at.inside)
         return;
     int lane = threadIdx.x % 32, last = at.i + p.S - p.T, kv = at.h / p.group;
+    int origin = attn_origin(p, at.b, at.i);
     float *q = q_rows[threadIdx.x / 32], slope = attn_slope(p, at.h), capped;
     stage(q, row_of<T>(p.q, p.ldq, p.T, at.b, at.i, at.h, p.D), p.D);
     float acc[DIMS] = {0}, top = -INFINITY, sum = 0;
@@ -96,9 +97,9 @@ __global__ void attn_fwd_plain_kernel(const __grid_constant__ struct attn_params
         int key = first + lane, count = min(32, last - first + 1);
         float score = -INFINITY;
         if (key <= last)
-            score = attn_score(p, slope,
-                               dot_row(q, row_of<T>(p.k, p.ldk, p.S, at.b, key, kv, p.D), p.D), key,
-                               last, &capped);
+            score = attn_score_any(p, slope,
+                                   dot_row(q, row_of<T>(p.k, p.ldk, p.S, at.b, key, kv, p.D), p.D),
+                                   key, last, origin, &capped);
         float next = fmaxf(top, warp_max(score)), old = expf(top - next);
         float weight = key <= last ? expf(score - next) : 0.0f;
         sum = sum * old + warp_sum(weight);
@@ -125,6 +126,7 @@ __global__ void attn_dq_plain_kernel(const __grid_constant__ struct attn_params 
     if (!at.inside)
         return;
     int lane = threadIdx.x % 32, last = at.i + p.S - p.T, kv = at.h / p.group;
+    int origin = attn_origin(p, at.b, at.i);
     float *q = q_rows[threadIdx.x / 32], *dout = d_rows[threadIdx.x / 32];
     float slope = attn_slope(p, at.h), capped, delta = 0;
     int64_t stat = ((int64_t)at.b * p.H + at.h) * p.T + at.i;
@@ -142,7 +144,7 @@ __global__ void attn_dq_plain_kernel(const __grid_constant__ struct attn_params 
         float ds = 0;
         if (key <= last) {
             float dot = dot_row(q, row_of<T>(p.k, p.ldk, p.S, at.b, key, kv, p.D), p.D);
-            float prob = expf(attn_score(p, slope, dot, key, last, &capped) - lse);
+            float prob = expf(attn_score_any(p, slope, dot, key, last, origin, &capped) - lse);
             float dp = dot_row(dout, row_of<T>(p.v, p.ldv, p.S, at.b, key, kv, p.D), p.D);
             dp *= attn_factor(p, at.b, at.h, at.i, key);
             ds = prob * (dp - delta) * attn_cap_slope(p, capped);
@@ -174,7 +176,9 @@ __global__ void attn_dkv_plain_kernel(const __grid_constant__ struct attn_params
             if (i < p.T && attn_first(p, b, i) <= key) {
                 int64_t stat = ((int64_t)b * p.H + h) * p.T + i;
                 float dot = dot_row(k, row_of<T>(p.q, p.ldq, p.T, b, i, h, p.D), p.D);
-                float prob = expf(attn_score(p, slope, dot, key, i, &capped) - p.lse[stat]);
+                int origin = attn_origin(p, b, i);
+                float prob =
+                    expf(attn_score_any(p, slope, dot, key, i, origin, &capped) - p.lse[stat]);
                 float dp = dot_row(v, row_of<T>(p.dout, p.ldo, p.T, b, i, h, p.D), p.D);
                 float factor = attn_factor(p, b, h, i, key);
                 weight = prob * factor;

@@ -25,11 +25,13 @@ static bool attn_mma_fits(struct stream *s, enum dtype real, const struct attn_a
            rows16(a->o, a->ldo);
 }
 
-/* Those of Hopper draw one block of random numbers for eight neighbouring keys. */
+/* Those of Hopper draw one block of random numbers for eight neighbouring keys, and know no rounded
+ * position biases. */
 static bool attn_hopper_fits(struct stream *s, enum dtype real, const struct attn_args *a,
                              int64_t most_d)
 {
     return attn_mma_fits(s, real, a) && s->state->capability == 90 && a->D <= most_d &&
+           a->alibi_scale == 0 &&
            (a->dropout.p == 0 ||
             (a->S % DROPOUT_GROUP == 0 && a->dropout.first % DROPOUT_GROUP == 0));
 }

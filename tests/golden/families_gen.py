@@ -85,6 +85,9 @@ CASES = {
                                           num_kv_heads=2, bias=True)),
         "two_norms": (tf.FalconConfig, dict(FALCON, new_decoder_architecture=True, num_kv_heads=2)),
         "sequential": (tf.FalconConfig, dict(FALCON, parallel_attn=False, multi_query=False, bias=True)),
+        # as the RW models, with heads whose slopes bfloat16 rounds
+        "alibi": (tf.FalconConfig, dict(FALCON, parallel_attn=False, multi_query=False, bias=True, alibi=True,
+                                        hidden_size=40, num_attention_heads=10)),
     },
     "gemma": {"plain": (tf.GemmaConfig, dict(LLAMA, head_dim=8, num_key_value_heads=1))},
     "gemma2": {"plain": (tf.Gemma2Config, dict(LLAMA, head_dim=8, query_pre_attn_scalar=10, sliding_window=4,

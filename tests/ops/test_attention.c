@@ -2,6 +2,7 @@
  * biases, dropout, strides, and more keys than queries. */
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "tests/ops/harness.h"
 
@@ -12,6 +13,7 @@ struct variant {
     int64_t window;
     bool packed, alibi, strided;
     float dropout;
+    float alibi_scale; /* of rounded biases */
 };
 
 static const struct variant SMALL[] = {
@@ -23,6 +25,7 @@ static const struct variant SMALL[] = {
     {"alibi", 1, 5, 5, 3, 3, 2, .alibi = true},
     {"dropout", 2, 5, 5, 2, 1, 2, .dropout = 0.4f},
     {"all", 2, 6, 6, 4, 2, 2, 2.0f, 4, true, true, true, 0.3f},
+    {"all, rounded alibi", 2, 6, 6, 4, 2, 2, 2.0f, 4, true, true, true, 0.3f, 0.7f},
 };
 
 static const struct variant TABLES[] = {
@@ -37,6 +40,10 @@ static const struct variant TABLES[] = {
     {"window", 1, 150, 150, 2, 2, 32, .window = 37},
     {"packed", 3, 140, 140, 2, 1, 64, .packed = true},
     {"alibi", 2, 77, 77, 5, 5, 16, .alibi = true},
+    {"rounded alibi", 1, 400, 400, 3, 3, 64, .alibi = true, .alibi_scale = 0.03f},
+    {"rounded alibi, packed", 2, 140, 140, 2, 1, 96, 0, 50, true, true, false, 0.1f, 0.1f},
+    {"rounded alibi 128", 2, 150, 150, 2, 2, 128, 3.0f, 0, true, true, true, 0, 0.088f},
+    {"rounded alibi 192", 1, 70, 70, 2, 2, 192, .alibi = true, .alibi_scale = 0.07f},
     {"dropout", 2, 66, 66, 2, 2, 32, .dropout = 0.25f},
     {"all", 2, 129, 129, 4, 2, 64, 3.0f, 50, true, true, true, 0.1f},
     {"gqa 64 of many tiles", 1, 451, 451, 4, 2, 64},
@@ -67,6 +74,7 @@ static const struct variant CACHED[] = {
     {"cached 256, tiles", 1, 70, 300, 2, 1, 256},
     {"cached", 2, 5, 70, 3, 3, 48, .window = 30, .softcap = 4.0f},
     {"cached alibi", 1, 9, 65, 4, 2, 32, .alibi = true, .strided = true},
+    {"cached rounded alibi", 1, 9, 365, 4, 2, 32, .alibi = true, .alibi_scale = 0.03f},
 };
 
 static struct attn_args variant_args(const struct variant *v)
@@ -78,6 +86,7 @@ static struct attn_args variant_args(const struct variant *v)
         a.scale = 1.7f; /* scores far enough apart for options to matter */
     a.softcap = v->softcap;
     a.window = v->window;
+    a.alibi_scale = v->alibi_scale;
     if (v->dropout > 0) {
         a.dropout.p = v->dropout;
         a.dropout.stream = (struct rng_stream){.seed = 77, .step = 3, .site = 5, .use = 1};
@@ -104,7 +113,8 @@ static void bind_options(struct op_case *c, const struct variant *v)
     if (v->alibi) {
         double *slopes = BIND(c, attn_args, alibi_slopes, DT_F32, ROLE_IN, 1, v->H, 0);
         for (int64_t h = 0; h < v->H; h++)
-            slopes[h] = pow(2, -(double)(h + 1));
+            slopes[h] = v->alibi_scale != 0 ? 181 * pow(2, -(double)(h + 8)) /* of 8 bits */
+                                            : pow(2, -(double)(h + 1));
     }
 }
 
@@ -172,9 +182,40 @@ static void one_variant(const struct variant *v, bool gradients)
     case_fini(&f);
 }
 
+/* Against PyTorch: where q is zero scores are biases, and lse log sum exp of what
+ * torch.tensor(2 ** -0.5).bfloat16() * torch.arange(n) / 8 is in bfloat16, here of a text of 288
+ * keys and one of 12. Were positions not rounded before products are, the first would be 27.8387.
+ */
+static void rounded_alibi_as_pytorch(void)
+{
+    enum { T = 300, FIRST = 288, D = 64 };
+    struct variant v = {"rounded alibi as PyTorch", 1, T, T, 1, 1, D, .alibi = true, .packed = true,
+                        .alibi_scale = 0.125f};
+    struct op_case c;
+
+    forward_case(&c, &v);
+    memset(case_data(&c, "q"), 0, sizeof(double) * T * D);
+    double *first = case_data(&c, "first_key");
+    for (int i = 0; i < T; i++)
+        first[i] = i < FIRST ? 0 : FIRST;
+    *case_data(&c, "alibi_slopes") = 0.70703125;
+    for (int t = 0; t < targets_count(); t++) {
+        const struct target *target = targets_get(t);
+        struct result r;
+        case_run(&c, target, target->table, 1, &r);
+        const double *lse = r.v[case_index(&c, "lse")];
+        expect(
+            fabs(lse[FIRST - 1] - 27.8434297604) < 1e-4 && fabs(lse[T - 1] - 3.0171473899) < 1e-4,
+            "%s: rounded biases: %.7f and %.7f", target->table->name, lse[FIRST - 1], lse[T - 1]);
+        result_fini(&r);
+    }
+    case_fini(&c);
+}
+
 int main(void)
 {
     harness_open();
+    rounded_alibi_as_pytorch();
     for (size_t i = 0; i < sizeof SMALL / sizeof SMALL[0]; i++)
         one_variant(&SMALL[i], true);
     for (size_t i = 0; i < sizeof TABLES / sizeof TABLES[0]; i++)

@@ -109,6 +109,7 @@ static struct attn_args attn_args(const struct block_ctx *c, const struct attent
         .window = window_of(c),
         .first_key = c->r->first_key,
         .alibi_slopes = cfg->position == POSITION_ALIBI ? c->r->alibi_slopes : NULL,
+        .alibi_scale = cfg->alibi_rounded ? (float)cfg->attn_scale : 0,
         .dropout = block_dropout(c, DROPOUT_ATTN_PROBS, s->attn_dropout, cfg->heads * s->T * s->T),
         .q = qk,
         .k = block_at(qk, rows * q, c->real),

@@ -77,7 +77,7 @@ struct decoder_config {
     enum position_kind position;
     int64_t position_offset; /* learned: row = position + offset (OPT: 2) */
     struct rope_config rope;
-    bool alibi_scaled; /* ALiBi divided by sqrt(head_dim) along with the scores (Falcon-rw) */
+    bool alibi_rounded; /* ALiBi rounded to bfloat16, times attn_scale: kernels/alibi.h (Falcon) */
 
     bool qkv_bias, out_bias, mlp_bias, head_bias;
     bool qk_norm; /* RMS over head_dim on q and k before rope */

@@ -1,8 +1,8 @@
 /*
  * Falcon (Almazrouei et al., "The Falcon series of open language models", 2023). Attention and MLP
  * in parallel behind one layer norm (7B, 11B) or each behind its own (40B, 180B), rope, few
- * key-value heads, no biases, one table for embedding and head. The RW models' ALiBi, whose values
- * are rounded to bfloat16 position by position, is refused.
+ * key-value heads, no biases, one table for embedding and head. The RW models are sequential, with
+ * as many key-value heads as others, biases and, in rope's stead, ALiBi rounded to bfloat16.
  */
 #include <stddef.h>
 
@@ -45,7 +45,7 @@ out:
 
 static int parse(const json_t *j, struct decoder_config *c, struct err *err)
 {
-    bool alibi = false, bias = false;
+    bool bias = false, alibi = false;
     int rc = 0;
 
     c->norm = NORM_LAYER;
@@ -56,15 +56,17 @@ static int parse(const json_t *j, struct decoder_config *c, struct err *err)
     c->max_positions = 2048;
     TRY(family_get_sizes(j, &size_keys, c, err));
     TRY(parse_layer(j, c, err));
-    TRY(json_get_bool(j, "", "alibi", false, &alibi, err));
-    if (alibi)
-        TRY(family_refuse("alibi", "ALiBi rounded to bfloat16", err));
     TRY(json_get_bool(j, "", "bias", false, &bias, err));
     c->qkv_bias = c->out_bias = c->mlp_bias = bias;
     TRY(json_get_double(j, "", "layer_norm_epsilon", false, 0, 1, &c->norm_eps, err));
     TRY(family_get_act(j, "activation", &c->act, err));
     TRY(family_get_dropouts(j, NULL, "hidden_dropout", "attention_dropout", c, err));
-    TRY(family_get_rope(j, 1, c, err));
+    TRY(json_get_bool(j, "", "alibi", false, &alibi, err));
+    c->alibi_rounded = alibi;
+    if (alibi)
+        c->position = POSITION_ALIBI;
+    else
+        TRY(family_get_rope(j, 1, c, err));
     TRY(family_get_common(j, c, err));
 out:
     return rc;

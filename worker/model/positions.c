@@ -15,6 +15,7 @@
  */
 #include <math.h>
 
+#include "kernels/alibi.h"
 #include "worker/model/block.h"
 
 static const double two_pi = 6.283185307179586;
@@ -120,6 +121,8 @@ void model_alibi_slopes(const struct decoder_config *c, float *slopes)
         double power =
             h < n ? 8.0 * (double)(h + 1) / (double)n : 4.0 * (double)(2 * (h - n) + 1) / (double)n;
 
-        slopes[h] = (float)(exp2(-power) * (c->alibi_scaled ? c->attn_scale : 1));
+        slopes[h] = (float)exp2(-power);
+        if (c->alibi_rounded)
+            slopes[h] = alibi_round(slopes[h]);
     }
 }

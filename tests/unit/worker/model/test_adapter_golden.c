@@ -205,6 +205,7 @@ static const char *const cases[] = {
     "falcon/grouped",    "gemma/plain",  "gemma2/plain",      "qwen2/yarn",
     "phi3/long",         "phi3/short",   "gpt2/by_layer",     "falcon/two_norms",
     "falcon/sequential", "gemma3/text",  "cohere/palm",       "bloom/stream",
+    "falcon/alibi",
 };
 
 Test(adapter_golden, every_family_in_double)

@@ -246,6 +246,21 @@ Test(config, extended_lengths)
     decoder_config_fini(&c);
 }
 
+/* As tiiuae/falcon-rw-1b. */
+Test(config, falcon_alibi)
+{
+    struct decoder_config c;
+    struct err err = {0};
+
+    cr_assert_eq(parse("{\"model_type\":\"falcon\"," SIZES ",\"alibi\":true,\"bias\":true,"
+                       "\"multi_query\":false,\"parallel_attn\":false}",
+                       &c, &err),
+                 0, "%s", err.msg);
+    cr_assert(c.position == POSITION_ALIBI && c.alibi_rounded && c.kv_heads == c.heads);
+    cr_assert(c.residual == RESIDUAL_SEQUENTIAL && c.qkv_bias && c.out_bias && c.mlp_bias);
+    decoder_config_fini(&c);
+}
+
 Test(config, windows)
 {
     const char *const texts[] = {
@@ -335,7 +350,6 @@ static const struct {
     {"{\"model_type\":\"gptj\"," GPT_SIZES ",\"rotary_dim\":18}", ERR_INVALID},
     {"{\"model_type\":\"gptj\"," GPT_SIZES ",\"rotary_dim\":7}", ERR_INVALID},
     {"{\"model_type\":\"bloom\",\"vocab_size\":100}", ERR_INVALID},
-    {"{\"model_type\":\"falcon\"," SIZES ",\"alibi\":true}", ERR_UNSUPPORTED},
     {"{" OPT_125M ",\"bos_token_id\":-2}", ERR_INVALID},
     {"{" OPT_125M ",\"tie_word_embeddings\":1}", ERR_INVALID},
 };

@@ -282,6 +282,11 @@ Test(golden, falcon_sequential)
     check_family("falcon/sequential");
 }
 
+Test(golden, falcon_rounded_alibi)
+{
+    check_family("falcon/alibi");
+}
+
 Test(golden, cohere_as_palm)
 {
     check_family("cohere/palm");
