@@ -114,6 +114,7 @@ struct embed_args {
 struct norm_args {
     enum norm_kind kind;
     int64_t N, C;
+    int64_t ld; /* of every matrix */
     float eps;
     const void *x;        /* (N, C) */
     const void *residual; /* (N, C) or NULL */

@@ -93,6 +93,7 @@ static struct norm_args norm_part(const struct norm_args *a, const struct norm_s
 {
     struct norm_args part = *a;
 
+    part.ld = 0;
     part.N = min64(CHUNK_ROWS, a->N - n0);
     part.weight = a->weight ? w->weight : NULL;
     part.bias = a->bias ? w->bias : NULL;
@@ -105,23 +106,24 @@ static struct norm_args norm_part(const struct norm_args *a, const struct norm_s
 int bf16_norm_fwd(struct stream *s, const struct norm_args *a)
 {
     struct norm_space w = norm_space(a);
+    int64_t ld = a->ld ? a->ld : a->C;
 
     for (int64_t n0 = 0; n0 < a->N; n0 += CHUNK_ROWS) {
         struct norm_args part = norm_part(a, &w, n0);
-        int64_t at = n0 * a->C;
-        bf16_load_rows(s, w.one, a->C, (const bf16 *)a->x + at, a->C, part.N, a->C);
+        int64_t at = n0 * ld;
+        bf16_load_rows(s, w.one, a->C, (const bf16 *)a->x + at, ld, part.N, a->C);
         if (a->residual) {
-            bf16_load_rows(s, w.two, a->C, (const bf16 *)a->residual + at, a->C, part.N, a->C);
+            bf16_load_rows(s, w.two, a->C, (const bf16 *)a->residual + at, ld, part.N, a->C);
             struct add_args sum = {part.N * a->C, w.two, w.one};
             fast_add(s, &sum);
-            bf16_store_rows(s, (bf16 *)a->sum + at, a->C, w.one, a->C, part.N, a->C);
-            bf16_load_rows(s, w.one, a->C, (const bf16 *)a->sum + at, a->C, part.N, a->C);
+            bf16_store_rows(s, (bf16 *)a->sum + at, ld, w.one, a->C, part.N, a->C);
+            bf16_load_rows(s, w.one, a->C, (const bf16 *)a->sum + at, ld, part.N, a->C);
         }
         part.x = w.one;
         part.residual = NULL;
         part.y = w.two;
         fast_norm_fwd(s, &part);
-        bf16_store_rows(s, (bf16 *)a->y + at, a->C, w.two, a->C, part.N, a->C);
+        bf16_store_rows(s, (bf16 *)a->y + at, ld, w.two, a->C, part.N, a->C);
     }
     return 0;
 }
@@ -129,16 +131,17 @@ int bf16_norm_fwd(struct stream *s, const struct norm_args *a)
 int bf16_norm_bwd(struct stream *s, const struct norm_args *a)
 {
     struct norm_space w = norm_space(a);
+    int64_t ld = a->ld ? a->ld : a->C;
 
     if (a->narrow.on)
         memset(w.dweight, 0, 2 * (size_t)a->C * sizeof(float));
     for (int64_t n0 = 0; n0 < a->N; n0 += CHUNK_ROWS) {
         struct norm_args part = norm_part(a, &w, n0);
-        int64_t at = n0 * a->C;
-        bf16_load_rows(s, w.one, a->C, (const bf16 *)a->x + at, a->C, part.N, a->C);
-        bf16_load_rows(s, w.two, a->C, (const bf16 *)a->dy + at, a->C, part.N, a->C);
+        int64_t at = n0 * ld;
+        bf16_load_rows(s, w.one, a->C, (const bf16 *)a->x + at, ld, part.N, a->C);
+        bf16_load_rows(s, w.two, a->C, (const bf16 *)a->dy + at, ld, part.N, a->C);
         if (a->dresidual)
-            bf16_load_rows(s, w.three, a->C, (const bf16 *)a->dresidual + at, a->C, part.N, a->C);
+            bf16_load_rows(s, w.three, a->C, (const bf16 *)a->dresidual + at, ld, part.N, a->C);
         part.x = w.one;
         part.dy = w.two;
         part.dresidual = a->dresidual ? w.three : NULL;
@@ -148,7 +151,7 @@ int bf16_norm_bwd(struct stream *s, const struct norm_args *a)
             part.dbias = a->dbias ? w.dbias : NULL;
         }
         fast_norm_bwd(s, &part);
-        bf16_store_rows(s, (bf16 *)a->dx + at, a->C, w.three, a->C, part.N, a->C);
+        bf16_store_rows(s, (bf16 *)a->dx + at, ld, w.three, a->C, part.N, a->C);
     }
     if (a->narrow.on && a->dweight)
         bf16_take_gradient(a->narrow.stream, 0, a->C, w.dweight, true, a->dweight);

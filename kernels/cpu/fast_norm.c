@@ -3,15 +3,20 @@
 #include "kernels/cpu/fast.h"
 #include "kernels/cpu/fast_math.h"
 
+static int64_t row_of(const struct norm_args *a, int64_t n)
+{
+    return n * (a->ld ? a->ld : a->C);
+}
+
 FAST_CLONES static void forward_row(const struct norm_args *a, int64_t n)
 {
-    const float *x = (const float *)a->x + n * a->C, *weight = a->weight, *bias = a->bias;
-    float *y = (float *)a->y + n * a->C, mean = 0, sum = 0;
-    int64_t C = a->C;
+    int64_t C = a->C, at = row_of(a, n);
+    const float *x = (const float *)a->x + at, *weight = a->weight, *bias = a->bias;
+    float *y = (float *)a->y + at, mean = 0, sum = 0;
 
     if (a->residual) {
-        const float *residual = (const float *)a->residual + n * C;
-        float *out = (float *)a->sum + n * C;
+        const float *residual = (const float *)a->residual + at;
+        float *out = (float *)a->sum + at;
         for (int64_t c = 0; c < C; c++)
             out[c] = x[c] + residual[c];
         x = out;
@@ -50,11 +55,11 @@ int fast_norm_fwd(struct stream *s, const struct norm_args *a)
 
 FAST_CLONES static void backward_row(const struct norm_args *a, int64_t n)
 {
-    int64_t C = a->C;
-    const float *x = (const float *)a->x + n * C, *dy = (const float *)a->dy + n * C;
+    int64_t C = a->C, at = row_of(a, n);
+    const float *x = (const float *)a->x + at, *dy = (const float *)a->dy + at;
     const float *weight = a->weight;
-    const float *dresidual = a->dresidual ? (const float *)a->dresidual + n * C : NULL;
-    float *dx = (float *)a->dx + n * C, g_sum = 0, gx_sum = 0;
+    const float *dresidual = a->dresidual ? (const float *)a->dresidual + at : NULL;
+    float *dx = (float *)a->dx + at, g_sum = 0, gx_sum = 0;
     float mean = a->kind == NORM_LAYER ? ((const float *)a->mean)[n] : 0;
     float rstd = ((const float *)a->rstd)[n], one = a->kind == NORM_RMS_PLUS_ONE;
 
@@ -85,8 +90,8 @@ FAST_CLONES static void weight_strip(const struct norm_args *a, int64_t c0, int6
         memset(part_w, 0, sizeof part_w);
         memset(part_b, 0, sizeof part_b);
         for (int64_t n = n0; n < a->N && n < n0 + BLOCK; n++) {
-            const float *x = (const float *)a->x + n * a->C + c0;
-            const float *dy = (const float *)a->dy + n * a->C + c0;
+            const float *x = (const float *)a->x + row_of(a, n) + c0;
+            const float *dy = (const float *)a->dy + row_of(a, n) + c0;
             float m = mean ? mean[n] : 0.0f, r = rstd[n];
             for (int64_t c = 0; c < width; c++) {
                 part_w[c] += dy[c] * ((x[c] - m) * r);

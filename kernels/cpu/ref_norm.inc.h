@@ -13,13 +13,14 @@ static int norm_fwd(struct stream *s, const struct norm_args *a)
 {
     const real *bias = a->bias;
     real *mean_out = a->mean, *rstd_out = a->rstd;
+    int64_t ld = ld_or(a->ld, a->C);
 
     for (int64_t n = 0; n < a->N; n++) {
-        const real *x = (const real *)a->x + n * a->C;
-        real *y = (real *)a->y + n * a->C;
+        const real *x = (const real *)a->x + n * ld;
+        real *y = (real *)a->y + n * ld;
         if (a->residual) {
-            const real *residual = (const real *)a->residual + n * a->C;
-            real *sum = (real *)a->sum + n * a->C;
+            const real *residual = (const real *)a->residual + n * ld;
+            real *sum = (real *)a->sum + n * ld;
             for (int64_t c = 0; c < a->C; c++)
                 sum[c] = x[c] + residual[c];
             x = sum;
@@ -47,9 +48,10 @@ static int norm_fwd(struct stream *s, const struct norm_args *a)
  * dx = rstd * (g - mean(g) - xhat * mean(g * xhat)), without mean(g) for RMS. */
 static void norm_bwd_row(const struct norm_args *a, int64_t n, double mean, double rstd)
 {
-    const real *x = (const real *)a->x + n * a->C, *dy = (const real *)a->dy + n * a->C;
-    const real *dresidual = a->dresidual ? (const real *)a->dresidual + n * a->C : NULL;
-    real *dx = (real *)a->dx + n * a->C;
+    int64_t ld = ld_or(a->ld, a->C);
+    const real *x = (const real *)a->x + n * ld, *dy = (const real *)a->dy + n * ld;
+    const real *dresidual = a->dresidual ? (const real *)a->dresidual + n * ld : NULL;
+    real *dx = (real *)a->dx + n * ld;
     double g_mean = 0, gx_mean = 0;
 
     for (int64_t c = 0; c < a->C; c++) {
@@ -70,13 +72,14 @@ static int norm_bwd(struct stream *s, const struct norm_args *a)
 {
     const real *x = a->x, *dy = a->dy, *mean = a->mean, *rstd = a->rstd;
     real *dweight = a->dweight, *dbias = a->dbias;
+    int64_t ld = ld_or(a->ld, a->C);
 
     for (int64_t c = 0; c < a->C && (dweight || dbias); c++) {
         double dw = 0, db = 0;
         for (int64_t n = 0; n < a->N; n++) {
-            double d = (double)dy[n * a->C + c];
+            double d = (double)dy[n * ld + c];
             double m = a->kind == NORM_LAYER ? (double)mean[n] : 0;
-            dw += d * ((double)x[n * a->C + c] - m) * (double)rstd[n];
+            dw += d * ((double)x[n * ld + c] - m) * (double)rstd[n];
             db += d;
         }
         if (dweight)

@@ -72,9 +72,10 @@ __global__ void __launch_bounds__(row_shape<T, LANES, ITERS>::THREADS)
     int lane = threadIdx.x % LANES;
     int64_t row = (int64_t)blockIdx.x * shape::ROWS + threadIdx.x / LANES;
     int C = (int)a.C;
+    int64_t ld = a.ld;
     if (row >= a.N)
         return;
-    const T *x = (const T *)a.x + row * C;
+    const T *x = (const T *)a.x + row * ld;
     float v[ITERS][W], total = 0;
 #pragma unroll
     for (int i = 0; i < ITERS; i++) {
@@ -83,8 +84,8 @@ __global__ void __launch_bounds__(row_shape<T, LANES, ITERS>::THREADS)
             load_pack(x + c, v[i]);
     }
     if (a.residual) {
-        const T *residual = (const T *)a.residual + row * C;
-        T *sum = (T *)a.sum + row * C;
+        const T *residual = (const T *)a.residual + row * ld;
+        T *sum = (T *)a.sum + row * ld;
 #pragma unroll
         for (int i = 0; i < ITERS; i++) {
             int c = (i * LANES + lane) * W;
@@ -125,7 +126,7 @@ __global__ void __launch_bounds__(row_shape<T, LANES, ITERS>::THREADS)
         if (a.mean)
             ((float *)a.mean)[row] = mean;
     }
-    T *y = (T *)a.y + row * C;
+    T *y = (T *)a.y + row * ld;
 #pragma unroll
     for (int i = 0; i < ITERS; i++) {
         int c = (i * LANES + lane) * W;
@@ -158,6 +159,7 @@ __global__ void __launch_bounds__(row_shape<T, LANES, ITERS>::THREADS,
     __shared__ float scratch[32];
     __shared__ float sums[shape::ROWS > 1 ? 2 * shape::MAX_C : 1];
     int lane = threadIdx.x % LANES, slot = threadIdx.x / LANES, C = (int)a.C;
+    int64_t ld = a.ld;
     float dw[ITERS][W], db[ITERS][W];
 #pragma unroll
     for (int i = 0; i < ITERS; i++) {
@@ -167,7 +169,7 @@ __global__ void __launch_bounds__(row_shape<T, LANES, ITERS>::THREADS,
     }
     for (int64_t row = (int64_t)blockIdx.x * shape::ROWS + slot; row < a.N;
          row += (int64_t)shape::PARTS * shape::ROWS) {
-        const T *x = (const T *)a.x + row * C, *dy = (const T *)a.dy + row * C;
+        const T *x = (const T *)a.x + row * ld, *dy = (const T *)a.dy + row * ld;
         float rstd = ((const float *)a.rstd)[row];
         float mean = a.kind == NORM_LAYER ? ((const float *)a.mean)[row] : 0.0f;
         /* Packs stay packed until used, twice: registers are what bounds the rows in flight. */
@@ -181,7 +183,7 @@ __global__ void __launch_bounds__(row_shape<T, LANES, ITERS>::THREADS,
                 dy_row[i].bits = *reinterpret_cast<const uint4 *>(dy + c);
                 if (a.dresidual)
                     rest[i].bits =
-                        *reinterpret_cast<const uint4 *>((const T *)a.dresidual + row * C + c);
+                        *reinterpret_cast<const uint4 *>((const T *)a.dresidual + row * ld + c);
             }
         }
 #pragma unroll
@@ -219,7 +221,7 @@ __global__ void __launch_bounds__(row_shape<T, LANES, ITERS>::THREADS,
                     d[j] = rstd * (g - mean_g - xhat * mean_gx) +
                            (a.dresidual ? to_float(rest[i].v[j]) : 0.0f);
                 }
-                store_pack((T *)a.dx + row * C + c, d);
+                store_pack((T *)a.dx + row * ld + c, d);
             }
         }
     }
@@ -257,13 +259,14 @@ template <typename T>
 __global__ void norm_fwd_strided_kernel(const __grid_constant__ struct norm_args a)
 {
     __shared__ float scratch[32];
-    int64_t row = blockIdx.x, C = a.C;
-    const T *x = (const T *)a.x + row * C;
+    int64_t row = blockIdx.x, C = a.C, ld = a.ld;
+    const T *x = (const T *)a.x + row * ld;
     float total = 0, mean = 0;
     if (a.residual) {
-        T *sum = (T *)a.sum + row * C;
+        T *sum = (T *)a.sum + row * ld;
         for (int64_t c = threadIdx.x; c < C; c += STRIDED)
-            sum[c] = from_float<T>(to_float(x[c]) + to_float(((const T *)a.residual)[row * C + c]));
+            sum[c] =
+                from_float<T>(to_float(x[c]) + to_float(((const T *)a.residual)[row * ld + c]));
         x = sum; /* each thread reads back only what it wrote */
     }
     if (a.kind == NORM_LAYER) {
@@ -284,7 +287,7 @@ __global__ void norm_fwd_strided_kernel(const __grid_constant__ struct norm_args
         float n = (to_float(x[c]) - mean) * rstd;
         n = a.weight ? n * weight_of(a, to_float(((const T *)a.weight)[c])) : n;
         n = a.bias ? n + to_float(((const T *)a.bias)[c]) : n;
-        ((T *)a.y)[row * C + c] = from_float<T>(n);
+        ((T *)a.y)[row * ld + c] = from_float<T>(n);
     }
 }
 
@@ -292,8 +295,8 @@ template <typename T>
 __global__ void norm_bwd_strided_kernel(const __grid_constant__ struct norm_args a)
 {
     __shared__ float scratch[32];
-    int64_t row = blockIdx.x, C = a.C;
-    const T *x = (const T *)a.x + row * C, *dy = (const T *)a.dy + row * C;
+    int64_t row = blockIdx.x, C = a.C, ld = a.ld;
+    const T *x = (const T *)a.x + row * ld, *dy = (const T *)a.dy + row * ld;
     float rstd = ((const float *)a.rstd)[row], sum_g = 0, sum_gx = 0;
     float mean = a.kind == NORM_LAYER ? ((const float *)a.mean)[row] : 0.0f;
     for (int64_t c = threadIdx.x; c < C; c += STRIDED) {
@@ -308,8 +311,8 @@ __global__ void norm_bwd_strided_kernel(const __grid_constant__ struct norm_args
         float w = a.weight ? weight_of(a, to_float(((const T *)a.weight)[c])) : 1.0f;
         float g = to_float(dy[c]) * w, xhat = (to_float(x[c]) - mean) * rstd;
         float d = rstd * (g - mean_g - xhat * mean_gx);
-        d += a.dresidual ? to_float(((const T *)a.dresidual)[row * C + c]) : 0.0f;
-        ((T *)a.dx)[row * C + c] = from_float<T>(d);
+        d += a.dresidual ? to_float(((const T *)a.dresidual)[row * ld + c]) : 0.0f;
+        ((T *)a.dx)[row * ld + c] = from_float<T>(d);
     }
 }
 
@@ -324,8 +327,9 @@ __global__ void norm_columns_kernel(const __grid_constant__ struct norm_args a)
     float dw = 0, db = 0;
     for (int64_t row = slot; row < a.N; row += PARTIALS) {
         float mean = a.kind == NORM_LAYER ? ((const float *)a.mean)[row] : 0.0f;
-        float g = to_float(((const T *)a.dy)[row * a.C + c]);
-        dw += g * (to_float(((const T *)a.x)[row * a.C + c]) - mean) * ((const float *)a.rstd)[row];
+        float g = to_float(((const T *)a.dy)[row * a.ld + c]);
+        dw +=
+            g * (to_float(((const T *)a.x)[row * a.ld + c]) - mean) * ((const float *)a.rstd)[row];
         db += g;
     }
     float *partial = (float *)a.workspace + (int64_t)slot * 2 * a.C;
@@ -373,9 +377,9 @@ static void norm_reduce(cudaStream_t s, const struct norm_args *a, int parts)
 
 static bool wide(const struct norm_args *a, int W)
 {
-    return a->C % W == 0 && aligned16(a->x) && aligned16(a->residual) && aligned16(a->weight) &&
-           aligned16(a->bias) && aligned16(a->sum) && aligned16(a->y) && aligned16(a->dy) &&
-           aligned16(a->dresidual) && aligned16(a->dx);
+    return a->C % W == 0 && a->ld % W == 0 && aligned16(a->x) && aligned16(a->residual) &&
+           aligned16(a->weight) && aligned16(a->bias) && aligned16(a->sum) && aligned16(a->y) &&
+           aligned16(a->dy) && aligned16(a->dresidual) && aligned16(a->dx);
 }
 
 template <typename T, int LANES, int ITERS>
@@ -445,7 +449,9 @@ template <typename T> static int norm_bwd(cudaStream_t s, const struct norm_args
 
 extern "C" int launch_norm_fwd(cudaStream_t s, enum dtype real, const struct norm_args *a)
 {
-    return DISPATCH_REAL(real, norm_fwd, s, a);
+    struct norm_args own = *a;
+    own.ld = a->ld ? a->ld : a->C;
+    return DISPATCH_REAL(real, norm_fwd, s, &own);
 }
 
 extern "C" int launch_norm_bwd(cudaStream_t s, enum dtype real, const struct norm_args *a)
@@ -453,6 +459,7 @@ extern "C" int launch_norm_bwd(cudaStream_t s, enum dtype real, const struct nor
     struct norm_args own = *a;
     if (a->narrow.on && real == DT_F16)
         return ERR_UNSUPPORTED;
+    own.ld = a->ld ? a->ld : a->C;
     own.narrow.on = a->narrow.on && real == DT_BF16;
     return DISPATCH_REAL(real, norm_bwd, s, &own);
 }

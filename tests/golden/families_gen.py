@@ -101,7 +101,10 @@ CASES = {
     },
     # PaLM's anatomy: one key-value head
     "cohere": {"palm": (tf.CohereConfig, dict(LLAMA, head_dim=4, num_key_value_heads=1, logit_scale=0.25,
-                                              rope_parameters=dict(rope_type="default", rope_theta=100.0)))},
+                                              rope_parameters=dict(rope_type="default", rope_theta=100.0))),
+               # as Command R+
+               "normed": (tf.CohereConfig, dict(LLAMA, logit_scale=0.25, use_qk_norm=True, rope_parameters=dict(
+                   rope_type="default", rope_theta=100.0)))},
 }
 
 
@@ -230,7 +233,8 @@ def make_case(root, index, config_class, changes):
     with torch.no_grad():
         for name, p in model.named_parameters():
             norm = p.ndim == 1 and name.endswith("weight") and not model.config.model_type.startswith("gemma")
-            p.copy_(torch.randn_like(p) * (0.3 if p.ndim == 2 else 0.1) + (1.0 if norm else 0.0))
+            norm = norm or name.endswith(("q_norm.weight", "k_norm.weight")) and p.ndim == 2
+            p.copy_(torch.randn_like(p) * (0.3 if p.ndim == 2 and not norm else 0.1) + (1.0 if norm else 0.0))
     model.save_pretrained(root / "model")
     (root / "model" / "generation_config.json").unlink(missing_ok=True)
     model = make_double(model)

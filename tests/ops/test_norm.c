@@ -4,6 +4,7 @@
 struct norm_variant {
     enum norm_kind kind;
     bool residual, weight, bias;
+    int64_t gap; /* elements between rows */
 };
 
 static const struct norm_variant VARIANTS[] = {
@@ -12,30 +13,33 @@ static const struct norm_variant VARIANTS[] = {
     {NORM_RMS, false, true, false},         {NORM_RMS, true, true, false},
     {NORM_RMS, true, false, false},         {NORM_RMS_PLUS_ONE, false, true, false},
     {NORM_RMS_PLUS_ONE, true, true, false}, {NORM_RMS_PLUS_ONE, false, false, false},
+    {NORM_LAYER, false, true, false, 8},    {NORM_LAYER, true, true, true, 40},
+    {NORM_RMS, true, true, false, 3},
 };
 static const char *const KINDS[] = {"layer", "rms", "rms+1"};
 
 static void forward_case(struct op_case *c, const struct norm_variant *v, int64_t N, int64_t C,
                          const char *alias)
 {
-    struct norm_args a = {.kind = v->kind, .N = N, .C = C, .eps = 1e-5f};
+    int64_t ld = v->gap ? C + v->gap : 0;
+    struct norm_args a = {.kind = v->kind, .N = N, .C = C, .ld = ld, .eps = 1e-5f};
 
-    case_init(c, OP_NORM_FWD, &a, sizeof a, "%s N=%ld C=%ld%s%s%s %s", KINDS[v->kind], (long)N,
-              (long)C, v->residual ? " residual" : "", v->weight ? " weight" : "",
+    case_init(c, OP_NORM_FWD, &a, sizeof a, "%s N=%ld C=%ld+%ld%s%s%s %s", KINDS[v->kind], (long)N,
+              (long)C, (long)v->gap, v->residual ? " residual" : "", v->weight ? " weight" : "",
               v->bias ? " bias" : "", alias ? alias : "");
-    BIND(c, norm_args, x, EL_REAL, ROLE_IN, N, C, 0);
+    BIND(c, norm_args, x, EL_REAL, ROLE_IN, N, C, ld);
     if (v->residual) {
-        BIND(c, norm_args, residual, EL_REAL, ROLE_IN, N, C, 0);
+        BIND(c, norm_args, residual, EL_REAL, ROLE_IN, N, C, ld);
         if (alias)
             ALIAS(c, norm_args, sum, alias);
         else
-            BIND(c, norm_args, sum, EL_REAL, ROLE_ASSIGN, N, C, 0);
+            BIND(c, norm_args, sum, EL_REAL, ROLE_ASSIGN, N, C, ld);
     }
     if (v->weight)
         BIND(c, norm_args, weight, EL_REAL, ROLE_IN, 1, C, 0);
     if (v->bias)
         BIND(c, norm_args, bias, EL_REAL, ROLE_IN, 1, C, 0);
-    BIND(c, norm_args, y, EL_REAL, ROLE_ASSIGN, N, C, 0);
+    BIND(c, norm_args, y, EL_REAL, ROLE_ASSIGN, N, C, ld);
     if (v->kind == NORM_LAYER)
         BIND(c, norm_args, mean, EL_STAT, ROLE_ASSIGN, 1, N, 0);
     BIND(c, norm_args, rstd, EL_STAT, ROLE_ASSIGN, 1, N, 0);
@@ -44,15 +48,16 @@ static void forward_case(struct op_case *c, const struct norm_variant *v, int64_
 static void backward_case(struct op_case *c, const struct norm_variant *v, int64_t N, int64_t C,
                           bool alias, bool narrow)
 {
-    struct norm_args a = {.kind = v->kind, .N = N, .C = C, .eps = 1e-5f};
+    int64_t ld = v->gap ? C + v->gap : 0;
+    struct norm_args a = {.kind = v->kind, .N = N, .C = C, .ld = ld, .eps = 1e-5f};
     int grad = narrow ? EL_REAL : EL_GRAD;
 
     a.narrow.on = narrow;
     a.narrow.stream = (struct rng_stream){.seed = 3, .step = 1, .use = RNG_USE_GRADIENT};
-    case_init(c, OP_NORM_BWD, &a, sizeof a, "%s N=%ld C=%ld%s%s%s%s%s", KINDS[v->kind], (long)N,
-              (long)C, v->residual ? " residual" : "", v->weight ? " weight" : "",
+    case_init(c, OP_NORM_BWD, &a, sizeof a, "%s N=%ld C=%ld+%ld%s%s%s%s%s", KINDS[v->kind], (long)N,
+              (long)C, (long)v->gap, v->residual ? " residual" : "", v->weight ? " weight" : "",
               v->bias ? " bias" : "", alias ? " in place" : "", narrow ? " narrow" : "");
-    BIND(c, norm_args, x, EL_REAL, ROLE_IN, N, C, 0);
+    BIND(c, norm_args, x, EL_REAL, ROLE_IN, N, C, ld);
     if (v->weight) {
         BIND(c, norm_args, weight, EL_REAL, ROLE_IN, 1, C, 0);
         BIND(c, norm_args, dweight, grad, ROLE_ADD, 1, C, 0);
@@ -64,13 +69,13 @@ static void backward_case(struct op_case *c, const struct norm_variant *v, int64
     double *rstd = BIND(c, norm_args, rstd, EL_STAT, ROLE_IN, 1, N, 0);
     for (int64_t n = 0; n < N; n++)
         rstd[n] += 1.5;
-    BIND(c, norm_args, dy, EL_REAL, ROLE_IN, N, C, 0);
+    BIND(c, norm_args, dy, EL_REAL, ROLE_IN, N, C, ld);
     if (v->residual)
-        BIND(c, norm_args, dresidual, EL_REAL, ROLE_IN, N, C, 0);
+        BIND(c, norm_args, dresidual, EL_REAL, ROLE_IN, N, C, ld);
     if (alias)
         ALIAS(c, norm_args, dx, "dresidual");
     else
-        BIND(c, norm_args, dx, EL_REAL, ROLE_ASSIGN, N, C, 0);
+        BIND(c, norm_args, dx, EL_REAL, ROLE_ASSIGN, N, C, ld);
 }
 
 static void gradients(const struct norm_variant *v)

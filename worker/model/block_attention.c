@@ -3,8 +3,8 @@
  * projection's output.
  *
  * One product makes q, k and v as (N, [q | k | v]). With norms on q and k the three are planes of
- * their own, (N, H D), (N, KV D) twice, because a norm wants its rows dense: then the plain q and k
- * are kept, and the normed and rotated ones are made again for backward.
+ * their own, (N, H D), (N, KV D) twice, because a norm wants its rows evenly apart: then the plain
+ * q and k are kept, and the normed and rotated ones are made again for backward.
  */
 #include "worker/model/block_impl.h"
 
@@ -40,7 +40,10 @@ void block_attention_take_work(struct block_ctx *c, struct attention_work *w)
     if (!c->cfg->qk_norm)
         return;
     w->normed = region_take(g, c->N * (q_width(c) + kv_width(c)), c->real);
-    w->rstd = region_take(g, c->N * (c->cfg->heads + c->cfg->kv_heads), c->stat);
+    int64_t rows = c->N * (c->cfg->heads + c->cfg->kv_heads);
+    if (c->cfg->norm == NORM_LAYER)
+        w->mean = region_take(g, rows, c->stat);
+    w->rstd = region_take(g, rows, c->stat);
 }
 
 void block_attention_take_back(struct block_ctx *c, struct attention_back *b)
@@ -158,18 +161,55 @@ out:
     return rc;
 }
 
-/* The norm of q (which 0) or k (1): each head of each token is a row. */
-static struct norm_args head_norm(const struct block_ctx *c, int which, void *qkv,
-                                  const struct attention_work *w)
+/* A call of the norm op on q or k. */
+struct head_norm {
+    enum tensor_role weight;
+    int64_t at;     /* elements from q's first to its own      */
+    int64_t rows;   /* a head of a token is a row              */
+    int64_t ld;     /* from row to row                         */
+    int64_t before; /* rows of the calls before it             */
+    int64_t column; /* of the weight, where its own one begins */
+};
+
+static int64_t head_norms(const struct block_ctx *c)
 {
-    int64_t rows = c->N * (which == 0 ? c->cfg->heads : c->cfg->kv_heads);
-    int64_t before = which == 0 ? 0 : c->N * q_width(c);
-    struct norm_args a =
-        block_norm_args(c, which == 0 ? TENSOR_Q_NORM_W : TENSOR_K_NORM_W, TENSOR_ROLE_COUNT, rows,
-                        block_at(qkv, before, c->real), NULL,
-                        block_at(w->rstd, which == 0 ? 0 : c->N * c->cfg->heads, c->stat));
+    if (c->cfg->qk_norm == QK_NORM_HEADS)
+        return c->cfg->heads + c->cfg->kv_heads;
+    return c->cfg->qk_norm == QK_NORM_SHARED ? 2 : 0;
+}
+
+/* Call i: q or k as a whole where heads share a weight, else a head of q or k. */
+static struct head_norm head_norm(const struct block_ctx *c, int64_t i)
+{
+    int64_t H = c->cfg->heads, D = c->cfg->head_dim, N = c->N;
+    bool shared = c->cfg->qk_norm == QK_NORM_SHARED, key = i >= (shared ? 1 : H);
+    int64_t heads = key ? c->cfg->kv_heads : H, head = key && !shared ? i - H : i;
+    struct head_norm n = {.weight = key ? TENSOR_K_NORM_W : TENSOR_Q_NORM_W,
+                          .at = key ? N * q_width(c) : 0,
+                          .rows = N * heads,
+                          .ld = D,
+                          .before = key ? N * H : 0};
+
+    if (!shared) {
+        n.at += head * D;
+        n.rows = N;
+        n.ld = heads * D;
+        n.before += head * N;
+        n.column = head * D;
+    }
+    return n;
+}
+
+static struct norm_args head_norm_args(const struct block_ctx *c, const struct head_norm *n,
+                                       void *qkv, const struct attention_work *w)
+{
+    struct norm_args a = block_norm_args(
+        c, n->weight, TENSOR_ROLE_COUNT, n->rows, block_at(qkv, n->at, c->real),
+        block_at(w->mean, n->before, c->stat), block_at(w->rstd, n->before, c->stat));
 
     a.C = c->cfg->head_dim;
+    a.ld = n->ld;
+    a.weight = block_at_const(a.weight, n->column, c->real);
     return a;
 }
 
@@ -179,10 +219,11 @@ static int prepare_heads(struct block_ctx *c, const struct attention_kept *k,
 {
     int rc = 0;
 
-    for (int i = 0; i < 2 && c->cfg->qk_norm; i++) {
-        struct norm_args a = head_norm(c, i, k->qkv, w);
+    for (int64_t i = 0; i < head_norms(c); i++) {
+        struct head_norm n = head_norm(c, i);
+        struct norm_args a = head_norm_args(c, &n, k->qkv, w);
 
-        a.y = block_at(w->normed, i == 0 ? 0 : c->N * q_width(c), c->real);
+        a.y = block_at(w->normed, n.at, c->real);
         TRY(block_norm_fwd(c, &a));
     }
     TRY(rotate_both(c, c->cfg->qk_norm ? w->normed : k->qkv, false));
@@ -229,13 +270,13 @@ static int head_norms_backward(struct block_ctx *c, const struct attention_kept 
     if (!c->cfg->qk_norm)
         return 0;
     TRY(block_clear_norm_grads(c, TENSOR_Q_NORM_W, TENSOR_K_NORM_W));
-    for (int i = 0; i < 2; i++) {
-        struct norm_args a = head_norm(c, i, k->qkv, &b->work);
-        int64_t before = i == 0 ? 0 : c->N * q_width(c);
+    for (int64_t i = 0; i < head_norms(c); i++) {
+        struct head_norm n = head_norm(c, i);
+        struct norm_args a = head_norm_args(c, &n, k->qkv, &b->work);
 
-        a.dy = block_at(b->dqkv, before, c->real);
-        a.dx = block_at(b->work.normed, before, c->real);
-        a.dweight = block_grad(c, i == 0 ? TENSOR_Q_NORM_W : TENSOR_K_NORM_W);
+        a.dy = block_at(b->dqkv, n.at, c->real);
+        a.dx = block_at(b->work.normed, n.at, c->real);
+        a.dweight = block_at(block_grad(c, n.weight), n.column, c->grad);
         TRY(block_norm_bwd(c, &a));
     }
 out:

@@ -115,14 +115,15 @@ static int launched(struct block_ctx *c, enum op op, int code)
 /* The calls of a backward come in an order that only the model decides. */
 static struct op_narrow next_narrow(struct block_ctx *c)
 {
-    enum { CALLS = 64 }; /* at most, of a block */
     const struct block_run *r = c->r;
-    int64_t micro = r->first_sequence / r->shape.B;
+    int64_t micro = r->first_sequence / r->shape.B, calls = 64; /* at most, of a block */
 
+    if (c->cfg->qk_norm == QK_NORM_HEADS)
+        calls += c->cfg->heads + c->cfg->kv_heads;
     if (!c->narrow)
         return (struct op_narrow){0};
-    assert(c->narrow_calls < CALLS);
-    int64_t call = (micro * r->model->n_blocks + r->block) * CALLS + c->narrow_calls++;
+    assert(c->narrow_calls < calls);
+    int64_t call = (micro * r->model->n_blocks + r->block) * calls + c->narrow_calls++;
     return (struct op_narrow){.on = true,
                               .stream = {.seed = r->seed,
                                          .step = r->step,

@@ -129,7 +129,7 @@ struct attention_kept {
 };
 struct attention_work { /* scratch; NULL without norms on q and k */
     void *normed;       /* (N, H D) and (N, KV D): normed, rotated q and k */
-    void *rstd;         /* (N H + N KV) stat */
+    void *mean, *rstd;  /* (N H + N KV) stat; no mean for RMS */
 };
 struct attention_back {
     void *dout; /* (N, H D): of attention's output */

@@ -139,8 +139,6 @@ static int check_built(const struct decoder_config *c, struct err *err)
         return unsupported(err, c->family, "attention and MLP in parallel without norms in front");
     if (c->embed_norm && c->embed_dim != c->hidden)
         return unsupported(err, c->family, "a norm behind a projected embedding");
-    if (c->qk_norm && c->norm == NORM_LAYER)
-        return unsupported(err, c->family, "layer norms on queries and keys");
     return 0;
 }
 

@@ -33,6 +33,9 @@ enum norm_place {
     NORM_PLACE_SANDWICH, /* x + norm(f(norm(x)))  */
     NORM_PLACE_STREAM,   /* norm(x) + f(norm(x)): the stream goes on behind the norm */
 };
+/* Norms on q and k, of the decoder's kind and without biases: none, one weight (head_dim) for all
+ * heads, or one for each (heads, head_dim). */
+enum qk_norm_kind { QK_NORM_NONE, QK_NORM_SHARED, QK_NORM_HEADS };
 enum position_kind { POSITION_LEARNED, POSITION_ROPE, POSITION_ALIBI, POSITION_NONE };
 enum residual_kind {
     RESIDUAL_SEQUENTIAL,     /* attention, then MLP on its sum          */
@@ -80,7 +83,7 @@ struct decoder_config {
     bool alibi_rounded; /* ALiBi rounded to bfloat16, times attn_scale: kernels/alibi.h (Falcon) */
 
     bool qkv_bias, out_bias, mlp_bias, head_bias;
-    bool qk_norm; /* RMS over head_dim on q and k before rope */
+    enum qk_norm_kind qk_norm; /* over head_dim on q and k before rope */
     double attn_scale;
     bool scale_by_layer;                 /* attn_scale / (layer + 1) */
     double score_softcap, final_softcap; /* 0 = none */

@@ -2,8 +2,8 @@
  * Cohere's Command R, the hub's model of PaLM's anatomy (Chowdhery et al., "PaLM: Scaling language
  * modeling with pathways", 2022): attention and a gated SiLU MLP in parallel behind one norm, no
  * biases anywhere, in norms neither, rope in neighbouring pairs, one table for embedding and head,
- * and with num_key_value_heads 1 PaLM's multi-query attention. Logits are scaled. Command R+'s
- * layer norms on queries and keys are refused.
+ * and with num_key_value_heads 1 PaLM's multi-query attention. Logits are scaled. Command R+ has
+ * layer norms on queries and keys, of their own weights for each head.
  */
 #include <stddef.h>
 
@@ -32,8 +32,7 @@ static int parse(const json_t *j, struct decoder_config *c, struct err *err)
     TRY(json_get_bool(j, "", "attention_bias", false, &c->qkv_bias, err));
     c->out_bias = c->qkv_bias;
     TRY(json_get_bool(j, "", "use_qk_norm", false, &qk_norm, err));
-    if (qk_norm)
-        TRY(family_refuse("use_qk_norm", "layer norms on queries and keys", err));
+    c->qk_norm = qk_norm ? QK_NORM_HEADS : QK_NORM_NONE;
     TRY(family_get_dropouts(j, NULL, NULL, "attention_dropout", c, err));
     TRY(family_get_rope(j, 1, c, err));
     TRY(family_get_common(j, c, err));
@@ -47,6 +46,8 @@ static const struct name_map names[] = {
     {TENSOR_EMBED, "embed_tokens.weight"},
     {TENSOR_NORM1_W, LAYER "input_layernorm.weight"},
     FAMILY_QKV_PROJ(LAYER "self_attn."),
+    {TENSOR_Q_NORM_W, LAYER "self_attn.q_norm.weight"},
+    {TENSOR_K_NORM_W, LAYER "self_attn.k_norm.weight"},
     FAMILY_PAIR(TENSOR_OUT, LAYER "self_attn.o_proj"),
     {TENSOR_UP_W, LAYER "mlp.gate_proj.weight", 0, 2},
     {TENSOR_UP_W, LAYER "mlp.up_proj.weight", 1, 2},

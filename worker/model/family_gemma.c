@@ -83,7 +83,7 @@ static int parse_gemma3(const json_t *j, struct decoder_config *c, struct err *e
     c->kv_heads = 4;
     c->vocab = 262208;
     c->max_positions = 131072;
-    c->qk_norm = true;
+    c->qk_norm = QK_NORM_SHARED;
     c->rope.base = 1e6;
     c->rope.local_base = 1e4;
     TRY(json_get_double(j, "", "rope_local_base_freq", false, 1, 1e30, &c->rope.local_base, err));

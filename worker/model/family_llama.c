@@ -93,7 +93,7 @@ static int parse_qwen3(const json_t *config_json, struct decoder_config *c, stru
 
     c->head_dim = 128;
     TRY(parse_common(config_json, c, err));
-    c->qk_norm = true;
+    c->qk_norm = QK_NORM_SHARED;
     TRY(json_get_bool(config_json, "", "attention_bias", false, &c->qkv_bias, err));
     c->out_bias = c->qkv_bias;
     TRY(parse_qwen_windows(config_json, c, err));

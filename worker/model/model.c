@@ -59,7 +59,8 @@ static void use_tensor(struct block_desc *b, int64_t tensor)
 static void add_tensor(struct model *m, struct block_desc *b, enum tensor_role role, int64_t rows,
                        int64_t cols)
 {
-    bool matrix = cols > 1 && role != TENSOR_POSITIONS;
+    bool matrix =
+        cols > 1 && role != TENSOR_POSITIONS && role != TENSOR_Q_NORM_W && role != TENSOR_K_NORM_W;
 
     m->tensors[m->n_tensors] = (struct tensor_desc){
         .role = role,
@@ -115,9 +116,12 @@ static void add_layer(struct model *m, struct block_desc *b)
     if (!post)
         add_norm(m, b, TENSOR_NORM1_W, TENSOR_NORM1_B);
     add_linear(m, b, TENSOR_QKV_W, TENSOR_QKV_B, q_rows + 2 * kv_rows, c->hidden, c->qkv_bias);
-    if (c->qk_norm) {
+    if (c->qk_norm == QK_NORM_SHARED) {
         add_tensor(m, b, TENSOR_Q_NORM_W, c->head_dim, 1);
         add_tensor(m, b, TENSOR_K_NORM_W, c->head_dim, 1);
+    } else if (c->qk_norm == QK_NORM_HEADS) {
+        add_tensor(m, b, TENSOR_Q_NORM_W, c->heads, c->head_dim);
+        add_tensor(m, b, TENSOR_K_NORM_W, c->kv_heads, c->head_dim);
     }
     add_linear(m, b, TENSOR_OUT_W, TENSOR_OUT_B, c->hidden, q_rows, c->out_bias);
     if (sandwich)

@@ -61,7 +61,7 @@ static struct decoder_config planes(void)
     struct decoder_config c = llama_like();
 
     name_family(&c, "qwen3");
-    c.qk_norm = true;
+    c.qk_norm = QK_NORM_SHARED;
     return c;
 }
 

@@ -55,7 +55,18 @@ static struct decoder_config qwen3_like(void)
 {
     struct decoder_config c = llama_like();
 
-    c.qk_norm = true;
+    c.qk_norm = QK_NORM_SHARED;
+    return c;
+}
+
+/* As Command R+: layer norms of each head's own weights, two key-value heads. */
+static struct decoder_config command_like(void)
+{
+    struct decoder_config c = llama_like();
+
+    c.norm = NORM_LAYER;
+    c.qk_norm = QK_NORM_HEADS;
+    c.residual = RESIDUAL_PARALLEL_1NORM;
     return c;
 }
 
@@ -210,6 +221,7 @@ Test(block, gradients_partial_rope)
 Test(block, gradients_norms_on_queries_and_keys)
 {
     check_gradients(qwen3_like());
+    check_gradients(command_like());
 }
 
 Test(block, gradients_sandwich)

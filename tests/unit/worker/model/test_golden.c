@@ -292,6 +292,11 @@ Test(golden, cohere_as_palm)
     check_family("cohere/palm");
 }
 
+Test(golden, cohere_with_norms_on_queries_and_keys)
+{
+    check_family("cohere/normed");
+}
+
 Test(golden, gemma)
 {
     check_family("gemma/plain");
