@@ -33,23 +33,43 @@ static float alpha_of(const struct linear_args *a)
     return a->alpha != 0 ? a->alpha : 1;
 }
 
-/* A library call packs both operands of its tile, so a tile costs less by the product the larger it
- * is: 512 by 1024 runs some 15 % faster than 256 by 256 (k 576, one thread). Smaller ones only
- * where there would be too few for the threads, of which more are worth having the more tokens
- * there are. */
+/* The library copies both operands of its tile, so a tile costs less by the product the larger it
+ * is: 512 by 1024 runs 4 % faster than 128 by 256 (k 576, one thread). So a few threads get FEW
+ * tiles, and those of larger machines MANY as long as tiles stay LARGE, which costs 1 % on two
+ * threads, where 4 tiles would leave 12 of 16 idle; or are LONG in work. More tokens afford more
+ * tiles, which share out more evenly. Powers of two: threads that are one get the same share. */
 struct tiling {
     int64_t rows, cols, down, across;
 };
 
-static struct tiling tiling(int64_t rows, int64_t cols, int64_t tokens)
+/* The least power of two of parts that are at most `most` long. */
+static int64_t parts(int64_t length, int64_t most)
 {
-    enum { SMALLEST = 64, MOST_ROWS = 512, MOST_COLS = 1024, STEP = 32 };
-    int64_t wanted = tokens < 4096 ? 4 : 8;
-    struct tiling t = {.down = divide_up(rows, MOST_ROWS), .across = divide_up(cols, MOST_COLS)};
+    int64_t n = 1;
+    while (divide_up(length, n) > most)
+        n *= 2;
+    return n;
+}
 
-    while (t.down * t.across < wanted) {
+static struct tiling tiling(int64_t rows, int64_t cols, int64_t depth, int64_t tokens)
+{
+    enum {
+        SMALLEST = 64,   /* rows or columns                */
+        LARGE = 1 << 15, /* elements                       */
+        LONG = 1 << 27,  /* multiply-adds: 2 ms of a thread */
+        MOST_ROWS = 512,
+        MOST_COLS = 1024,
+        STEP = 16, /* floats of a vector: an edge narrower than one takes as long */
+        FEW = 4
+    };
+    int64_t many = tokens < 4096 ? 16 : 32;
+    struct tiling t = {.down = parts(rows, MOST_ROWS), .across = parts(cols, MOST_COLS)};
+
+    for (int64_t n = t.down * t.across; n < many; n *= 2) {
         int64_t height = divide_up(rows, t.down), width = divide_up(cols, t.across);
-        if (height <= SMALLEST && width <= SMALLEST)
+        int64_t half = height * width / 2;
+        bool enough = n >= FEW && half < LARGE && half * depth < LONG;
+        if (enough || (height <= SMALLEST && width <= SMALLEST))
             break;
         *(height > width ? &t.down : &t.across) *= 2;
     }
@@ -143,9 +163,8 @@ static void forward_tile(const struct linear_args *a, const struct tile *t)
     const float *bias = a->bias, *residual = a->residual;
     int64_t at = t->r0 * ldy + t->c0;
     bool in_place = residual == a->y && residual && !a->pre;
-    bool bare = a->act == ACT_NONE && !bias && !a->pre;
 
-    if (in_place && !bare) {
+    if (in_place && a->act != ACT_NONE) {
         forward_by_pieces(a, t);
         return;
     }
@@ -153,7 +172,9 @@ static void forward_tile(const struct linear_args *a, const struct tile *t)
     blas_sgemm(BLAS_AS_IS, BLAS_TRANSPOSED, t->rows, t->cols, a->I, alpha_of(a),
                (const float *)a->x + t->r0 * ldx, ldx, (const float *)a->w + t->c0 * a->I, a->I,
                in_place ? 1 : 0, product + at, ldy);
-    if (bare && (in_place || !residual))
+    if (in_place)
+        residual = NULL; /* it is in the sum */
+    if (a->act == ACT_NONE && !bias && !residual && !a->pre)
         return;
     for (int64_t i = 0; i < t->rows; i++, at += ldy)
         fast_finish_row(a->act, t->cols, product + at, bias ? bias + t->c0 : NULL,
@@ -163,7 +184,7 @@ static void forward_tile(const struct linear_args *a, const struct tile *t)
 
 int fast_linear_fwd(struct stream *s, const struct linear_args *a)
 {
-    struct tiling t = tiling(a->N, a->O, a->N);
+    struct tiling t = tiling(a->N, a->O, a->I, a->N);
 
     if (a->quant.format != QUANT_NONE) {
         struct linear_args plain = cpu_quant_decoded(s, DT_F32, true, a);
@@ -199,7 +220,7 @@ FAST_CLONES void fast_slope_row(enum act_kind act, int64_t n, const float *pre, 
 int fast_linear_bwd_data(struct stream *s, const struct linear_args *a)
 {
     int64_t ldx = ld_or(a->ldx, a->I), ldy = ld_or(a->ldy, a->O);
-    struct tiling t = tiling(a->N, a->I, a->N);
+    struct tiling t = tiling(a->N, a->I, a->O, a->N);
 
     if (a->quant.format != QUANT_NONE) {
         struct linear_args plain = cpu_quant_decoded(s, DT_F32, true, a);
@@ -248,7 +269,7 @@ FAST_CLONES void fast_column_sums(const float *x, int64_t ld, int64_t N, int64_t
 int fast_linear_bwd_weight(struct stream *s, const struct linear_args *a)
 {
     int64_t ldx = ld_or(a->ldx, a->I), ldy = ld_or(a->ldy, a->O);
-    struct tiling t = tiling(a->O, a->I, a->N);
+    struct tiling t = tiling(a->O, a->I, a->N, a->N);
     int64_t tiles = a->dw ? t.down * t.across : 0;
     int64_t strips = a->dbias ? divide_up(a->O, FAST_COLUMNS) : 0;
     bool add = a->dw_accum == ACCUM_ADD;

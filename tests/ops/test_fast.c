@@ -65,10 +65,11 @@ static void functions(void)
 
 static void threads_agree(const struct op_case *c)
 {
-    static const int THREADS[] = {1, 2, 3, 7};
+    static const int THREADS[] = {1, 2, 3, 7, 16};
+    enum { COUNTS = sizeof THREADS / sizeof THREADS[0] };
     struct result first, r;
 
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < COUNTS; i++) {
         struct device_options options = {.threads = THREADS[i]};
         struct target t = {0};
         struct err err = {0};
@@ -90,34 +91,42 @@ static void threads_agree(const struct op_case *c)
     result_fini(&first);
 }
 
-static void linear_threads(void)
+static void linear_shape_threads(int64_t N, int64_t wide_in, int64_t wide_out)
 {
-    enum { N = 200, WIDTH_IN = 192, WIDTH_OUT = 768 };
-    struct linear_args a = {.N = N, .I = WIDTH_IN, .O = WIDTH_OUT, .act = ACT_GELU_ERF};
+    struct linear_args a = {.N = N, .I = wide_in, .O = wide_out, .act = ACT_GELU_ERF};
     struct op_case c;
 
     case_init(&c, OP_LINEAR_FWD, &a, sizeof a, "threads");
-    BIND(&c, linear_args, x, EL_REAL, ROLE_IN, N, WIDTH_IN, 0);
-    BIND(&c, linear_args, w, EL_REAL, ROLE_IN, WIDTH_OUT, WIDTH_IN, 0);
-    BIND(&c, linear_args, bias, EL_REAL, ROLE_IN, 1, WIDTH_OUT, 0);
-    BIND(&c, linear_args, y, EL_REAL, ROLE_ASSIGN, N, WIDTH_OUT, 0);
+    BIND(&c, linear_args, x, EL_REAL, ROLE_IN, N, wide_in, 0);
+    BIND(&c, linear_args, w, EL_REAL, ROLE_IN, wide_out, wide_in, 0);
+    BIND(&c, linear_args, bias, EL_REAL, ROLE_IN, 1, wide_out, 0);
+    BIND(&c, linear_args, y, EL_REAL, ROLE_ASSIGN, N, wide_out, 0);
     threads_agree(&c);
     case_fini(&c);
 
     case_init(&c, OP_LINEAR_BWD_DATA, &a, sizeof a, "threads");
-    BIND(&c, linear_args, dy, EL_REAL, ROLE_IN, N, WIDTH_OUT, 0);
-    BIND(&c, linear_args, w, EL_REAL, ROLE_IN, WIDTH_OUT, WIDTH_IN, 0);
-    BIND(&c, linear_args, dx, EL_REAL, ROLE_ASSIGN, N, WIDTH_IN, 0);
+    BIND(&c, linear_args, dy, EL_REAL, ROLE_IN, N, wide_out, 0);
+    BIND(&c, linear_args, w, EL_REAL, ROLE_IN, wide_out, wide_in, 0);
+    BIND(&c, linear_args, dx, EL_REAL, ROLE_ASSIGN, N, wide_in, 0);
     threads_agree(&c);
     case_fini(&c);
 
     case_init(&c, OP_LINEAR_BWD_WEIGHT, &a, sizeof a, "threads");
-    BIND(&c, linear_args, x, EL_REAL, ROLE_IN, N, WIDTH_IN, 0);
-    BIND(&c, linear_args, dy, EL_REAL, ROLE_IN, N, WIDTH_OUT, 0);
-    BIND(&c, linear_args, dw, EL_GRAD, ROLE_ASSIGN, WIDTH_OUT, WIDTH_IN, 0);
-    BIND(&c, linear_args, dbias, EL_GRAD, ROLE_ASSIGN, 1, WIDTH_OUT, 0);
+    BIND(&c, linear_args, x, EL_REAL, ROLE_IN, N, wide_in, 0);
+    BIND(&c, linear_args, dy, EL_REAL, ROLE_IN, N, wide_out, 0);
+    BIND(&c, linear_args, dw, EL_GRAD, ROLE_ASSIGN, wide_out, wide_in, 0);
+    BIND(&c, linear_args, dbias, EL_GRAD, ROLE_ASSIGN, 1, wide_out, 0);
     threads_agree(&c);
     case_fini(&c);
+}
+
+/* One tile and many, and sums long enough for a library to cut them. */
+static void linear_threads(void)
+{
+    linear_shape_threads(5, 2000, 40);
+    linear_shape_threads(200, 192, 768);
+    linear_shape_threads(1100, 700, 1030);
+    linear_shape_threads(64, 1, 3000);
 }
 
 static void attention_threads(void)
