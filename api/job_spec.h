@@ -245,7 +245,10 @@ void spec_file_fini(struct spec_file *file);
 /* Wipe hub.token, once it is where it belongs. */
 void job_spec_forget_token(struct job_spec *spec);
 
-/* The stored form and back. job_spec_from_json accepts what job_spec_to_json writes, strictly. */
+/* The stored form and back. job_spec_from_json accepts what job_spec_to_json of this release and of
+ * those before it writes, strictly: a member that is missing, because the job is older than it, has
+ * its default, which must therefore be what jobs did before there was the member. Only v, id and
+ * created_at have to be there. */
 json_t *job_spec_to_json(const struct job_spec *spec);
 int job_spec_from_json(const json_t *stored, struct job_spec *spec, struct err *err);
 

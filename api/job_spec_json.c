@@ -23,8 +23,8 @@
 
 /* `v` is written and checked apart. */
 static const struct record_field own_fields[] = {
-    {"id", RECORD_CHARS, AT(id), .cap = JOB_ID_MAX},
-    {"created_at", RECORD_REAL, AT(created_at), .min = 0, .max = 1e11},
+    {"id", RECORD_CHARS, AT(id), .cap = JOB_ID_MAX, .flags = RECORD_REQUIRED},
+    {"created_at", RECORD_REAL, AT(created_at), .min = 0, .max = 1e11, .flags = RECORD_REQUIRED},
     {"resolved", RECORD_BOOL, AT(resolved)},
     TEXT("model", model.name),
     TEXT("base_model.repo", model.repo),
@@ -134,33 +134,6 @@ static const struct spec_special specials[] = {
     {NULL, NULL},
 };
 
-/* Every member must be there: a spec with holes was written by something else. */
-static void check_complete(struct spec_reader *r, const json_t *stored)
-{
-    static const char *const others[] = {"metadata", "sample_prompts", "lora", "parallelism"};
-
-    for (size_t i = 0; i < N_OWN; i++)
-        if (!record_lookup(stored, own_fields[i].path))
-            fault_add(r->faults, own_fields[i].path, "missing", "%s is missing",
-                      own_fields[i].path);
-    for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++)
-        if (!json_object_get(stored, others[i]))
-            fault_add(r->faults, others[i], "missing", "%s is missing", others[i]);
-    if (!record_lookup(stored, "dataset.column_mapping"))
-        fault_add(r->faults, "dataset.column_mapping", "missing",
-                  "dataset.column_mapping is missing");
-    if (r->spec->lora.enabled && !record_lookup(stored, "lora.target_modules"))
-        fault_add(r->faults, "lora.target_modules", "missing", "lora.target_modules is missing");
-    for (size_t i = 0; i < spec_n_fields; i++) {
-        const char *path = spec_fields[i].path;
-        bool left_out =
-            (r->spec->parallelism.is_auto && spec_path_is_within(path, "parallelism")) ||
-            (!r->spec->lora.enabled && spec_path_is_within(path, "lora"));
-        if (!left_out && !record_lookup(stored, path))
-            fault_add(r->faults, path, "missing", "%s is missing", path);
-    }
-}
-
 static int check_version(const json_t *stored, struct err *err)
 {
     const json_t *v = json_object_get(stored, "v");
@@ -185,7 +158,6 @@ int job_spec_from_json(const json_t *stored, struct job_spec *spec, struct err *
     TRY(check_version(stored, err));
     TRY(record_read(own_fields, N_OWN, stored, &fresh, err));
     spec_read_members(&reader, stored, "", "");
-    check_complete(&reader, stored);
     if (faults.n > 0) {
         rc = err_set(err, ERR_INVALID, "%s", faults.items[0].message);
         err_set_param(err, rc, faults.items[0].param);

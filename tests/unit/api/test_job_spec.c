@@ -5,32 +5,9 @@
 #include <string.h>
 
 #include "api/job_spec.h"
-#include "core/alloc.h"
 #include "core/buf.h"
 #include "core/json.h"
-
-static json_t *parse(const char *text)
-{
-    struct err err = {0};
-    json_t *value = NULL;
-
-    cr_assert(
-        json_parse_limited(text, strlen(text), 1 << 20, JSON_MAX_DEPTH_REQUEST, &value, &err) == 0,
-        "%s: %s", text, err.msg);
-    return value;
-}
-
-/* {"model","training_file"} and `more`, which begins with a comma or is empty. */
-static int request(const char *more, struct job_spec *spec, struct fault_list *faults)
-{
-    char *text = xasprintf("{\"model\":\"org/name\",\"training_file\":\"file-abc\"%s}", more);
-    json_t *body = parse(text);
-    int rc = job_spec_from_request(body, spec, NULL, faults);
-
-    json_decref(body);
-    free(text);
-    return rc;
-}
+#include "tests/unit/api/request.h"
 
 /* `more` is refused with exactly one fault, of this param and code. */
 static void refused(const char *more, const char *param, const char *code)
@@ -38,7 +15,7 @@ static void refused(const char *more, const char *param, const char *code)
     struct fault_list faults = {0};
     struct job_spec spec = {0};
 
-    cr_assert(request(more, &spec, &faults) == ERR_INVALID, "accepted: %s", more);
+    cr_assert(request_read(more, &spec, &faults) == ERR_INVALID, "accepted: %s", more);
     cr_assert(faults.n == 1, "%s gives %ld faults, the second: %s", more, (long)faults.n,
               faults.items[1].message);
     cr_assert_str_eq(faults.items[0].param, param, "%s: param %s", more, faults.items[0].param);
@@ -53,7 +30,7 @@ static void accepted(const char *more)
     struct fault_list faults = {0};
     struct job_spec spec = {0};
 
-    cr_assert(request(more, &spec, &faults) == 0, "%s: %s", more,
+    cr_assert(request_read(more, &spec, &faults) == 0, "%s: %s", more,
               faults.n ? faults.items[0].message : "?");
     job_spec_fini(&spec);
 }
@@ -63,7 +40,7 @@ Test(job_spec, minimal_request_has_the_documented_defaults)
     struct fault_list faults = {0};
     struct job_spec spec = {0};
 
-    cr_assert(request("", &spec, &faults) == 0);
+    cr_assert(request_read("", &spec, &faults) == 0);
     cr_assert_str_eq(spec.model.repo, "org/name");
     cr_assert_str_eq(spec.model.revision, "main");
     cr_assert_str_eq(spec.training_file.id, "file-abc");
@@ -91,7 +68,7 @@ Test(job_spec, every_request_member_reaches_the_spec)
     struct fault_list faults = {0};
     struct job_spec spec = {0};
     bool dry_run = false;
-    json_t *body = parse(
+    json_t *body = request_parse(
         "{\"model\":\"hf://org/name@v1.0\",\"training_file\":\"file-a\","
         "\"validation_file\":\"file-b\",\"suffix\":\"my_Suffix-1\",\"seed\":7,"
         "\"metadata\":{\"k\":\"v\"},\"integrations\":null,\"dry_run\":true,"
@@ -146,8 +123,8 @@ Test(job_spec, old_hyperparameters_are_taken)
     struct fault_list faults = {0};
     struct job_spec spec = {0};
 
-    cr_assert(request(",\"hyperparameters\":{\"n_epochs\":4,\"learning_rate_multiplier\":2}", &spec,
-                      &faults) == 0);
+    cr_assert(request_read(",\"hyperparameters\":{\"n_epochs\":4,\"learning_rate_multiplier\":2}",
+                           &spec, &faults) == 0);
     cr_assert(spec.hyper.n_epochs.value == 4 && !spec.hyper.n_epochs.is_auto);
     cr_assert(spec.hyper.learning_rate_multiplier.value == 2);
     job_spec_fini(&spec);
@@ -252,15 +229,15 @@ Test(job_spec, lora_is_an_object_of_its_own)
     struct fault_list faults = {0};
     struct job_spec spec = {0};
 
-    cr_assert(request(",\"lora\":{}", &spec, &faults) == 0);
+    cr_assert(request_read(",\"lora\":{}", &spec, &faults) == 0);
     cr_expect(spec.lora.enabled && spec.lora.rank == 16 && spec.lora.alpha == 32);
     cr_expect(spec.lora.n_target_modules == 0 && spec.lora.export == LORA_EXPORT_ADAPTER);
     cr_expect(spec.lora.quantize_base == BASE_QUANTIZE_NONE);
     job_spec_fini(&spec);
-    cr_assert(request(",\"lora\":{\"rank\":4,\"alpha\":1.5,\"dropout\":0.1,\"rslora\":true,"
-                      "\"target_modules\":[\"q_proj\",\"fc1\"],\"export\":\"both\","
-                      "\"quantize_base\":\"nf4\"}",
-                      &spec, &faults) == 0);
+    cr_assert(request_read(",\"lora\":{\"rank\":4,\"alpha\":1.5,\"dropout\":0.1,\"rslora\":true,"
+                           "\"target_modules\":[\"q_proj\",\"fc1\"],\"export\":\"both\","
+                           "\"quantize_base\":\"nf4\"}",
+                           &spec, &faults) == 0);
     cr_expect(spec.lora.rank == 4 && spec.lora.alpha == 1.5 && spec.lora.dropout == 0.1);
     cr_expect(spec.lora.rslora && spec.lora.export == LORA_EXPORT_BOTH);
     cr_expect(spec.lora.quantize_base == BASE_QUANTIZE_NF4);
@@ -282,7 +259,7 @@ Test(job_spec, all_faults_of_a_body_are_reported_at_once)
 {
     struct fault_list faults = {0};
     struct job_spec spec = {0};
-    json_t *body = parse("{\"seed\":-1,\"suffix\":\"*\",\"lora\":{\"rank\":0,\"x\":1}}");
+    json_t *body = request_parse("{\"seed\":-1,\"suffix\":\"*\",\"lora\":{\"rank\":0,\"x\":1}}");
 
     cr_assert(job_spec_from_request(body, &spec, NULL, &faults) == ERR_INVALID);
     cr_assert(faults.n == 6, "%ld", (long)faults.n);
@@ -301,10 +278,10 @@ Test(job_spec, tensor_layouts_and_gpus_must_multiply)
     struct job_spec spec = {0};
     bool found = false;
 
-    request(",\"parallelism\":{\"tensor\":{\"mode\":\"2.5d\",\"size\":9,\"depth\":2},"
-            "\"data\":65536,\"pipeline\":{\"stages\":65536},\"context\":65536},"
-            "\"resources\":{\"gpus\":18}",
-            &spec, &faults);
+    request_read(",\"parallelism\":{\"tensor\":{\"mode\":\"2.5d\",\"size\":9,\"depth\":2},"
+                 "\"data\":65536,\"pipeline\":{\"stages\":65536},\"context\":65536},"
+                 "\"resources\":{\"gpus\":18}",
+                 &spec, &faults);
     for (int64_t i = 0; i < faults.n; i++)
         found |= strcmp(faults.items[i].code, "invalid_parallelism") == 0 &&
                  strstr(faults.items[i].message, "18 is the next larger");
@@ -385,7 +362,8 @@ Test(job_spec, model_references)
         job_spec_fini(&spec);
         fault_list_fini(&faults);
     }
-    json_t *body = parse("{\"model\":\"ft:a/b:org:s:12345678\",\"training_file\":\"file-a\"}");
+    json_t *body =
+        request_parse("{\"model\":\"ft:a/b:org:s:12345678\",\"training_file\":\"file-a\"}");
     cr_assert(job_spec_from_request(body, &spec, NULL, &faults) == ERR_INVALID);
     cr_assert_str_eq(faults.items[0].code, "unsupported_model");
     json_decref(body);
@@ -410,153 +388,6 @@ Test(job_spec, numbers_that_json_cannot_hold_are_errors_not_crashes)
                       ERR_INVALID,
                   "%s", texts[i]);
     }
-}
-
-static void fill(struct job_spec *spec)
-{
-    struct fault_list faults = {0};
-
-    cr_assert(request(",\"validation_file\":\"file-b\",\"suffix\":\"s\",\"metadata\":{\"k\":\"v\"},"
-                      "\"parallelism\":{\"data\":1},\"sample_prompts\":[\"p\"],"
-                      "\"optimization\":{\"learning_rate\":0.1}",
-                      spec, &faults) == 0);
-    snprintf(spec->id, sizeof(spec->id), "ftjob-1");
-    spec->created_at = 1763848337.5;
-    spec->resolved = true;
-    spec->model.commit = xstrdup("0123456789012345678901234567890123456789");
-    spec->training_file.path = xstrdup("/x/y");
-    spec->validation_file.path = xstrdup("/x/z");
-    spec->training_file.filename = xstrdup("d\xc3\xa4ta.jsonl");
-    spec->training_file.bytes = 123;
-    spec->lora.enabled = true;
-    spec->lora.quantize_base = BASE_QUANTIZE_INT8;
-    spec->lora.target_modules = xcalloc(2, sizeof(char *));
-    spec->lora.target_modules[0] = xstrdup("q_proj");
-    spec->lora.n_target_modules = 1;
-}
-
-Test(job_spec, stored_form_round_trips)
-{
-    struct job_spec spec = {0}, back = {0}, copy;
-    struct err err = {0};
-    char path[] = "/tmp/castor-spec-XXXXXX";
-
-    fill(&spec);
-    json_t *first = job_spec_to_json(&spec);
-    cr_assert(job_spec_from_json(first, &back, &err) == 0, "%s", err.msg);
-    json_t *second = job_spec_to_json(&back);
-    cr_assert(json_equal(first, second));
-    cr_assert_str_eq(back.lora.target_modules[0], "q_proj");
-    cr_assert(back.lora.quantize_base == BASE_QUANTIZE_INT8);
-    job_spec_copy(&copy, &back);
-    job_spec_fini(&back);
-    json_t *third = job_spec_to_json(&copy);
-    cr_assert(json_equal(first, third));
-
-    cr_assert(mkstemp(path) >= 0);
-    cr_assert(job_spec_save(path, &copy, &err) == 0, "%s", err.msg);
-    cr_assert(job_spec_load(path, &back, &err) == 0, "%s", err.msg);
-    json_t *fourth = job_spec_to_json(&back);
-    cr_assert(json_equal(first, fourth));
-    remove(path);
-    json_decref(first);
-    json_decref(second);
-    json_decref(third);
-    json_decref(fourth);
-    job_spec_fini(&spec);
-    job_spec_fini(&back);
-    job_spec_fini(&copy);
-    job_spec_fini(&copy); /* idempotent */
-}
-
-/* Each member removed, or replaced by something odd, must be an error that names a member. */
-static void mangle(json_t *root, json_t *object, int depth)
-{
-    const char *key;
-    json_t *value;
-    json_t *members = json_copy(object); /* iterated while object changes */
-
-    json_object_foreach(members, key, value)
-    {
-        struct job_spec spec = {0};
-        struct err err = {0};
-
-        if (strcmp(key, "k") != 0) { /* a pair of metadata may well be missing */
-            json_object_del(object, key);
-            cr_assert(job_spec_from_json(root, &spec, &err) != 0, "without %s", key);
-        }
-        json_object_set_new(object, key, json_pack("[f]", 1.5));
-        memset(&err, 0, sizeof(err));
-        cr_assert(job_spec_from_json(root, &spec, &err) != 0, "with a bad %s", key);
-        json_object_set(object, key, value);
-        if (json_is_object(value) && depth < 4)
-            mangle(root, value, depth + 1);
-    }
-    json_decref(members);
-    if (!json_object_get(object, "k")) {
-        struct job_spec spec = {0};
-        json_object_set_new(object, "surplus", json_true());
-        cr_assert(job_spec_from_json(root, &spec, NULL) != 0, "surplus member at depth %d", depth);
-        json_object_del(object, "surplus");
-    }
-}
-
-Test(job_spec, stored_form_is_read_strictly)
-{
-    struct job_spec spec = {0}, back = {0};
-    struct err err = {0};
-
-    fill(&spec);
-    json_t *stored = job_spec_to_json(&spec);
-    mangle(stored, stored, 0);
-    cr_assert(job_spec_from_json(stored, &back, &err) == 0, "%s", err.msg);
-    job_spec_fini(&back);
-    json_decref(stored);
-    stored = json_string("x");
-    cr_assert(job_spec_from_json(stored, &back, &err) == ERR_INVALID);
-    json_decref(stored);
-    memset(&err, 0, sizeof(err));
-    cr_assert(job_spec_load("/nonexistent/spec.json", &back, &err) == ERR_NOT_FOUND);
-    job_spec_fini(&spec);
-}
-
-/* Whoever runs the job would have nothing to look for. */
-Test(job_spec, a_job_directory_says_where_model_and_data_are)
-{
-    struct job_spec spec = {0}, back = {0};
-    struct err err = {0};
-    char path[] = "/tmp/castor-spec-XXXXXX";
-
-    fill(&spec);
-    free(spec.model.path);
-    free(spec.model.repo);
-    spec.model.path = spec.model.repo = NULL;
-    cr_assert(mkstemp(path) >= 0);
-    cr_assert(job_spec_save(path, &spec, &err) == 0, "%s", err.msg);
-    cr_expect(job_spec_load(path, &back, &err) == ERR_INVALID);
-    cr_expect_str_eq(err.param, "base_model");
-    cr_expect_not_null(strstr(err.msg, path), "%s", err.msg);
-    spec.model.path = xstrdup("/data/model");
-    free(spec.validation_file.path);
-    spec.validation_file.path = NULL;
-    spec.validation_file.repo = xstrdup("org/data");
-    cr_assert(job_spec_save(path, &spec, NULL) == 0);
-    err_clear(&err);
-    cr_expect(job_spec_load(path, &back, &err) == ERR_INVALID);
-    cr_expect_str_eq(err.param, "validation_file");
-    spec.validation_file.revision = xstrdup("main");
-    cr_assert(job_spec_save(path, &spec, NULL) == 0);
-    cr_expect(job_spec_load(path, &back, &err) == 0, "%s", err.msg);
-    job_spec_fini(&back);
-    free(spec.training_file.path);
-    spec.training_file.path = NULL;
-    cr_assert(job_spec_save(path, &spec, NULL) == 0);
-    err_clear(&err);
-    cr_expect(job_spec_load(path, &back, &err) == ERR_INVALID);
-    cr_expect_str_eq(err.param, "training_file");
-    remove(path);
-    job_spec_fini(&spec);
-    job_spec_fini(&back);
 }
 
 /* Somewhere below: what dataset.column_mapping may name, as the published document has it. */
