@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import time
 
@@ -85,6 +87,21 @@ def samples_come_with_evaluations(root):
     for attempt in (1, 2):
         for e in same.events(attempt, "sample"):
             equal(e["completion"], text[e["step"], e["prompt_index"]])
+
+
+def samples_end_at_any_end_of_generation(root):
+    """At each eos_token_id of generation_config.json, of which the tokenizer's own eos is one."""
+    changes = {"steps": 30, "sample_prompts": ["alpha", "beta"], "sample_tokens": 20, "optimization": {"eval_interval": 10}}
+    plain = Job(root, "plain", **changes)
+    equal(plain.run().returncode, 0)
+    model = os.path.join(root, "model")
+    shutil.copytree(Job.model, model)
+    rig.write_json(os.path.join(model, "generation_config.json"), {"eos_token_id": [2] + [4 + ord(c) for c in "lt"]})
+    stopped = Job(root, "stopped", model=model, **changes)
+    equal(stopped.run().returncode, 0)
+    whole = [e["completion"] for e in plain.events(type="sample")]
+    assert any(c in text for text in whole for c in "lt"), whole
+    equal([e["completion"] for e in stopped.events(type="sample")], [re.split("[lt]", text)[0] for text in whole])
 
 
 def early_stopping_wants_min_delta(root):
@@ -215,7 +232,7 @@ def killed_at_random_again_and_again(root):
 
 
 CASES = [order_hangs_on_the_seed_alone, order_is_independent_of_batches, samples_come_with_evaluations,
-         early_stopping_wants_min_delta, patience_survives_kills, best_is_kept_and_exported_when_asked, never_better_says_so,
+         samples_end_at_any_end_of_generation, early_stopping_wants_min_delta, patience_survives_kills, best_is_kept_and_exported_when_asked, never_better_says_so,
          something_to_resume_from_is_never_removed, killed_at_random_again_and_again]
 
 if __name__ == "__main__":

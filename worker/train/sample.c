@@ -81,7 +81,7 @@ int sample_text(struct executor *e, const struct plan *plan, const struct tokeni
         lay_row(e, &tokens);
         TRY(executor_logits(e, tokens.n - 1, logits, err));
         int32_t id = sample_token(logits, vocab, rng_to_unit(rng_draw(stream, (uint64_t)k)));
-        if (id == tokenizer_eos(tokenizer) || id >= tokenizer_vocab_size(tokenizer))
+        if (tokenizer_stops_at(tokenizer, id) || id >= tokenizer_vocab_size(tokenizer))
             break;
         token_list_add(&tokens, id);
     }

@@ -21,7 +21,8 @@ struct sample_request {
     int64_t step;
 };
 
-/* Appends the completion, without the prompt. No step may be in flight. */
+/* Appends the completion, without the prompt: to where generation with this tokenizer ends, or the
+ * limits of request and sequence do. No step may be in flight. */
 int sample_text(struct executor *e, const struct plan *plan, const struct tokenizer *tokenizer,
                 const struct sample_request *request, struct buf *out, struct err *err);
 
