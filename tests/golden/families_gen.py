@@ -177,6 +177,11 @@ def exact_frequencies(config, parameters, module, prefix):
     return inv, scaling
 
 
+def gptj_tables(positions, dim):
+    angles = torch.arange(positions).double()[:, None] * 10000.0 ** (-torch.arange(0, dim, 2).double() / dim)
+    return torch.cat((angles.sin(), angles.cos()), dim=1).float().double()
+
+
 def gptj_in_double(module):
     """GPT-J's attention without its casts to float32, and its tables from double: before transformers 5."""
     def attention(self, query, key, value, attention_mask=None):
