@@ -38,6 +38,8 @@ struct weights_reader {
     struct weight_file *files;
     int64_t n_files;
     struct tensor_sources *sources; /* by tensor */
+    float *whole; /* of the last tensor that was quantised; of the largest so far */
+    int64_t whole_elements;
 };
 
 static int add_file(struct weights_reader *r, const char *model_dir, const char *name,
@@ -336,6 +338,7 @@ void weights_close(struct weights_reader *r)
         weight_file_close(&r->files[i]);
     free(r->files);
     free(r->sources);
+    free(r->whole);
     free(r);
 }
 
@@ -423,13 +426,19 @@ int weights_read_quantized(struct weights_reader *r, int64_t tensor, enum quant_
 {
     const struct tensor_desc *desc = &r->model->tensors[tensor];
     int64_t n = tensor_elements(desc);
-    void *whole = NULL;
+    void *larger = NULL;
     int rc = 0;
 
-    TRY(alloc_try(&whole, (size_t)n, sizeof(float), tensor_role_name(desc->role), err));
-    TRY(weights_read(r, tensor, DT_F32, whole, err));
-    quant_encode(format, n, whole, codes, scales);
+    if (n > r->whole_elements) {
+        free(r->whole);
+        r->whole = NULL;
+        r->whole_elements = 0;
+        TRY(alloc_try(&larger, (size_t)n, sizeof(float), tensor_role_name(desc->role), err));
+        r->whole = larger;
+        r->whole_elements = n;
+    }
+    TRY(weights_read(r, tensor, DT_F32, r->whole, err));
+    quant_encode(format, n, r->whole, codes, scales);
 out:
-    free(whole);
     return rc;
 }

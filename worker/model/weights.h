@@ -30,7 +30,7 @@ void weights_close(struct weights_reader *r);
 int weights_read(struct weights_reader *r, int64_t tensor, enum dtype to, void *out,
                  struct err *err);
 
-/* The whole tensor quantised, from float32, which takes as much memory while it runs. */
+/* The whole tensor quantised, from float32: the reader keeps memory for the largest so far. */
 int weights_read_quantized(struct weights_reader *r, int64_t tensor, enum quant_format format,
                            void *codes, float *scales, struct err *err);
 /* Is all of the tensor of this type in the files? */
