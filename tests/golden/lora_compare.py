@@ -1,13 +1,14 @@
 """Check that PEFT and transformers load what jobs with adapters leave, for every family. Run by hand, with torch:
 
-    python tests/golden/lora_compare.py --build build/cpu [FAMILY...]
+    python tests/golden/lora_compare.py --build build/cpu [--quantize nf4|int8] [FAMILY...]
 
 For each case of families_gen.py and some of OPT: a model with random weights and a byte-level tokenizer, a job of
 some steps with lora.export "both", and then, in float32 on random tokens, the largest difference of logits between
   peft      the base model with the adapter that PeftModel.from_pretrained loads
   merged    the merged model that the job wrote
   unloaded  PEFT's own merge_and_unload
-as a share of the largest logit, beside how far the adapter moved the base model's logits. Fails beyond 1e-5.
+as a share of the largest logit, beside how far the adapter moved the base model's logits. Fails beyond 1e-5. With
+--quantize the base model is that of lora.quantize_base, whose layers quant_gen.py quantises and decodes.
 """
 
 import argparse
@@ -25,7 +26,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "e2e"))
 import rig  # noqa: E402
 
 TOLERANCE = 1e-5
-LORA = {"rank": 5, "alpha": 8, "dropout": 0.0, "rslora": False, "target_modules": ["all-linear"], "export": "both"}
+LORA = {"rank": 5, "alpha": 8, "dropout": 0.0, "rslora": False, "target_modules": ["all-linear"],
+        "quantize_base": "none", "export": "both"}
 OPT = {name: (tf.OPTConfig, {**gen.BASE, **changes}) for name, changes in gen.CASES.items()}
 SETTINGS = {  # of single cases, over LORA
     "opt/plain": {"target_modules": "auto", "rslora": True},
@@ -53,10 +55,17 @@ def load(path):
     return model.eval()
 
 
-def compare(case, config_class, changes, root):
+def load_base(path, form):
+    if form == "none":
+        return load(path)
+    import quant_gen  # needs bitsandbytes
+    return quant_gen.quantise_layers(load(path), form)
+
+
+def compare(case, config_class, changes, root, form):
     base = root / "base"
     make_model(config_class, changes, base)
-    lora = {**LORA, **SETTINGS.get(case, {})}
+    lora = {**LORA, **SETTINGS.get(case, {}), "quantize_base": form}
     job = rig.Job(str(root), steps=10, model=str(base), lora=lora,
                   dataset={"max_seq_length": 16}, optimization={"learning_rate": 0.02})
     done = job.run()
@@ -64,8 +73,8 @@ def compare(case, config_class, changes, root):
     output = root / "job" / "output"
     ids = torch.randint(4, rig.VOCAB, (2, 16), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        plain = load(base)(ids).logits
-        adapted = PeftModel.from_pretrained(load(base), output / "adapter").eval()
+        plain = load_base(base, form)(ids).logits
+        adapted = PeftModel.from_pretrained(load_base(base, form), output / "adapter").eval()
         peft = adapted(ids).logits
         merged = load(output)(ids).logits
         unloaded = adapted.merge_and_unload()(ids).logits
@@ -81,6 +90,7 @@ def compare(case, config_class, changes, root):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--build", required=True)
+    parser.add_argument("--quantize", default="none")
     parser.add_argument("families", nargs="*")
     args = parser.parse_args()
     rig.Job.worker = str(pathlib.Path(args.build).resolve() / "castor-worker")
@@ -90,7 +100,7 @@ def main():
             if name == "images" or (args.families and family not in args.families):
                 continue  # of models with images the text model alone is trained
             with tempfile.TemporaryDirectory() as root:
-                failed += not compare("%s/%s" % (family, name), config_class, changes, pathlib.Path(root))
+                failed += not compare("%s/%s" % (family, name), config_class, changes, pathlib.Path(root), args.quantize)
     sys.exit(failed > 0)
 
 

@@ -86,15 +86,49 @@ void rig_adapt(struct rig *r, const struct adapter_config *c)
     }
 }
 
+static size_t weight_bytes(const struct rig *r, int64_t tensor)
+{
+    const struct tensor_desc *t = &r->m.tensors[tensor];
+    int64_t n = tensor_elements(t);
+
+    return t->quant == QUANT_NONE ? (size_t)n * dtype_size(r->ops->compute)
+                                  : quant_bytes(t->quant, n);
+}
+
+void rig_quantise(struct rig *r, enum quant_format format)
+{
+    r->scales = xcalloc((size_t)r->m.n_tensors, sizeof(*r->scales));
+    model_quantize(&r->m, format);
+    for (int64_t i = 0; i < r->m.n_weights; i++) {
+        int64_t n = tensor_elements(&r->m.tensors[i]);
+        size_t plain = (size_t)n * dtype_size(r->ops->compute);
+        float *values;
+        char *codes;
+
+        if (r->m.tensors[i].quant == QUANT_NONE)
+            continue;
+        values = xcalloc((size_t)n, sizeof(*values));
+        dtype_convert(DT_F32, values, r->ops->compute, r->weights[i], n);
+        codes = device_new(r, weight_bytes(r, i));
+        r->scales[i] = (const float *)(const void *)(codes + quant_scales_at(format, n));
+        quant_encode(format, n, values, codes,
+                     (float *)(void *)(codes + quant_scales_at(format, n)));
+        device_free(r->device, r->weights[i], plain);
+        r->weights[i] = codes;
+        free(values);
+    }
+}
+
 void rig_close(struct rig *r)
 {
     for (int64_t i = 0; i < r->m.n_tensors; i++) {
         size_t elements = (size_t)tensor_elements(&r->m.tensors[i]);
 
-        device_free(r->device, r->weights[i], elements * dtype_size(r->ops->compute));
+        device_free(r->device, r->weights[i], weight_bytes(r, i));
         device_free(r->device, r->grads[i], elements * dtype_size(r->ops->grad));
     }
     free(r->weights);
+    free(r->scales);
     free(r->grads);
     free(r->tokens);
     free(r->targets);
@@ -197,6 +231,7 @@ struct micro {
     size_t act_bytes, saved_bytes, scratch_bytes, loss_bytes;
     struct block_run run;
     void *weights[BLOCK_MAX_TENSORS], *grads[BLOCK_MAX_TENSORS];
+    const float *scales[BLOCK_MAX_TENSORS];
 };
 
 static struct block_shape micro_shape(const struct micro *u)
@@ -235,6 +270,7 @@ static void micro_open(struct micro *u, struct rig *r, int64_t first, int64_t ro
         .ops = r->ops,
         .stream = r->stream,
         .weights = u->weights,
+        .scales = u->scales,
         .grads = u->grads,
         .tokens = r->tokens + first * r->T,
         .targets = r->targets + first * r->T,
@@ -288,6 +324,7 @@ static void micro_block(struct micro *u, int64_t b, bool backward)
         bool frozen = !t->trainable || (r->freeze_all_but_norms && !is_norm(t->role));
 
         u->weights[i] = r->weights[desc->tensors[i]];
+        u->scales[i] = r->scales != NULL ? r->scales[desc->tensors[i]] : NULL;
         u->grads[i] = frozen ? NULL : r->grads[desc->tensors[i]];
     }
     u->run.block = b;

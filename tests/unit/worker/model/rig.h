@@ -19,6 +19,7 @@ struct rig {
     const struct op_table *ops;
     struct stream *stream;
     void **weights, **grads; /* by tensor */
+    const float **scales;    /* of quantised weights, which lie behind their codes; or NULL */
 
     int64_t B, T;                                      /* the whole step's batch */
     int32_t *tokens, *targets, *positions, *first_key; /* (B, T); first_key may be NULL */
@@ -44,6 +45,8 @@ void rig_open(struct rig *r, struct decoder_config *config, enum dtype compute, 
 void rig_close(struct rig *r);
 /* Freeze the weights and give the rig adapters, all of them zero. */
 void rig_adapt(struct rig *r, const struct adapter_config *c);
+/* Quantise the layers' matrices as they are now; they are no longer for rig_weight. */
+void rig_quantise(struct rig *r, enum quant_format format);
 
 /* Uniform in +-spread, norms around 1, from a fixed seed. */
 void rig_random_weights(struct rig *r, double spread);

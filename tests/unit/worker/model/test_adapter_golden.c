@@ -1,5 +1,6 @@
 /* Adapters against PEFT (tests/golden/lora_gen.py): losses, the gradients of A and B, training
- * steps, and the file that is written. */
+ * steps, and the file that is written; beside quantised weights (tests/golden/quant_gen.py), too.
+ */
 #include <criterion/criterion.h>
 #include <math.h>
 #include <stdio.h>
@@ -79,7 +80,8 @@ static int scatter_slice(void *ud, const struct adapter_slice *s, struct err *er
     return 0;
 }
 
-static void read_adapters(struct rig *r, const char *path, double *out)
+/* Whether the file has adapters; `others`: tensors that it has besides. */
+static bool read_adapters(struct rig *r, const char *path, int64_t others, double *out)
 {
     struct safetensors_file f;
     struct err err = {0};
@@ -92,19 +94,23 @@ static void read_adapters(struct rig *r, const char *path, double *out)
         at += tensor_elements(&r->m.tensors[t]);
     }
     cr_assert_eq(safetensors_open(path, &f, &err), 0, "%s", err.msg);
-    cr_assert_eq(adapters_each(&r->m, scatter_slice, &to, &err), 0);
-    cr_assert_eq(to.n_slices, f.n_tensors, "%s holds other modules", path);
+    bool any = f.n_tensors > others;
+    if (any) {
+        cr_assert_eq(adapters_each(&r->m, scatter_slice, &to, &err), 0);
+        cr_assert_eq(to.n_slices, f.n_tensors - others, "%s holds other modules", path);
+    }
     safetensors_close(&f);
     free(to.first);
+    return any;
 }
 
-static void check_grads(struct golden_check *c, struct rig *r, const char *path)
+static void check_grads(struct golden_check *c, struct rig *r, const char *path, int64_t others)
 {
     double *want = xcalloc((size_t)r->m.adapters.n_params, sizeof(double));
     int64_t at = 0;
 
-    read_adapters(r, path, want);
-    for (int64_t t = r->m.n_weights; t < r->m.n_tensors; t++) {
+    bool any = read_adapters(r, path, others, want);
+    for (int64_t t = r->m.n_weights; t < r->m.n_tensors && any; t++) {
         const struct tensor_desc *desc = &r->m.tensors[t];
         int64_t n = tensor_elements(desc);
         double *got = xcalloc((size_t)n, sizeof(double));
@@ -161,7 +167,7 @@ static void open_case(struct rig *r, const char *name, enum dtype compute, bool 
     rig_adapt(r, &adapters);
     json_decref(j);
     snprintf(path, sizeof(path), ROOT "%s/lora/adapter_model.safetensors", name);
-    read_adapters(r, path, NULL);
+    cr_assert(read_adapters(r, path, 0, NULL));
     snprintf(path, sizeof(path), ROOT "%s/batch.safetensors", name);
     cr_assert_eq(safetensors_open(path, &batch, &err), 0, "%s", err.msg);
     golden_load_batch(r, &batch);
@@ -187,13 +193,43 @@ static void check_case(const char *name, enum dtype compute, bool reference, dou
     rig_train(&r, r.B / 2, ACCUM_ASSIGN);
     golden_compare(&c, "row_loss in training", r.row_loss, want, n);
     snprintf(path, sizeof(path), ROOT "%s/lora/grads.safetensors", name);
-    check_grads(&c, &r, path);
+    check_grads(&c, &r, path, 0);
     snprintf(path, sizeof(path), ROOT "%s/lora/adapter_model.safetensors", name);
     check_file(&r, path);
     fprintf(stderr, "golden adapters %s %s: %.2g %% of the tolerance %g used\n", name, r.ops->name,
             100 * c.worst, rtol);
     free(want);
     safetensors_close(&results);
+    rig_close(&r);
+}
+
+/* Beside weights in a format: losses, and gradients where the golden file has them. */
+static void check_quantised(const char *name, enum quant_format format, enum dtype compute,
+                            bool reference, double rtol)
+{
+    struct golden_check c = {.rtol = rtol};
+    struct safetensors_file golden;
+    struct err err = {0};
+    struct rig r;
+    double *want;
+    int64_t n;
+    char path[256];
+
+    open_case(&r, name, compute, reference);
+    rig_quantise(&r, format);
+    snprintf(path, sizeof(path), ROOT "%s/lora/%s.safetensors", name,
+             format == QUANT_NF4 ? "nf4" : "int8");
+    cr_assert_eq(safetensors_open(path, &golden, &err), 0, "%s", err.msg);
+    want = golden_load(&golden, "row_loss", &n);
+    rig_evaluate(&r, r.B);
+    golden_compare(&c, "row_loss", r.row_loss, want, n);
+    rig_train(&r, r.B / 2, ACCUM_ASSIGN);
+    golden_compare(&c, "row_loss in training", r.row_loss, want, n);
+    check_grads(&c, &r, path, 1);
+    fprintf(stderr, "golden adapters beside %s %s %s: %.2g %% of the tolerance %g used\n",
+            format == QUANT_NF4 ? "nf4" : "int8", name, r.ops->name, 100 * c.worst, rtol);
+    free(want);
+    safetensors_close(&golden);
     rig_close(&r);
 }
 
@@ -220,6 +256,49 @@ Test(adapter_golden, every_family_in_float)
         check_case(cases[i], DT_F32, true, 1e-5);
         check_case(cases[i], DT_F32, false, 1e-5); /* the fast ops, where the build has them */
     }
+}
+
+Test(adapter_golden, beside_quantised_weights_in_double)
+{
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
+        for (int format = QUANT_NF4; format <= QUANT_INT8; format++)
+            check_quantised(cases[i], (enum quant_format)format, DT_F64, true, 1e-12);
+}
+
+Test(adapter_golden, beside_quantised_weights_in_float)
+{
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
+        for (int format = QUANT_NF4; format <= QUANT_INT8; format++)
+            check_quantised(cases[i], (enum quant_format)format, DT_F32, false, 1e-5);
+}
+
+/* Codes, scales and what they decode to are those of bitsandbytes. */
+Test(adapter_golden, nf4_is_that_of_bitsandbytes)
+{
+    struct safetensors_file f;
+    struct err err = {0};
+    int64_t n, n_codes, n_scales;
+
+    cr_assert_eq(safetensors_open(ROOT "quant/nf4.safetensors", &f, &err), 0, "%s", err.msg);
+    float *x = golden_load(&f, "x", &n), *decoded = golden_load(&f, "decoded", &n),
+          *absmax = golden_load(&f, "absmax", &n_scales);
+    uint8_t *want = golden_load(&f, "codes", &n_codes), *codes = xcalloc(1, (size_t)n_codes);
+    float *scales = xcalloc((size_t)n_scales, sizeof(*scales)),
+          *back = xcalloc((size_t)n, sizeof(*back));
+    cr_assert(n == 96 * 64 && n_codes == n / 2 && n_scales == n / 64);
+    quant_encode(QUANT_NF4, n, x, codes, scales);
+    cr_expect_eq(memcmp(codes, want, (size_t)n_codes), 0);
+    cr_expect_eq(memcmp(scales, absmax, (size_t)n_scales * sizeof(float)), 0);
+    quant_decode(QUANT_NF4, codes, scales, 0, n, DT_F32, back);
+    cr_expect_eq(memcmp(back, decoded, (size_t)n * sizeof(float)), 0);
+    free(x);
+    free(decoded);
+    free(absmax);
+    free(want);
+    free(codes);
+    free(scales);
+    free(back);
+    safetensors_close(&f);
 }
 
 Test(adapter_golden, adamw_steps_on_adapters_alone)
