@@ -93,6 +93,8 @@ static const struct record_field step_fields[] = {
     REAL("accuracy", step.accuracy),
     REAL("grad_norm", step.grad_norm),
     BOOL("clipped", step.clipped),
+    INT("clipped_steps", step.clipped_steps),
+    INT("redone_steps", step.redone_steps),
     REAL("loss_scale", step.loss_scale),
     INT("skipped_steps", step.skipped_steps),
     REAL("learning_rate", step.learning_rate),

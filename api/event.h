@@ -69,7 +69,10 @@ struct event_step {
     double accuracy;           /* share of target tokens predicted by argmax */
     double grad_norm;          /* global L2, before clipping */
     bool clipped;
-    double loss_scale;     /* behind this step; NaN = losses are not scaled */
+    int64_t
+        clipped_steps;    /* of this attempt so far; in redone_steps of them updates that had run */
+    int64_t redone_steps; /* ahead of the norm were done again */
+    double loss_scale;    /* behind this step; NaN = losses are not scaled */
     int64_t skipped_steps; /* so far, for gradients that overflowed */
     double learning_rate;
     int64_t tokens;        /* input tokens of this step, padding not counted */

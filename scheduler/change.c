@@ -83,6 +83,8 @@ static int step_row(const struct change_context *c, const struct job *job, const
     put_real(data, "learning_rate", s->learning_rate);
     put_real(data, "grad_norm", s->grad_norm);
     json_object_set_new(data, "clipped", json_boolean(s->clipped));
+    json_object_set_new(data, "clipped_steps", json_integer(s->clipped_steps));
+    json_object_set_new(data, "redone_steps", json_integer(s->redone_steps));
     if (isfinite(s->loss_scale)) {
         put_real(data, "loss_scale", s->loss_scale);
         json_object_set_new(data, "skipped_steps", json_integer(s->skipped_steps));

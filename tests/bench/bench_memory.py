@@ -1,10 +1,11 @@
 """Training models that are larger than the GPU, or than the memory that a job may use of it. Run by `make bench-memory`.
 
-usage: bench_memory.py --build DIR [--work DIR] [--volume DIR] [--steps N] [--clip off|on|both] [CASE...]
+usage: bench_memory.py --build DIR [--work DIR] [--volume DIR] [--steps N] [--clip off|idle|on|both|all] [CASE...]
 
 A case is a model's shape with random weights, trained by castor-worker under a cap of GPU memory. A cap is held by a
 ballast: a process that takes all but that much of the GPU, so that contexts, workspaces and whatever else a run takes
-count as well. "clip off" trains with max_grad_norm 0, "on" with a norm so small that every step is clipped.
+count as well. "clip off" trains with max_grad_norm 0, "on" with a norm so small that every step is clipped, "idle" with
+one so large that none is; "both" is off and on.
 Where a case has states on a disk, it is that of the volume's directory (the work directory if none is given).
 The machine's profile (castor-worker --probe) is made first. Prints for each run
 
@@ -44,6 +45,7 @@ CASES = {
     "qwen2.5-7b-16k": (shapes.qwen2(3584, 28, 28, 4, 18944, 152064, False), 16, 8, "fp32", 23.5, 6370),
     "opt-13b": (shapes.opt(5120, 40, 40), 32, 8, "fp32", None, None),
 }
+NORMS = {"off": 0.0, "idle": 1e9, "on": 1e-3}
 POLICY = {"gpt2-1558m-remade": "cuda", "opt-1.3b-nvme": "cpu"}  # else auto
 HOST_GIB = {"opt-1.3b-nvme": 8.0}  # where host memory has a limit; what it does not hold lies on the disk
 LENGTH = 1024
@@ -97,7 +99,7 @@ def write_job(root, data, model, name, clip, volume):
     if name in HOST_GIB:
         spec["placement"].update(host_memory_limit=int(HOST_GIB[name] * GIB), nvme_path="bench")
         spec["files"]["nvme"] = {"path": volume}
-    spec["optimization"]["max_grad_norm"] = 1e-3 if clip else 0.0
+    spec["optimization"]["max_grad_norm"] = NORMS[clip]
     if rows == micro:  # gradients that travel in bf16 anyway: no number changes
         spec["precision"]["gradients"] = "bf16"
     rig.write_json(path, spec)
@@ -146,9 +148,9 @@ def show(name, config, steps, plan, begun):
         "; ".join(tiers), *links, measured[-1]["loss"], measured[-1]["grad_norm"],
         begun.get("training", 0) - begun.get("loading", 0)))
     stalls = {k: median(measured, lambda s, k=k: s["stalls"][k]) for k in measured[-1].get("stalls", {})}
-    print("    stalls %s s; updates on the CPU %.3f s, %.0f %% of the parameters" % (
+    print("    stalls %s s; updates on the CPU %.3f s, %.0f %% of the parameters; clipped %d of %d, redone %d" % (
         ", ".join("%s %.3f" % kv for kv in stalls.items()), median(measured, lambda s: s["update_seconds"]),
-        100 * measured[-1]["cpu_update_share"]))
+        100 * measured[-1]["cpu_update_share"], steps[-1]["clipped_steps"], len(steps), steps[-1]["redone_steps"]))
     sys.stdout.flush()
     return tokens / seconds
 
@@ -162,9 +164,9 @@ def bench(name, options, work):
     shapes.write_weights(model, config)
     shapes.write_data(data, rows * (WARM_UP + options.steps + 6), LENGTH)
     fine, best = True, 0
-    for clip in {"off": [False], "on": [True], "both": [False, True]}[options.clip]:
-        label = "%s clip %s" % (name, "on" if clip else "off")
-        job = os.path.join(work, "job-%d" % clip)
+    for clip in {"both": ["off", "on"], "all": list(NORMS)}.get(options.clip, [options.clip]):
+        label = "%s clip %s" % (name, clip)
+        job = os.path.join(work, "job-" + clip)
         write_job(job, data, model, name, clip, options.volume or work)
         ballast = Ballast(cap)
         try:

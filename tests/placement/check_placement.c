@@ -58,6 +58,11 @@ static void check_policy(struct subject *s, const struct options *o, enum placem
             judge_smallest(s, place, TIER_GPU, judge_claim(s, &place, TIER_GPU));
     if (policy == PLACE_CPU)
         run_budgets(s, place, TIER_HOST, (o->budgets + 3) / 4);
+    if (policy == PLACE_CPU && s->job->max_grad_norm > 0) { /* speculative updates of some chunks */
+        place.force.early = 2;
+        run_budgets(s, place, TIER_HOST, (o->budgets + 3) / 4);
+        place.force.early = PLAN_AUTO;
+    }
     if (!o->nvme)
         return;
     place.nvme_directory = o->nvme;

@@ -60,7 +60,8 @@ int32_t plan_add_stage(struct plan *p);
 int32_t plan_add_operands(struct plan *p, struct block_operands o);
 bool plan_is_resident(const struct plan *p, int64_t chunk);
 
-/* homes.c */
+/* homes.c. Is the chunk's early update speculative? */
+bool plan_speculates(const struct plan *p, int64_t chunk);
 void plan_place_homes(struct plan *p);
 void plan_place_io(struct plan *p);
 
@@ -108,10 +109,15 @@ int plan_choose(const struct plan_input *in, struct plan **out, struct err *err)
  * run as fast as matrix products. */
 double plan_time_bound(const struct plan *p, enum plan_list list,
                        const struct device_profile *profile, bool at_best);
+/* What becomes of speculative updates: they hold, they are done again, or they are left out and all
+ * is done behind the norm. */
+enum speculation { SPECULATION_HOLDS, SPECULATION_FAILS, SPECULATION_OFF };
 /* Seconds that a list takes on a machine, pass behind pass, and the bound at best. Waits have been
  * inserted. */
 void plan_time(const struct plan *p, enum plan_list list, const struct device_profile *profile,
                double *seconds, double *bound);
+double plan_time_if(const struct plan *p, enum plan_list list, const struct device_profile *profile,
+                    enum speculation speculation);
 /* Bytes that a move carries over its link. */
 size_t plan_move_bytes(const struct plan *p, const struct instr *i);
 

@@ -26,7 +26,6 @@ struct emit {
     int32_t *d_at;                    /* by micro-batch: the gradient on its way down         */
     int32_t scratch, remade;          /* that a visit's micro-batches share: work space, and  */
                                       /* saved tensors that are made again                    */
-    int64_t arrived;                  /* chunks spilled so far                                */
     bool *updated;                    /* by chunk                                             */
     struct instr staged[PLAN_STAGES]; /* updates whose state is on its way from the disk */
     int64_t n_staged, n_stagings;     /* now, and in all */
@@ -274,6 +273,7 @@ static struct instr update_of(const struct emit *e, int64_t chunk, int64_t slice
     i.src = gpu ? pc->grad[0] : e->spilled[chunk];
     i.dst = pc->param;
     i.state = pc->slices[slice].home;
+    i.shadow = pc->slices[slice].shadow;
     return i;
 }
 
@@ -322,12 +322,22 @@ static void update(struct emit *e, int64_t chunk)
     }
 }
 
+/* Behind the norm, of an update that ran before it. */
+static void confirm(struct emit *e, int64_t chunk)
+{
+    for (int64_t k = 0; k < e->p->chunk[chunk].n_slices; k++) {
+        struct instr i = update_of(e, chunk, k);
+        i.op = INSTR_CONFIRM;
+        instr_list_add(e->list, i);
+    }
+}
+
 /* Host memory for a rounded gradient on its way to the update. Beside a whole master the parameters
  * themselves are not read between their last fetch of a step and the update that writes them anew,
- * so the gradient waits in their place. */
+ * so the gradient waits in their place, unless that update may have to be done again. */
 static int32_t spill_place(struct emit *e, int64_t chunk)
 {
-    if (chunk_has_whole_master(e->p->types))
+    if (chunk_has_whole_master(e->p->types) && !plan_speculates(e->p, chunk))
         return e->p->chunk[chunk].param;
     return add_gradient(e, chunk, TIER_HOST, e->p->types.compute);
 }
@@ -352,9 +362,7 @@ static void reduce(struct emit *e, int64_t chunk)
         add_gradient_move(e, INSTR_SPILL, QUEUE_D2H, chunk, i.dst != NO_PLACE ? i.dst : i.src,
                           e->spilled[chunk]);
     }
-    bool early = gpu || e->arrived < p->chosen.early;
-    e->arrived += !gpu;
-    if (!p->in.clip && early)
+    if (p->in.clip ? plan_speculates(p, chunk) : gpu || p->chunk[chunk].early)
         update(e, chunk);
 }
 
@@ -376,9 +384,12 @@ static void finish_step(struct emit *e)
     instr_list_add(e->list, instr_make(INSTR_NORM, QUEUE_COMPUTE));
     if (p->io.clip != NO_PLACE)
         add_move(e, INSTR_EVICT, QUEUE_D2H, p->io.scalars, p->io.clip);
-    for (int64_t c = 0; c < p->chunks.n_chunks; c++)
+    for (int64_t c = 0; c < p->chunks.n_chunks; c++) {
         if (p->chunks.chunks[c].trainable && !e->updated[c])
             update(e, c);
+        else if (plan_speculates(p, c))
+            confirm(e, c);
+    }
     while (e->n_staged > 0)
         finish_oldest_staged(e);
 }

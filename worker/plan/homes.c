@@ -18,6 +18,34 @@ static enum plan_tier state_tier(const struct plan *p, int64_t chunk)
     return chunk >= p->chunks.n_chunks - p->chosen.nvme ? TIER_NVME : TIER_HOST;
 }
 
+static bool updated_on_cpu(const struct plan *p, int64_t chunk)
+{
+    return p->chunks.chunks[chunk].trainable && !plan_is_resident(p, chunk);
+}
+
+/* Gradients of the chunk `c` are complete before those of `than`: block after block downwards. */
+static bool arrives_before(const struct plan *p, int64_t c, int64_t than)
+{
+    int64_t a = p->chunks.chunks[c].first_use, b = p->chunks.chunks[than].first_use;
+    return a > b || (a == b && c < than);
+}
+
+static void find_early(struct plan *p)
+{
+    for (int64_t c = p->chosen.resident; c < p->chunks.n_chunks; c++) {
+        int64_t before = 0;
+        for (int64_t k = p->chosen.resident; k < p->chunks.n_chunks; k++)
+            before += updated_on_cpu(p, k) && arrives_before(p, k, c);
+        p->chunk[c].early = updated_on_cpu(p, c) && before < p->chosen.early;
+    }
+}
+
+bool plan_speculates(const struct plan *p, int64_t chunk)
+{
+    return p->in.clip && p->chunk[chunk].early && state_tier(p, chunk) == TIER_HOST &&
+           chunk_has_whole_master(p->types) && p->types.compute != DT_F16;
+}
+
 /* On the gpu one update is one kernel; elsewhere slices let moves and updates overlap. */
 static void place_state(struct plan *p, int64_t c)
 {
@@ -33,12 +61,16 @@ static void place_state(struct plan *p, int64_t c)
         s->first = k * size;
         s->n = ch->n - s->first < size ? ch->n - s->first : size;
         s->home = plan_place_for_good(p, tier, PURPOSE_OPTIMIZER, plan_slice_bytes(p, s));
+        s->shadow = NO_PLACE;
+        if (plan_speculates(p, c))
+            s->shadow = plan_place_for_good(p, tier, PURPOSE_OPTIMIZER, plan_slice_bytes(p, s));
     }
 }
 
 void plan_place_homes(struct plan *p)
 {
     p->chunk = xcalloc((size_t)p->chunks.n_chunks, sizeof *p->chunk);
+    find_early(p);
     for (int64_t c = 0; c < p->chunks.n_chunks; c++) {
         const struct chunk *ch = &p->chunks.chunks[c];
         struct plan_chunk *pc = &p->chunk[c];
@@ -71,8 +103,8 @@ static size_t largest_payload(const struct plan *p)
 
 static bool updates_on_cpu(const struct plan *p)
 {
-    for (int64_t c = p->chosen.resident; c < p->chunks.n_chunks; c++)
-        if (p->chunks.chunks[c].trainable)
+    for (int64_t c = 0; c < p->chunks.n_chunks; c++)
+        if (updated_on_cpu(p, c))
             return true;
     return false;
 }

@@ -8,8 +8,8 @@
 const char *instr_op_name(enum instr_op op)
 {
     static const char *const names[INSTR_OP_COUNT] = {
-        "FETCH",  "EVICT", "STAGE", "UNSTAGE", "GATHER", "DROP", "FORWARD",  "BACKWARD",
-        "REDUCE", "SPILL", "NORM",  "UPDATE",  "SEND",   "RECV", "SAVE_ACT", "LOAD_ACT"};
+        "FETCH", "EVICT", "STAGE",  "UNSTAGE", "GATHER", "DROP", "FORWARD",  "BACKWARD", "REDUCE",
+        "SPILL", "NORM",  "UPDATE", "CONFIRM", "SEND",   "RECV", "SAVE_ACT", "LOAD_ACT"};
     assert(op < INSTR_OP_COUNT);
     return names[op];
 }
@@ -33,6 +33,7 @@ struct instr instr_make(enum instr_op op, enum queue queue)
                       .src = NO_PLACE,
                       .dst = NO_PLACE,
                       .state = NO_PLACE,
+                      .shadow = NO_PLACE,
                       .operands = -1};
     for (int w = 0; w < QUEUE_COUNT; w++)
         i.wait[w] = i.wait_prev[w] = -1;

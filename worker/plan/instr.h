@@ -44,7 +44,9 @@ enum instr_op {
     INSTR_SPILL,  /* d2h: rounded gradient, gpu place -> host place */
     INSTR_NORM, /* compute: all partials -> global norm, clip coefficient, in the step's scalars */
     INSTR_UPDATE, /* compute or cpu, where the state lies: AdamW on one slice of a chunk; writes the
-                     new parameters, on the cpu queue to the host place */
+                     new parameters, on the cpu queue to the host place; with `shadow` before the
+                     norm is known, as if nothing were clipped */
+    INSTR_CONFIRM, /* cpu: behind the norm, what such an update wrote holds, or it is done again */
 
     /* boundary activations and their gradients */
     INSTR_SEND, /* comm: to the neighbouring stage */
@@ -93,7 +95,10 @@ struct instr {
     int32_t src, dst;          /* places of moves; UPDATE: src = gradient, dst = parameter, both of
                                   the whole chunk, and the same one where the gradient waits in
                                   the parameter's place */
-    int32_t state;             /* UPDATE: place of the slice's optimizer state                  */
+    int32_t state;             /* UPDATE, CONFIRM: place of the slice's optimizer state         */
+    int32_t shadow;            /* likewise of its second one, NO_PLACE = in place: in one pass the
+                                  old state lies in `state` and the new one goes to `shadow`, in the
+                                  next one the other way around                                 */
     int32_t operands;          /* FORWARD, BACKWARD: index into the plan's operands             */
     bool first_grad;           /* BACKWARD: first to touch its chunks' gradients in this step   */
     bool last_grad;            /* BACKWARD: the last one                                        */

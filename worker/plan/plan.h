@@ -22,6 +22,12 @@
  * Frozen chunks are only read: no gradient slots, no state, no REDUCE, no UPDATE, never moved back.
  * Backward ends at the lowest block that trains (model_first_trained).
  *
+ * Clipping needs the norm of all gradients, so updates stand behind NORM. A *speculative* update
+ * runs in backward nevertheless, as if nothing were clipped, writes the new state to a second place
+ * and leaves the old one alone. CONFIRM behind NORM finds that it holds, or does it again from the
+ * old state: exact either way. Only of states in host memory beside a whole master, in types whose
+ * losses are not scaled.
+ *
  * Numbers do not depend on any of the planner's choices: gradients are rounded to the compute type
  * where they are consumed (kernels/op_table.h: sumsq, adamw), so they may travel in it; with
  * several groups a step the unfinished sum travels in its own type.
@@ -60,8 +66,9 @@ struct plan_choices {
     int64_t turn;     /* so many pairs of consecutive uses, the closest ones first, between which
                          parameters stay on the gpu instead of being fetched again        */
     int64_t prefetch; /* visits that a fetch runs ahead of its use                         */
-    int64_t early;    /* updates on the cpu queue that run as gradients arrive; the others run in
-                         the order in which the next forward needs them (0 with clip)     */
+    int64_t early;    /* so many chunks updated on the cpu queue are updated as their gradients
+                         arrive, with clip speculatively; the others in the order in which the
+                         next forward needs them                                          */
     int64_t slice;    /* elements of a slice of optimizer state on host or disk, a multiple of
                          CHUNK_ALIGN                                                      */
     int64_t cheap;    /* 1: saved tensors include what one pass makes again: block.h        */
@@ -112,7 +119,9 @@ enum { CHUNK_MAX_USES = 4 };
  * other. */
 struct plan_slice {
     int64_t first, n;
-    int32_t home; /* place of any tier */
+    int32_t home;   /* place of any tier */
+    int32_t shadow; /* host: of speculative updates, NO_PLACE for others. Every training pass writes
+                       the new state to the place that does not hold the old one */
 };
 
 /* Of each chunk: where its payloads live from step to step, its gradient, and its norm partials.
@@ -124,6 +133,7 @@ struct plan_chunk {
     struct plan_slice *slices;
     int64_t n_slices; /* 0 = frozen */
     int64_t first_partial, n_partials;
+    bool early; /* plan_choices */
 };
 
 struct plan {
@@ -163,6 +173,8 @@ struct plan_simulation {
         memory[TIER_COUNT]; /* live bytes at the peak, by purpose; limit from the input */
     int64_t link_bytes[LINK_COUNT];
     double seconds, bound; /* NaN without a profile; bound: the busiest queue alone */
+    double break_even;     /* share of clipped steps at which speculative updates gain nothing: 0
+                              where there are none, 1 where they never cost anything */
 };
 
 /* ERR_INTERNAL when the list breaks a rule: overlapping live places, a wait for a later

@@ -288,8 +288,9 @@ static bool claims_less(const struct search *s, struct plan_choices c,
 
 /* What hardly changes where things lie is tried on the fastest plan alone: how many updates run as
  * gradients arrive (too few, and the processor has nothing to do in backward; too many, and it has
- * nothing to do in the next forward, which waits for the last of them), and places that linger, for
- * which fewer parameters stay over the turn. */
+ * nothing to do in the next forward, which waits for the last of them; with clip also whether there
+ * is memory for their second states), and places that linger, for which fewer parameters stay over
+ * the turn. */
 static void refine(struct search *s)
 {
     struct plan_choices c = s->best->chosen;
@@ -305,8 +306,11 @@ static void refine(struct search *s)
     c = s->best->chosen;
     size_t claim[TIER_COUNT];
     memcpy(claim, s->best->claim, sizeof claim);
-    for (int64_t k = 1; k < EARLY_STEPS && !s->in->clip; k++) {
-        c.early = s->n_chunks * k / EARLY_STEPS;
+    int64_t most = s->n_chunks;
+    if (s->in->clip)
+        most = best_that_fits(s, &c, &c.early, 0, most, ALL_TIERS);
+    for (int64_t k = 1; k <= EARLY_STEPS; k++) {
+        c.early = most * k / EARLY_STEPS;
         /* One that takes less would be refused where only it fits: the search did not look there */
         if (!claims_less(s, c, claim))
             consider(s, c);

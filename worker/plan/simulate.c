@@ -126,8 +126,8 @@ static int move_state(struct sim *s, int64_t at, int64_t chunk, enum chunk_state
 /* Nothing changes a frozen chunk, so nothing of it is reduced, updated or written back. */
 static bool writes_frozen(const struct plan *p, const struct instr *i)
 {
-    bool writes = i->op == INSTR_REDUCE || i->op == INSTR_UPDATE || i->op == INSTR_SPILL ||
-                  i->op == INSTR_EVICT || i->op == INSTR_UNSTAGE;
+    bool writes = i->op == INSTR_REDUCE || i->op == INSTR_UPDATE || i->op == INSTR_CONFIRM ||
+                  i->op == INSTR_SPILL || i->op == INSTR_EVICT || i->op == INSTR_UNSTAGE;
     return writes && i->chunk >= 0 && !p->chunks.chunks[i->chunk].trainable;
 }
 
@@ -167,7 +167,7 @@ static int check_states(struct sim *s, int64_t at, const struct instr *i)
     } else if (moves_parameters(s, i)) {
         TRY(move_state(s, at, i->chunk, i->op == INSTR_DROP ? CHUNK_FREE : CHUNK_HOLD));
         s->there[i->chunk] = i->op != INSTR_DROP;
-    } else if (i->op == INSTR_UPDATE && !s->reduced[i->chunk]) {
+    } else if ((i->op == INSTR_UPDATE || i->op == INSTR_CONFIRM) && !s->reduced[i->chunk]) {
         return broken(s, at, "update before its gradient is reduced, chunk", i->chunk);
     }
 out:
@@ -220,11 +220,30 @@ static int check_waits(struct sim *s, int64_t at, const struct instr *i)
     return 0;
 }
 
+/* Where a step's expected time with speculation, which clipping undoes, is that without. */
+static double break_even(const struct plan *p)
+{
+    const struct device_profile *d = p->in.profile ? p->in.profile : &device_profile_nominal;
+    bool any = false;
+    for (int64_t c = 0; c < p->chunks.n_chunks; c++)
+        any = any || plan_speculates(p, c);
+    if (!any)
+        return 0;
+    double holds = plan_time_if(p, LIST_TRAIN, d, SPECULATION_HOLDS);
+    double fails = plan_time_if(p, LIST_TRAIN, d, SPECULATION_FAILS);
+    double off = plan_time_if(p, LIST_TRAIN, d, SPECULATION_OFF);
+    if (fails <= off)
+        return 1;
+    return holds < off ? (off - holds) / (fails - holds) : 0;
+}
+
 static void sum_up(struct sim *s)
 {
     s->out.seconds = s->out.bound = NAN;
     if (s->p->in.profile)
         plan_time(s->p, s->list, s->p->in.profile, &s->out.seconds, &s->out.bound);
+    if (s->list == LIST_TRAIN)
+        s->out.break_even = break_even(s->p);
     if (s->list ==
         LIST_TRAIN) { /* the batch, its results and the scalars cross the link once a step */
         s->out.link_bytes[LINK_H2D] +=

@@ -96,6 +96,8 @@ static double instr_seconds(const struct plan *p, enum plan_list list, const str
         if (i->queue == QUEUE_CPU)
             return (double)p->chunk[i->chunk].slices[i->slice].n / d->cpu_update_rate;
         return update_bytes(p, i) / d->memory_rate;
+    case INSTR_CONFIRM: /* it holds */
+        return 0;
     case INSTR_FETCH:
     case INSTR_LOAD_ACT:
         return (double)plan_move_bytes(p, i) / d->h2d_rate;
@@ -258,24 +260,28 @@ static double disk_bound(double read, double write, const struct device_profile 
 }
 
 /* The busiest queue alone; the disk; host memory, which updates and copies share; and with
- * clipping, updates that run from the norm to the next forward's end while no backward can. */
+ * clipping, updates that run from the norm to the next forward's end while no backward can, but for
+ * speculative ones. */
 static double lower_bound(const struct plan *p, const struct instr_list *l, const double *alone,
                           const struct device_profile *d)
 {
-    double queue[QUEUE_COUNT] = {0}, backward = 0, host = 0, most = 0;
+    double queue[QUEUE_COUNT] = {0}, backward = 0, late = 0, host = 0, most = 0;
     for (int64_t n = 0; n < l->n; n++) {
         queue[l->items[n].queue] += alone[n];
         host += host_bytes(p, &l->items[n]);
         if (l->items[n].op == INSTR_BACKWARD)
             backward += alone[n];
+        if (l->items[n].op == INSTR_UPDATE && l->items[n].queue == QUEUE_CPU &&
+            l->items[n].shadow == NO_PLACE)
+            late += alone[n];
     }
     for (int q = 0; q < QUEUE_COUNT; q++)
         most = fmax(most, queue[q]);
     if (queue[QUEUE_READ] + queue[QUEUE_WRITE] > 0)
         most = fmax(most, disk_bound(queue[QUEUE_READ], queue[QUEUE_WRITE], d));
     most = fmax(most, host / d->host_memory_rate);
-    if (p->in.clip && queue[QUEUE_CPU] > 0)
-        most = fmax(most, queue[QUEUE_CPU] + backward);
+    if (p->in.clip && late > 0)
+        most = fmax(most, late + backward);
     return most;
 }
 
@@ -291,8 +297,22 @@ double plan_time_bound(const struct plan *p, enum plan_list list,
     return bound;
 }
 
-void plan_time(const struct plan *p, enum plan_list list, const struct device_profile *profile,
-               double *seconds, double *bound)
+/* Speculative updates and what confirms them, if they do not simply hold. */
+static void set_speculation(const struct plan *p, const struct instr_list *l,
+                            const struct device_profile *d, enum speculation speculation,
+                            double *alone)
+{
+    for (int64_t n = 0; n < l->n; n++) {
+        const struct instr *i = &l->items[n];
+        if (i->op == INSTR_CONFIRM && speculation != SPECULATION_HOLDS)
+            alone[n] = (double)p->chunk[i->chunk].slices[i->slice].n / d->cpu_update_rate;
+        if (i->op == INSTR_UPDATE && i->shadow != NO_PLACE && speculation == SPECULATION_OFF)
+            alone[n] = 0;
+    }
+}
+
+double plan_time_if(const struct plan *p, enum plan_list list, const struct device_profile *profile,
+                    enum speculation speculation)
 {
     const struct instr_list *l = &p->lists[list];
     double *alone = xcalloc((size_t)l->n + 1, sizeof *alone);
@@ -307,11 +327,19 @@ void plan_time(const struct plan *p, enum plan_list list, const struct device_pr
         r.rank[n] = r.count[q];
         r.order[q][r.count[q]++] = (int32_t)n;
     }
-    *seconds = run_passes(&r, list == LIST_TRAIN ? PASSES : 1);
-    /* sums of the same terms, rounded apart */
-    *bound = fmin(plan_time_bound(p, list, profile, true), *seconds);
+    set_speculation(p, l, profile, speculation, alone);
+    double seconds = run_passes(&r, list == LIST_TRAIN ? PASSES : 1);
     for (int q = 0; q < QUEUE_COUNT; q++)
         free(r.order[q]);
     free(r.rank);
     free(alone);
+    return seconds;
+}
+
+void plan_time(const struct plan *p, enum plan_list list, const struct device_profile *profile,
+               double *seconds, double *bound)
+{
+    *seconds = plan_time_if(p, list, profile, SPECULATION_HOLDS);
+    /* sums of the same terms, rounded apart */
+    *bound = fmin(plan_time_bound(p, list, profile, true), *seconds);
 }

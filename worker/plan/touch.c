@@ -65,9 +65,13 @@ int instr_touches(const struct plan *p, enum plan_list list, const struct instr 
         add(&t, p->io.scalars, true, true);
         break;
     case INSTR_UPDATE:
+    case INSTR_CONFIRM:
         add(&t, i->src, true, false);
         add(&t, i->state, true, true);
+        add(&t, i->shadow, true, true);
         add(&t, i->dst, true, true);
+        if (i->op == INSTR_UPDATE && i->shadow != NO_PLACE)
+            break; /* before the norm is known */
         add(&t, i->queue == QUEUE_CPU ? p->io.clip : p->io.scalars, true, false);
         break;
     case INSTR_DROP:

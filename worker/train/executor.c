@@ -10,6 +10,11 @@
 #include "core/alloc.h"
 #include "worker/train/executor_impl.h"
 
+int32_t executor_state_place(const struct executor *e, const struct plan_slice *s)
+{
+    return e->swapped && s->shadow != NO_PLACE ? s->shadow : s->home;
+}
+
 void *executor_at(struct executor *e, int32_t place)
 {
     if (place == NO_PLACE)
@@ -212,6 +217,7 @@ int executor_step(struct executor *e, int slot, const struct step_input *in, str
     assert(!e->in_flight[slot]);
     TRY(executor_host_error(e, err));
     e->step = in->step;
+    e->speculates = !in->wait_for_norm;
     e->adamw = (struct adamw_step){.lr = (float)in->learning_rate,
                                    .bias1 = (float)(1.0 - pow(e->config.beta1, (double)in->step)),
                                    .bias2 = (float)(1.0 - pow(e->config.beta2, (double)in->step)),
@@ -224,6 +230,7 @@ int executor_step(struct executor *e, int slot, const struct step_input *in, str
                     offsetof(struct step_scalars, clip), err));
     e->slot_parity[slot] = (int)(e->edges[LIST_TRAIN].pass & 1);
     TRY(executor_issue(e, LIST_TRAIN, err));
+    e->swapped = !e->swapped;
     TRY(download_rows(e, slot, err));
     TRY(device_copy(e->device, e->stream[QUEUE_COMPUTE], COPY_D2H, host, executor_scalars(e),
                     sizeof *host, err));

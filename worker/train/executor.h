@@ -55,7 +55,8 @@ void executor_batch(struct executor *e, int slot, int64_t micro, struct batch *v
 struct step_input {
     int64_t step; /* from 1: counts random numbers and bias corrections */
     double learning_rate;
-    double grad_scale; /* 1 / target tokens of the step */
+    double grad_scale;  /* 1 / target tokens of the step */
+    bool wait_for_norm; /* leave speculative updates out: clipping is likely. Changes no number */
 };
 
 struct step_result {

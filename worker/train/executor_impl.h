@@ -61,12 +61,16 @@ struct executor {
     const struct op_watch *watch; /* or NULL */
     struct adamw_step adamw;      /* likewise                 */
     int64_t step;                 /* of the list being executed */
+    bool swapped;                 /* states that have two places lie in the second ones */
+    bool speculates;              /* in the list being executed */
     int64_t logit_position;
     payload_fn transfer;
     void *transfer_ud;
     bool loads_zeros; /* the payload at hand is all zeros, the staging place is not */
 };
 
+/* Where a slice's state is between passes. */
+int32_t executor_state_place(const struct executor *e, const struct plan_slice *s);
 /* The address of a place; NULL for NO_PLACE. */
 void *executor_at(struct executor *e, int32_t place);
 struct step_scalars *executor_scalars(struct executor *e); /* device memory */

@@ -152,6 +152,8 @@ static void push_host_job(struct executor *e, enum plan_list list, int64_t n)
                            .ud = e,
                            .instr = i,
                            .adamw = e->adamw,
+                           .swapped = e->swapped,
+                           .speculates = e->speculates,
                            .step = e->step};
     job.n_waits = collect_waits(e, list, i, job.waits);
     e->edges[list].word[e->edges[list].pass & 1][n] = host_queue_push(e->host[i->queue], &job);

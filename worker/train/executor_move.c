@@ -69,12 +69,14 @@ static int copy_between(struct executor *e, int32_t home, void *at_home, void *s
                        bytes, err);
 }
 
-/* A slice's home holds its part of master and moments one after the other; the payload holds each
+/* A slice's place holds its part of master and moments one after the other; the payload holds each
  * of them whole. */
 static int copy_slice(struct executor *e, const struct instr *i, int32_t home, bool load,
                       struct err *err)
 {
     const struct plan_slice *s = &e->plan->chunk[i->chunk].slices[i->slice];
+    if (home == s->home)
+        home = executor_state_place(e, s);
     char *at_home = executor_at(e, home), *whole = executor_at(e, e->plan->io.staging);
     enum dtype parts[STATE_MAX_PARTS];
     int n_parts = chunk_state_parts(e->plan->types, parts);

@@ -1,4 +1,6 @@
 /* From gradients to new weights: reduce, norm, update. */
+#include <stddef.h>
+
 #include "kernels/master.h"
 #include "worker/train/executor_impl.h"
 
@@ -99,20 +101,48 @@ static void restore_parameters(const struct adamw_args *a)
     master_round(a->param_type, a->param, a->master, a->n);
 }
 
+/* The update of a slice whose new state goes to its other place; the old one stays. */
+static int update_aside(struct executor *e, const struct host_job *job, struct adamw_args *a)
+{
+    const struct instr *i = job->instr;
+    char *places[2] = {executor_at(e, i->state), executor_at(e, i->shadow)};
+    char *old = places[job->swapped], *new = places[!job->swapped];
+    ptrdiff_t m = (char *)a->m - (char *)a->master, v = (char *)a->v - (char *)a->master;
+
+    a->master = old;
+    a->m = old + m;
+    a->v = old + v;
+    if (a->clip->finite)
+        return update_pool_adamw_aside(e->updates, a, new, new + m, new + v);
+    update_pool_copy(e->updates, new, old, (size_t)v + (size_t)a->n * dtype_size(a->moment_type));
+    restore_parameters(a);
+    return 0;
+}
+
 /* On the cpu queue's thread: the gradient has travelled rounded; the coefficient lies where the
- * plan sent the step's scalars. */
+ * plan sent the step's scalars, but for a speculative update, which does not know it yet. */
 int executor_host_update(void *ud, const struct host_job *job, struct err *err)
 {
     static const struct clip_result unclipped = {.coef = 1.0f, .finite = 1};
     struct executor *e = ud;
-    struct adamw_args a = slice_args(e, job->instr, e->ops->compute);
+    const struct instr *i = job->instr;
+    struct adamw_args a = slice_args(e, i, e->ops->compute);
+    bool aside = i->shadow != NO_PLACE, speculative = aside && i->op == INSTR_UPDATE;
+    int rc = 0;
+
     a.step = &job->adamw;
     a.clip = &unclipped;
-    if (e->plan->in.clip)
+    if (e->plan->in.clip && !speculative)
         a.clip = &((const struct step_scalars *)executor_at(e, e->plan->io.clip))->clip;
-    if (a.grad == a.param && !a.clip->finite) {
+    bool holds = a.clip->finite && a.clip->coef == 1.0f; /* as of a clip that does nothing */
+    if (speculative ? !job->speculates : aside && job->speculates && holds) {
+        /* its CONFIRM does it; or it has been done */
+    } else if (aside) {
+        rc = update_aside(e, job, &a);
+    } else if (a.grad == a.param && !a.clip->finite) {
         restore_parameters(&a);
-        return 0;
+    } else {
+        rc = update_pool_adamw(e->updates, &a);
     }
-    return executor_launched(update_pool_adamw(e->updates, &a), e, job->instr, err);
+    return executor_launched(rc, e, i, err);
 }

@@ -36,7 +36,9 @@ struct host_job {
     int (*run)(void *ud, const struct host_job *job, struct err *err);
     void *ud;
     const struct instr *instr;
-    struct adamw_step adamw; /* of the step that the job belongs to */
+    struct adamw_step adamw; /* of the step that the job belongs to, as the next two are */
+    bool swapped;            /* old states lie in the second places */
+    bool speculates;         /* speculative updates run */
     int64_t step;
     struct host_wait waits[HOST_JOB_MAX_WAITS];
     int n_waits;

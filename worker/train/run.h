@@ -23,6 +23,9 @@ struct run {
     struct plan *plan;
     double planned_seconds, bound_seconds; /* of a step */
     double cpu_update_share;
+    double break_even;                   /* plan_simulation */
+    double clip_rate;                    /* share of the steps that clipped, smoothed */
+    int64_t clipped_steps, redone_steps; /* of this attempt */
     struct comm *comm;
     struct crumb *crumb;
     struct executor *executor;
@@ -58,6 +61,7 @@ int run_steps(struct run *r, struct err *err);
 struct run_step {
     int64_t tokens, targets;
     double learning_rate;
+    bool speculates; /* updates ahead of the norm, if the plan has any */
 };
 int run_queue_step(struct run *r, int64_t step, struct run_step *out, struct err *err);
 /* Note that a request ends the run. */

@@ -7,6 +7,9 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "core/alloc.h"
 #include "kernels/device.h"
@@ -14,6 +17,9 @@
 enum {
     COPY_PIECE = 1 << 22, /* bytes */
     PIECE = 1 << 16,    /* elements: far more than a piece's overhead, few enough to end together */
+    ASIDE = 1 << 11,    /* elements of a block that is updated aside */
+    AHEAD = 2,          /* blocks that are fetched before they are copied */
+    LINE = 64,          /* bytes of a cache line */
     SPINS = 1 << 12,    /* looks at the ticket before sleeping: some 50 microseconds */
     SPINS_DONE = 1 << 8 /* before yielding, for the last pieces of others */
 };
@@ -31,6 +37,7 @@ struct update_pool {
 
     int (*run)(struct update_pool *p, int64_t piece); /* the update, or a copy */
     struct adamw_args args;
+    char *aside[3]; /* where new master, m and v go */
     char *to;
     const char *from; /* NULL: zeros */
     size_t bytes;
@@ -46,11 +53,12 @@ static void *advanced(const void *p, int64_t elements, enum dtype type)
     return p ? (char *)(uintptr_t)p + (size_t)elements * dtype_size(type) : NULL;
 }
 
-static struct adamw_args piece_of(const struct adamw_args *a, int64_t piece)
+/* At most `most` elements from `first` on. */
+static struct adamw_args part_of(const struct adamw_args *a, int64_t first, int64_t most)
 {
-    int64_t first = piece * PIECE, left = a->n - first, decay = a->n_decay - first;
+    int64_t left = a->n - first, decay = a->n_decay - first;
     struct adamw_args p = *a;
-    p.n = left < PIECE ? left : PIECE;
+    p.n = left < most ? left : most;
     p.n_decay = decay < 0 ? 0 : decay < p.n ? decay : p.n;
     p.grad = advanced(a->grad, first, a->grad_type);
     p.master = advanced(a->master, first, a->master_type);
@@ -76,6 +84,12 @@ static uint64_t work(struct update_pool *p)
         t = __atomic_load_n(&p->ticket, __ATOMIC_ACQUIRE);
     }
     return t;
+}
+
+static void fetch(const char *at, size_t bytes)
+{
+    for (size_t k = 0; k < bytes; k += LINE)
+        __builtin_prefetch(at + k, 0, 3);
 }
 
 static void relax(void)
@@ -220,7 +234,7 @@ static int run_all(struct update_pool *p, int (*run)(struct update_pool *p, int6
 
 static int run_update(struct update_pool *p, int64_t piece)
 {
-    struct adamw_args a = piece_of(&p->args, piece);
+    struct adamw_args a = part_of(&p->args, piece * PIECE, PIECE);
     return p->ops->adamw(p->stream, &a);
 }
 
@@ -228,6 +242,57 @@ int update_pool_adamw(struct update_pool *p, const struct adamw_args *a)
 {
     p->args = *a;
     return run_all(p, run_update, (a->n + PIECE - 1) / PIECE);
+}
+
+/* `to` past the caches, which would read it before they write it. */
+static void store_past_caches(char *to, const char *from, size_t bytes)
+{
+    size_t k = 0;
+#if defined(__x86_64__)
+    for (; (uintptr_t)to % 16 == 0 && k + 16 <= bytes; k += 16)
+        _mm_stream_si128((__m128i *)(to + k), _mm_load_si128((const __m128i *)(from + k)));
+#endif
+    memcpy(to + k, from + k, bytes - k);
+}
+
+/* Block after block in buffers that a core's own cache holds. */
+static int run_aside(struct update_pool *p, int64_t piece)
+{
+    _Alignas(64) char master[ASIDE * sizeof(double)], m[sizeof master], v[sizeof master];
+    char *buffer[3] = {master, m, v};
+    struct adamw_args whole = part_of(&p->args, piece * PIECE, PIECE);
+    int rc = 0;
+
+    for (int64_t first = 0; first < whole.n && rc == 0; first += ASIDE) {
+        struct adamw_args a = part_of(&whole, first, ASIDE);
+        void **at[3] = {&a.master, &a.m, &a.v};
+        size_t each[3] = {dtype_size(a.master_type), dtype_size(a.moment_type),
+                          dtype_size(a.moment_type)};
+        for (int k = 0; k < 3; k++) {
+            fetch((const char *)*at[k] + AHEAD * ASIDE * each[k], ASIDE * each[k]);
+            memcpy(buffer[k], *at[k], (size_t)a.n * each[k]);
+            *at[k] = buffer[k];
+        }
+        rc = p->ops->adamw(p->stream, &a);
+        for (int k = 0; k < 3; k++)
+            store_past_caches(p->aside[k] + (size_t)(piece * PIECE + first) * each[k], buffer[k],
+                              (size_t)a.n * each[k]);
+    }
+#if defined(__x86_64__)
+    _mm_sfence();
+#endif
+    return rc;
+}
+
+int update_pool_adamw_aside(struct update_pool *p, const struct adamw_args *a, void *master,
+                            void *m, void *v)
+{
+    assert(a->param && a->clip->finite);
+    p->args = *a;
+    p->aside[0] = master;
+    p->aside[1] = m;
+    p->aside[2] = v;
+    return run_all(p, run_aside, (a->n + PIECE - 1) / PIECE);
 }
 
 static int run_copy(struct update_pool *p, int64_t piece)

@@ -17,7 +17,7 @@ static void make_plan(struct rig *r, const struct rig_options *o)
     struct err err = {0};
     struct plan_input in = {.model = &r->model,
                             .ops = device_ops(r->device, o->compute),
-                            .policy = PLACE_CUDA,
+                            .policy = o->on_host ? PLACE_CPU : PLACE_CUDA,
                             .clip = true,
                             .force = PLAN_CHOICES_AUTO,
                             .bf16_moments = o->bf16_moments,
@@ -33,6 +33,8 @@ static void make_plan(struct rig *r, const struct rig_options *o)
     for (int a = 0; a < AXIS_COUNT; a++)
         in.mesh.size[a] = 1;
     in.force.cheap = !o->remake;
+    if (o->on_host)
+        in.force.early = o->early;
     cr_assert_eq(plan_build(&in, &r->plan, &err), 0, "%s", err.msg);
 }
 
@@ -68,7 +70,7 @@ void rig_open(struct rig *r, const struct rig_options *o)
                                 .beta2 = params[1],
                                 .epsilon = params[2],
                                 .weight_decay = params[3],
-                                .max_grad_norm = params[4]};
+                                .max_grad_norm = o->max_norm > 0 ? o->max_norm : params[4]};
     free(params);
     cr_assert_eq(executor_create(&c, &r->executor, &err), 0, "%s", err.msg);
     load_weights(r);

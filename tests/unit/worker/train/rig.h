@@ -20,7 +20,10 @@ struct rig_options {
     double dropout;
     enum master_kind master;
     bool bf16_moments, bf16_grads;
-    bool remake; /* what one pass makes again is not kept for backward */
+    bool on_host;    /* parameters and states live in host memory ... */
+    int64_t early;   /* ... and so many chunks are updated as their gradients arrive */
+    double max_norm; /* 0 = the golden one */
+    bool remake;     /* what one pass makes again is not kept for backward */
 };
 
 struct rig {

@@ -378,3 +378,51 @@ Test(executor, a_step_that_overflows_is_skipped_and_halves_the_scale)
     free(after);
     rig_close(&r);
 }
+
+static int64_t count_confirms(const struct plan *p)
+{
+    int64_t n = 0;
+    for (int64_t k = 0; k < p->lists[LIST_TRAIN].n; k++)
+        n += p->lists[LIST_TRAIN].items[k].op == INSTR_CONFIRM;
+    return n;
+}
+
+/* The same steps, one of which overflows, resident and with speculative updates of some chunks. */
+static void compare_speculation(double max_norm, int64_t early, bool bf16_moments, bool clips)
+{
+    struct rig_options here = {.compute = DT_BF16,
+                               .micro_batch = 2,
+                               .bf16_moments = bf16_moments,
+                               .max_norm = max_norm},
+                       there = here;
+    struct rig a, b;
+    there.on_host = true;
+    there.early = early;
+    rig_open(&a, &here);
+    rig_open(&b, &there);
+    cr_assert_gt(count_confirms(b.plan), 0);
+    double scale = a.grad_scale;
+    for (int step = 1; step <= 5; step++) { /* read behind odd and even numbers of passes */
+        size_t n, m;
+        a.grad_scale = b.grad_scale = step == 3 ? INFINITY : scale;
+        struct step_result x = rig_step(&a, step, 1e-2), y = rig_step(&b, step, 1e-2);
+        cr_expect(x.clipped == (clips && step != 3) && x.finite == (step != 3));
+        cr_expect(x.loss_sum == y.loss_sum && x.clipped == y.clipped && x.finite == y.finite);
+        char *want = rig_payloads(&a, &n), *got = rig_payloads(&b, &m);
+        cr_expect(n == m && memcmp(want, got, n) == 0, "behind step %d, norm %g", step, max_norm);
+        free(want);
+        free(got);
+    }
+    rig_close(&a);
+    rig_close(&b);
+}
+
+Test(executor, speculative_updates_change_no_bit)
+{
+    for (int64_t early = 1; early <= 100; early += 99) {
+        compare_speculation(1e9, early, false, false);
+        compare_speculation(1e-2, early, false, true);
+    }
+    compare_speculation(1e9, 100, true, false);
+    compare_speculation(1e-2, 100, true, true);
+}
