@@ -21,7 +21,11 @@ ops-tests: $(OPS_BINS)  ## ops: gradients in double, and every op table against 
 # The engine on a GPU: no part of `make test`, and run by a script that needs no compiler.
 GPU_BIN := $(B)/tests/gpu/test_engine
 $(eval $(call program_rules,$(GPU_BIN),$(wildcard tests/gpu/*.c),worker/train))
-test-gpu: $(OPS_BINS) $(GPU_BIN) $(B)/tests/placement/check_placement $(B)/castor-worker  ## ops, models, placement, jobs and faults on this machine's GPU; PEER=python with torch: losses beside PyTorch's
+GPU_FAULT := $(B)/tests/fault/fail_product.so
+$(GPU_FAULT): tests/fault/fail_product.c
+	@mkdir -p $(@D)
+	$(CC) -std=gnu11 -O2 -Wall -Wextra -Werror -shared -fPIC -o $@ $< -ldl
+test-gpu: $(OPS_BINS) $(GPU_BIN) $(GPU_FAULT) $(B)/tests/placement/check_placement $(PROGRAMS)  ## ops, models, placement, jobs and faults on this machine's GPU; PEER=python with torch: losses beside PyTorch's
 	@tests/gpu/run $(B) $(PEER)
 .PHONY: test-gpu
 

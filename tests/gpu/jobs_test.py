@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
-"""castor-worker on a GPU, end to end: the same job gives the same bits, fp16 scales its losses, what does not fit says so."""
+"""Jobs on a GPU, end to end: the same job gives the same bits, fp16 scales its losses, what does not fit says so, and a
+fault of the device fails its job and nothing else."""
 import os
+import re
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "e2e"))
 import rig  # noqa: E402
 from rig import Job, differences, finish  # noqa: E402
+from service_test import body, create, long_job, service, upload, wait_end, wait_step  # noqa: E402
 
 GPU = {"device": "gpu"}
 
@@ -88,6 +91,32 @@ def plans_from_a_stored_profile(root):
     assert planned.plan()[1]["step_seconds"] > 10 * report["step_seconds"]
 
 
+def a_fault_fails_its_job_alone(root):
+    """Products of the running job begin to read where nothing is; castord and the next job know nothing of it."""
+    armed = os.path.join(root, "armed")
+    library = os.path.join(os.path.dirname(Job.worker), "tests/fault/fail_product.so")
+    preload = {"LD_PRELOAD": library, "FAULT_FILE": armed}
+    os.environ.update(preload)
+    try:
+        server = service(root)
+    finally:
+        for name in preload:
+            del os.environ[name]
+    with server as c:
+        doomed = long_job(c, root, resources=GPU)
+        wait_step(c, doomed, 3)
+        open(armed, "w").close()
+        failed = wait_end(c, doomed)
+        os.remove(armed)
+        equal(failed["status"], "failed")
+        message = failed["error"]["message"]
+        where = re.search(r"step (\d+), train (FORWARD|BACKWARD) block (\d+) ", message)
+        assert where and int(where[1]) > 3, message
+        healthy = create(c, body(root, upload(c), resources=GPU))
+        equal(wait_end(c, healthy)["status"], "succeeded")
+        equal(c.process.poll(), None)
+
+
 if __name__ == "__main__":
     rig.main([same_job_same_bits, resumes_with_its_loss_scale, too_little_memory, profiles_a_step,
-              plans_from_a_stored_profile], __doc__)
+              plans_from_a_stored_profile, a_fault_fails_its_job_alone], __doc__)
