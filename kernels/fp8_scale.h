@@ -14,6 +14,13 @@
  * 1.75 * 2^8, no infinity) and e5m2 (1.75 * 2^15). */
 enum fp8_format { FP8_E4M3, FP8_E5M2 };
 
+/* Of one rounded tensor, in device memory. Libraries read `back` at addresses of whole 16 bytes. */
+struct fp8_scale {
+    float back; /* what a stored value is multiplied by: 2^-e, NaN for a tensor not all finite */
+    float amax; /* the largest magnitude; NaN is above infinity */
+    float unused[2];
+};
+
 /* amax_bits: those of the largest magnitude as a float. The exponent e for which amax * 2^e lies in
  * (largest / 2, largest]; at most 126, so that 2^e and 2^-e are normal floats. Not for NaN and
  * infinity. */

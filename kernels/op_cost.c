@@ -35,20 +35,46 @@ static struct op_cost linear_cost(const struct op_table *t, const struct linear_
 {
     double N = (double)a->N, I = (double)a->I, O = (double)a->O;
     struct op_cost c = {2 * N * I * O, 0};
-    double real = N * I + N * O, weight = bytes_of(I * O, t->compute);
+    double real = 0, x = N * I, w = I * O, dy = N * O;
+    double weight = bytes_of(w, t->compute);
+    enum dtype operand = a->fp8 ? DT_E4M3 : t->compute;
 
-    if (a->quant.format != QUANT_NONE)
+    if (a->fp8) { /* twice as many a second */
+        c.flops /= 2;
+        weight = bytes_of(w, operand);
+    } else if (a->quant.format != QUANT_NONE) {
         weight = (double)quant_bytes(a->quant.format, a->I * a->O);
-    if (op == OP_LINEAR_FWD)
-        real += N * O * given(a->residual, a->pre, NULL);
-    else if (op == OP_LINEAR_BWD_DATA)
-        real += N * I * ((a->act_x != ACT_NONE) + (a->dx_accum == ACCUM_ADD));
-    else
-        c.bytes = bytes_of(I * O * (a->dw_accum == ACCUM_ADD ? 2 : 1) * (a->dw != NULL),
-                           a->narrow.on ? t->compute : t->grad);
+    }
+    if (op == OP_LINEAR_FWD) {
+        c.bytes = bytes_of(x, operand) + weight;
+        real = N * O * (1 + given(a->residual, a->pre, NULL));
+    } else if (op == OP_LINEAR_BWD_DATA) {
+        c.bytes = bytes_of(dy, operand) + weight;
+        real = N * I * (1 + (a->act_x != ACT_NONE) + (a->dx_accum == ACCUM_ADD));
+    } else {
+        c.bytes = bytes_of(x + dy, operand);
+        c.bytes += bytes_of(w * (a->dw_accum == ACCUM_ADD ? 2 : 1) * (a->dw != NULL),
+                            a->narrow.on ? t->compute : t->grad);
+    }
     if (op == OP_LINEAR_BWD_WEIGHT && !a->dw)
         c.flops = 0;
-    c.bytes += bytes_of(real, t->compute) + (op == OP_LINEAR_BWD_WEIGHT ? 0 : weight);
+    c.bytes += bytes_of(real, t->compute);
+    return c;
+}
+
+/* The magnitude has to be known before the first element is rounded, so where it is not, what goes
+ * in is read twice. */
+static struct op_cost round8_cost(const struct op_table *t, const struct round8_args *a)
+{
+    double n = (double)a->N * (double)a->C, in = n;
+    if (a->of == ROUND8_ACT)
+        in = a->gated ? 2 * n : n;
+    else if (a->of == ROUND8_ACT_GRAD)
+        in = a->gated ? 1.5 * n : 2 * n;
+    struct op_cost c = moved(in * (a->known ? 1 : 2), t->compute);
+    if (a->quant.format != QUANT_NONE) /* decoded once, and written */
+        c.bytes += (double)quant_bytes(a->quant.format, a->N * a->C) + bytes_of(n, t->compute);
+    c.bytes += bytes_of(n, DT_E4M3) * given(a->rows, a->cols, NULL);
     return c;
 }
 
@@ -131,6 +157,8 @@ struct op_cost op_cost(const struct op_table *t, enum op op, const void *args)
     case OP_CAST:
         return (struct op_cost){0, bytes_of((double)cast->n, cast->from) +
                                        bytes_of((double)cast->n, cast->to)};
+    case OP_ROUND8:
+        return round8_cost(t, args);
     case OP_COUNT:
         break;
     }
@@ -178,6 +206,10 @@ void op_describe(enum op op, const void *args, char *out, size_t cap)
     case OP_ACT_BWD:
         n = ((const struct act_args *)args)->N;
         m = ((const struct act_args *)args)->F;
+        break;
+    case OP_ROUND8:
+        n = ((const struct round8_args *)args)->N;
+        m = ((const struct round8_args *)args)->C;
         break;
     case OP_LOSS:
         n = ((const struct loss_args *)args)->N;

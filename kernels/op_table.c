@@ -23,6 +23,7 @@ static const char *const NAMES[OP_COUNT] = {
     [OP_CLIP] = "clip",
     [OP_ADAMW] = "adamw",
     [OP_CAST] = "cast",
+    [OP_ROUND8] = "round8",
 };
 
 const char *op_name(enum op op)

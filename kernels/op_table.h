@@ -33,6 +33,7 @@
 
 #include "core/rng.h"
 #include "kernels/dtype.h"
+#include "kernels/fp8_scale.h"
 #include "kernels/quant.h"
 
 struct stream;
@@ -58,6 +59,7 @@ enum op {
     OP_CLIP,
     OP_ADAMW,
     OP_CAST,
+    OP_ROUND8,
     OP_COUNT,
 };
 const char *op_name(enum op op);
@@ -146,13 +148,17 @@ struct op_quant {
 
 /* y = act(alpha x w^T + bias) + residual, w (O, I) as in PyTorch's nn.Linear
  *
- * With fp8 the operands of the product are first rounded to 8 bits, each tensor as a whole: x and w
- * to e4m3, dy to e5m2, scaled by the power of two of kernels/fp8_scale.h, which is found anew in
- * each call. A tensor that holds a NaN or an infinity counts as NaN throughout. Everything else is
- * as without: bias, residual, activations, and dbias, which adds up what was not rounded. */
+ * With fp8 the operands of the product are what round8 made of x, w and dy, x and w in e4m3 and dy
+ * in e5m2: those with an 8, and x, w and dy themselves are not looked at. In each the dimension
+ * that is summed over comes last. Everything else is as without: bias, residual, activations, and
+ * dbias, which adds up dy itself. */
 struct linear_args {
     int64_t N, I, O;
     bool fp8;
+    const void *x8;  /* forward (N, I), bwd_weight (I, N) */
+    const void *w8;  /* forward (O, I), bwd_data (I, O)   */
+    const void *dy8; /* bwd_data (N, O), bwd_weight (O, N) */
+    const struct fp8_scale *x_scale, *w_scale, *dy_scale;
     float alpha;           /* times the product, forward and backward; 0 = 1 */
     int64_t ldx, ldy;      /* of x/dx and of y/dy/pre/residual */
     const void *x;         /* (N, I) */
@@ -188,6 +194,29 @@ struct act_args {
     /* backward */
     const void *dy; /* (N, F) */
     void *dx;       /* shape of x, =; plain: may alias dy */
+};
+
+/* A matrix rounded to 8 bits as a whole: each element times the power of two of
+ * kernels/fp8_scale.h, to the nearest value of the format, as it lies, transposed, or both. The
+ * matrix is x, or made of it element by element without being stored: an activation's output, or
+ * the gradient of its input, as act_args says, rounded to real before all else. A matrix that holds
+ * a NaN or an infinity counts as NaN throughout. */
+enum round8_of { ROUND8_X, ROUND8_ACT, ROUND8_ACT_GRAD };
+struct round8_args {
+    enum round8_of of;
+    enum fp8_format format;
+    enum act_kind act;
+    bool gated;
+    int64_t N, C;            /* of the matrix: act_args' F, or 2F for the gradient where gated */
+    int64_t ldx;             /* of ROUND8_X alone                                              */
+    const void *x;           /* (N, C) or as act_args' x                                       */
+    struct op_quant quant;   /* of x, with ROUND8_X and dense rows                   */
+    const void *dy;          /* ROUND8_ACT_GRAD: as act_args' dy                     */
+    bool known;              /* scale->amax is this matrix's. Else it is 0, and becomes it */
+    struct fp8_scale *scale; /* one, device memory; back = where there are rows or cols */
+    void *rows;              /* (N, C) of one byte =, or NULL */
+    void *cols;              /* (C, N) of one byte =, or NULL: the transpose */
+    void *workspace;
 };
 
 /* Rotary position embedding (Su et al., "RoFormer", 2021) in place on `heads` heads of each row. */
@@ -386,6 +415,7 @@ struct op_table {
     int (*clip)(struct stream *s, const struct clip_args *a);
     int (*adamw)(struct stream *s, const struct adamw_args *a);
     int (*cast)(struct stream *s, const struct cast_args *a);
+    int (*round8)(struct stream *s, const struct round8_args *a);
 
     /* Bytes of workspace that `op` needs for these args (a pointer to the op's args struct). */
     size_t (*workspace)(enum op op, const void *args);

@@ -9,7 +9,14 @@ static size_t workspace(enum op op, const void *args)
 {
     if (op == OP_LINEAR_FWD || op == OP_LINEAR_BWD_DATA || op == OP_LINEAR_BWD_WEIGHT)
         return cpu_quant_workspace(op, DT_F32, args) + cpu_fp8_workspace(op, DT_F32, args);
+    if (op == OP_ROUND8)
+        return cpu_round8_workspace(DT_F32, args);
     return op == OP_ATTN_BWD ? fast_attn_bwd_workspace(args) : 0;
+}
+
+static int round8(struct stream *s, const struct round8_args *a)
+{
+    return cpu_round8(DT_F32, fast_act_fwd, fast_act_bwd, s, a);
 }
 
 const struct op_table cpu_fast_f32 = {
@@ -38,5 +45,6 @@ const struct op_table cpu_fast_f32 = {
     .clip = cpu_clip,
     .adamw = fast_adamw,
     .cast = fast_cast,
+    .round8 = round8,
     .workspace = workspace,
 };

@@ -57,9 +57,16 @@ static size_t workspace(enum op op, const void *args)
     case OP_LINEAR_BWD_DATA:
     case OP_LINEAR_BWD_WEIGHT:
         return cpu_quant_workspace(op, DT_BF16, args) + cpu_fp8_workspace(op, DT_BF16, args);
+    case OP_ROUND8:
+        return cpu_round8_workspace(DT_BF16, args);
     default:
         return 0;
     }
+}
+
+static int round8(struct stream *s, const struct round8_args *a)
+{
+    return cpu_round8(DT_BF16, bf16_act_fwd, bf16_act_bwd, s, a);
 }
 
 const struct op_table cpu_fast_bf16 = {
@@ -88,5 +95,6 @@ const struct op_table cpu_fast_bf16 = {
     .clip = cpu_clip,
     .adamw = fast_adamw,
     .cast = fast_cast,
+    .round8 = round8,
     .workspace = workspace,
 };

@@ -45,7 +45,14 @@ static size_t workspace(enum op op, const void *args)
     if (op == OP_LINEAR_FWD || op == OP_LINEAR_BWD_DATA || op == OP_LINEAR_BWD_WEIGHT)
         return cpu_quant_workspace(op, TABLE_DTYPE, args) +
                cpu_fp8_workspace(op, TABLE_DTYPE, args);
+    if (op == OP_ROUND8)
+        return cpu_round8_workspace(TABLE_DTYPE, args);
     return 0;
+}
+
+static int round8(struct stream *s, const struct round8_args *a)
+{
+    return cpu_round8(TABLE_DTYPE, act_fwd, act_bwd, s, a);
 }
 
 const struct op_table TABLE = {
@@ -74,5 +81,6 @@ const struct op_table TABLE = {
     .clip = cpu_clip,
     .adamw = adamw,
     .cast = cpu_cast,
+    .round8 = round8,
     .workspace = workspace,
 };

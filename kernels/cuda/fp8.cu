@@ -1,11 +1,12 @@
 /*
  * Rounding of bfloat16 matrices to 8 bits, each as a whole (kernels/fp8_scale.h): the largest
- * magnitude in one pass, the copy in another, as it lies or transposed. Maxima do not depend on
- * the order they are taken in. Each pass reads its input once, 16 bytes a thread.
+ * magnitude in one pass, the copies in another. Either pass reads its input once, 16 bytes a thread
+ * and access, and makes the matrix of it on the way where it is made of something (struct
+ * round8_args). Maxima do not depend on the order they are taken in.
  */
 #include <cuda_fp8.h>
 
-#include "kernels/cuda/common.cuh"
+#include "kernels/cuda/activation.cuh"
 
 enum { THREADS = 256, WAVES = 8 };
 
@@ -15,19 +16,58 @@ static int grid_for(int64_t work)
     return (int)(blocks < most ? blocks : most);
 }
 
-struct matrix {
-    int64_t rows, cols, ld;
-    const uint16_t *x;
+/* ---- the matrix ------------------------------------------------------------------------------ */
+
+/* Where the gradient of a gated activation is rounded, a thread makes the gate's and the other's
+ * from the same inputs: two planes, (N, width) each, side by side. */
+struct source {
+    int64_t N, width, ld; /* ld: of x */
+    int act;
+    const __nv_bfloat16 *x, *dy;
 };
 
-/* Where the `i`th group of N elements lies; dense matrices are one long row. */
-template <int N> static __device__ __forceinline__ const uint16_t *group(const matrix &m, int64_t i)
-{
-    if (m.ld == m.cols)
-        return m.x + i * N;
-    uint32_t in_row = (uint32_t)(m.cols / N), row = (uint32_t)i / in_row;
-    return m.x + row * m.ld + ((uint32_t)i - row * in_row) * N;
-}
+template <enum round8_of OF, bool GATED> struct maker {
+    static constexpr int PLANES = OF == ROUND8_ACT_GRAD && GATED ? 2 : 1;
+
+    /* W neighbouring elements of each plane, W 8 or 1. */
+    template <int W>
+    static __device__ __forceinline__ void make(const source &m, int64_t row, int64_t col,
+                                                pack<__nv_bfloat16> (&out)[PLANES])
+    {
+        const __nv_bfloat16 *x = m.x + row * m.ld + col;
+        if constexpr (OF == ROUND8_X) {
+            load<W>(x, out[0]);
+            return;
+        }
+        pack<__nv_bfloat16> gate, up, dy;
+        load<W>(x, gate);
+        if constexpr (GATED)
+            load<W>(x + m.width, up);
+        if constexpr (OF == ROUND8_ACT_GRAD)
+            load<W>(m.dy + row * m.width + col, dy);
+#pragma unroll
+        for (int i = 0; i < W; i++) {
+            float g = to_float(gate.v[i]), u = GATED ? to_float(up.v[i]) : 1.0f;
+            if constexpr (OF == ROUND8_ACT) {
+                out[0].v[i] = __float2bfloat16_rn(u * act_value<true>(m.act, g));
+            } else {
+                float d = to_float(dy.v[i]);
+                out[0].v[i] = __float2bfloat16_rn(d * u * act_slope<true>(m.act, g));
+                if constexpr (GATED)
+                    out[PLANES - 1].v[i] = __float2bfloat16_rn(d * act_value<true>(m.act, g));
+            }
+        }
+    }
+
+    template <int W>
+    static __device__ __forceinline__ void load(const __nv_bfloat16 *p, pack<__nv_bfloat16> &to)
+    {
+        if constexpr (W == 1)
+            to.v[0] = *p;
+        else
+            to.bits = *reinterpret_cast<const uint4 *>(p);
+    }
+};
 
 /* ---- the largest magnitude ------------------------------------------------------------------- */
 
@@ -37,55 +77,55 @@ static __device__ __forceinline__ uint32_t max_pair(uint32_t top, uint32_t two)
     return __vmaxu2(top, two & 0x7fff7fffu);
 }
 
-static __device__ __forceinline__ void keep_largest(uint32_t pair, uint32_t *amax)
+static __device__ __forceinline__ void keep_largest(uint32_t pair, float *amax)
 {
     uint32_t top = max(pair & 0xffffu, pair >> 16);
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2)
         top = max(top, __shfl_xor_sync(FULL_WARP, top, offset));
     if ((threadIdx.x & 31) == 0 && top > 0)
-        atomicMax(amax, top << 16);
+        atomicMax(reinterpret_cast<unsigned int *>(amax), top << 16);
 }
 
-__global__ void amax_packs(struct matrix m, uint32_t *amax)
+template <enum round8_of OF, bool GATED, int W> __global__ void amax_kernel(source m, float *amax)
 {
-    int64_t packs = m.rows * (m.cols / 8), step = (int64_t)gridDim.x * THREADS;
-    uint32_t top = 0;
-#pragma unroll 4
-    for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < packs; i += step) {
-        uint4 v = *reinterpret_cast<const uint4 *>(group<8>(m, i));
-        top = max_pair(max_pair(max_pair(max_pair(top, v.x), v.y), v.z), v.w);
+    typedef maker<OF, GATED> made;
+    uint32_t in_row = (uint32_t)(m.width / W), n = (uint32_t)m.N * in_row;
+    uint32_t step = gridDim.x * THREADS, top = 0;
+#pragma unroll(OF == ROUND8_X ? 4 : 2)
+    for (uint32_t i = blockIdx.x * THREADS + threadIdx.x; i < n; i += step) {
+        uint32_t row = i / in_row;
+        pack<__nv_bfloat16> v[made::PLANES];
+        made::template make<W>(m, row, (int64_t)(i - row * in_row) * W, v);
+#pragma unroll
+        for (int p = 0; p < made::PLANES; p++) {
+            if constexpr (W == 1)
+                top = max_pair(top, __bfloat16_as_ushort(v[p].v[0]));
+            else
+                top = max_pair(
+                    max_pair(max_pair(max_pair(top, v[p].bits.x), v[p].bits.y), v[p].bits.z),
+                    v[p].bits.w);
+        }
     }
-    keep_largest(top, amax);
-}
-
-__global__ void amax_single(struct matrix m, uint32_t *amax)
-{
-    int64_t n = m.rows * m.cols, step = (int64_t)gridDim.x * THREADS;
-    uint32_t top = 0;
-    for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < n; i += step)
-        top = max_pair(top, *group<1>(m, i));
     keep_largest(top, amax);
 }
 
 /* ---- copies ---------------------------------------------------------------------------------- */
 
-/* 2^e and 2^-e, NaN for tensors that are not finite. */
-static __device__ __forceinline__ float scale_of(enum fp8_format format, uint32_t amax, float *back)
-{
-    int e = fp8_exponent(format, amax);
-    bool finite = fp8_finite(amax);
-    *back = __uint_as_float(finite ? fp8_power_bits(-e) : 0x7fffffffu);
-    return __uint_as_float(finite ? fp8_power_bits(e) : 0x7fffffffu);
-}
+struct copies {
+    struct fp8_scale *scale;
+    uint8_t *rows, *cols; /* or NULL */
+};
 
-/* The scale of this kernel's tensor; one thread leaves its inverse for the product. */
-static __device__ __forceinline__ float take_scale(const struct fp8_cast &c)
+/* 2^e, NaN for tensors that are not finite; one thread leaves its inverse for the products. */
+template <enum fp8_format F> static __device__ __forceinline__ float take_scale(const copies &c)
 {
-    float back, scale = scale_of(c.format, *c.amax, &back);
+    uint32_t amax = __float_as_uint(c.scale->amax);
+    int e = fp8_exponent(F, amax);
+    bool finite = fp8_finite(amax);
     if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0)
-        *c.back = back;
-    return scale;
+        c.scale->back = __uint_as_float(finite ? fp8_power_bits(-e) : 0x7fffffffu);
+    return __uint_as_float(finite ? fp8_power_bits(e) : 0x7fffffffu);
 }
 
 template <enum fp8_format F>
@@ -100,18 +140,6 @@ static __device__ __forceinline__ uint2 narrow8(const uint4 &v, float s)
 {
     return make_uint2(narrow2<F>(v.x, s) | narrow2<F>(v.y, s) << 16,
                       narrow2<F>(v.z, s) | narrow2<F>(v.w, s) << 16);
-}
-
-template <enum fp8_format F> __global__ void cast_kernel(struct matrix m, struct fp8_cast c)
-{
-    int64_t groups = m.rows * (m.cols / 16), step = (int64_t)gridDim.x * THREADS;
-    float scale = take_scale(c);
-#pragma unroll 2
-    for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < groups; i += step) {
-        const uint4 *from = reinterpret_cast<const uint4 *>(group<16>(m, i));
-        uint2 low = narrow8<F>(from[0], scale), high = narrow8<F>(from[1], scale);
-        reinterpret_cast<uint4 *>(c.out)[i] = make_uint4(low.x, low.y, high.x, high.y);
-    }
 }
 
 /* A block turns a tile of TILE rows and columns by way of shared memory. Word w of row r lies at
@@ -131,24 +159,13 @@ static __device__ __forceinline__ uint32_t column(const uint32_t *w, int at)
     return __byte_perm(low, high, 0x5410);
 }
 
-template <enum fp8_format F> __global__ void transpose_kernel(struct matrix m, struct fp8_cast c)
+/* The tile's columns from col0 on, as rows of the transposed matrix from to_col on. */
+static __device__ __forceinline__ void store_turned(const uint32_t *tile, const source &m,
+                                                    int64_t row0, int64_t col0, int64_t plane,
+                                                    uint8_t *cols)
 {
-    __shared__ uint32_t tile[TILE * ROW_WORDS];
-    int64_t row0 = (int64_t)blockIdx.x * TILE, col0 = (int64_t)blockIdx.y * TILE;
-    float scale = take_scale(c);
-
-#pragma unroll
-    for (int i = 0; i < TILE * PACKS / THREADS; i++) {
-        int row = (int)threadIdx.x / PACKS + i * (THREADS / PACKS), pack = (int)threadIdx.x % PACKS;
-        if (row0 + row >= m.rows || col0 + pack * 8 >= m.cols)
-            continue;
-        const uint16_t *from = m.x + (row0 + row) * m.ld + col0 + pack * 8;
-        *reinterpret_cast<uint2 *>(&tile[swizzled(row, pack * 2)]) =
-            narrow8<F>(*reinterpret_cast<const uint4 *>(from), scale);
-    }
-    __syncthreads();
     int lane = threadIdx.x & 31, word = (int)(threadIdx.x >> 5) * 4 + (lane >> 3), rows = lane & 7;
-    if (row0 + rows * 16 >= m.rows || col0 + word * 4 >= m.cols)
+    if (row0 + rows * 16 >= m.N || col0 + word * 4 >= m.width)
         return;
     uint32_t w[16];
 #pragma unroll
@@ -156,79 +173,144 @@ template <enum fp8_format F> __global__ void transpose_kernel(struct matrix m, s
         w[i] = tile[swizzled(rows * 16 + i, word)];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        uint8_t *to = (uint8_t *)c.out + (col0 + word * 4 + i) * m.rows + row0 + rows * 16;
+        uint8_t *to = cols + (plane * m.width + col0 + word * 4 + i) * m.N + row0 + rows * 16;
         *reinterpret_cast<uint4 *>(to) =
             make_uint4(column(w, i), column(w + 4, i), column(w + 8, i), column(w + 12, i));
     }
 }
 
-template <enum fp8_format F> __global__ void round_kernel(struct matrix m, struct fp8_cast c)
+template <enum fp8_format F, enum round8_of OF, bool GATED>
+__global__ void __launch_bounds__(THREADS) tile_kernel(source m, copies c)
 {
-    int64_t n = m.rows * m.cols, step = (int64_t)gridDim.x * THREADS;
-    float back, scale = scale_of(c.format, *c.amax, &back);
+    typedef maker<OF, GATED> made;
+    __shared__ uint32_t tile[made::PLANES][TILE * ROW_WORDS];
+    int64_t row0 = (int64_t)blockIdx.y * TILE, col0 = (int64_t)blockIdx.x * TILE;
+    float scale = take_scale<F>(c);
+
+#pragma unroll(OF == ROUND8_X ? 8 : OF == ROUND8_ACT ? 4 : 2)
+    for (int i = 0; i < TILE * PACKS / THREADS; i++) {
+        int row = (int)threadIdx.x / PACKS + i * (THREADS / PACKS), at = (int)threadIdx.x % PACKS;
+        pack<__nv_bfloat16> v[made::PLANES];
+        if (row0 + row >= m.N || col0 + at * 8 >= m.width)
+            continue;
+        made::template make<8>(m, row0 + row, col0 + at * 8, v);
+#pragma unroll
+        for (int p = 0; p < made::PLANES; p++) {
+            uint2 narrow = narrow8<F>(v[p].bits, scale);
+            int64_t to = ((row0 + row) * made::PLANES + p) * m.width + col0 + at * 8;
+            if (c.rows)
+                *reinterpret_cast<uint2 *>(c.rows + to) = narrow;
+            *reinterpret_cast<uint2 *>(&tile[p][swizzled(row, at * 2)]) = narrow;
+        }
+    }
+    if (!c.cols)
+        return;
+    __syncthreads();
+#pragma unroll
+    for (int p = 0; p < made::PLANES; p++)
+        store_turned(tile[p], m, row0, col0, p, c.cols);
+}
+
+/* Sides that are no multiples of 16: an element a thread. */
+template <enum fp8_format F, enum round8_of OF, bool GATED>
+__global__ void single_kernel(source m, copies c)
+{
+    typedef maker<OF, GATED> made;
+    int64_t n = m.N * m.width, step = (int64_t)gridDim.x * THREADS;
+    float scale = take_scale<F>(c);
 
     for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < n; i += step) {
-        float x = __uint_as_float((uint32_t)*group<1>(m, i) << 16) * scale;
-        __nv_fp8_storage_t q =
-            __nv_cvt_float_to_fp8(x, __NV_SATFINITE, F == FP8_E4M3 ? __NV_E4M3 : __NV_E5M2);
-        __half wide = __nv_cvt_fp8_to_halfraw(q, F == FP8_E4M3 ? __NV_E4M3 : __NV_E5M2);
-        reinterpret_cast<__nv_bfloat16 *>(c.out)[i] =
-            __float2bfloat16_rn(__half2float(wide) * back);
+        int64_t row = i / m.width, col = i - row * m.width;
+        pack<__nv_bfloat16> v[made::PLANES];
+        made::template make<1>(m, row, col, v);
+        for (int p = 0; p < made::PLANES; p++) {
+            uint8_t q = __nv_cvt_float_to_fp8(to_float(v[p].v[0]) * scale, __NV_SATFINITE,
+                                              F == FP8_E4M3 ? __NV_E4M3 : __NV_E5M2);
+            if (c.rows)
+                c.rows[(row * made::PLANES + p) * m.width + col] = q;
+            if (c.cols)
+                c.cols[(p * m.width + col) * m.N + row] = q;
+        }
+    }
+}
+
+/* ---- and back -------------------------------------------------------------------------------- */
+
+template <enum fp8_format F>
+__global__ void spread_kernel(int64_t n, const uint8_t *from, const struct fp8_scale *scale,
+                              __nv_bfloat16 *to)
+{
+    int64_t step = (int64_t)gridDim.x * THREADS;
+    for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < n; i += step) {
+        __half wide = __nv_cvt_fp8_to_halfraw(from[i], F == FP8_E4M3 ? __NV_E4M3 : __NV_E5M2);
+        to[i] = __float2bfloat16_rn(__half2float(wide) * scale->back);
     }
 }
 
 /* ---- launchers ------------------------------------------------------------------------------- */
 
-static struct matrix matrix_of(const struct fp8_cast *c)
+static bool fits_packs(const struct round8_args *a, const source &m)
 {
-    struct matrix m = {c->rows, c->cols, c->ld, (const uint16_t *)c->x};
-    return m;
+    return m.N % 16 == 0 && m.width % 16 == 0 && m.ld % 8 == 0 && aligned16(m.x) &&
+           aligned16(m.dy) && aligned16(a->rows) && aligned16(a->cols);
 }
 
-extern "C" int launch_fp8_amax(cudaStream_t s, const struct fp8_cast *c)
+template <enum fp8_format F, enum round8_of OF, bool GATED>
+static int round8(cudaStream_t s, const struct round8_args *a)
 {
-    struct matrix m = matrix_of(c);
-    bool packs = aligned16(c->x) && c->ld % 8 == 0 && c->cols % 8 == 0;
+    bool halves = OF == ROUND8_ACT_GRAD && GATED;
+    source m = {a->N,   halves ? a->C / 2 : a->C,    a->ldx ? a->ldx : a->C,
+                a->act, (const __nv_bfloat16 *)a->x, (const __nv_bfloat16 *)a->dy};
+    if (OF == ROUND8_ACT && GATED)
+        m.ld = 2 * a->C;
+    copies c = {a->scale, (uint8_t *)a->rows, (uint8_t *)a->cols};
+    bool packs = fits_packs(a, m);
+    int64_t n = m.N * m.width;
 
+    if (n >= (int64_t)1 << 32)
+        return ERR_UNSUPPORTED;
+    if (!a->known && packs)
+        amax_kernel<OF, GATED, 8><<<grid_for(n / 8), THREADS, 0, s>>>(m, &a->scale->amax);
+    else if (!a->known)
+        amax_kernel<OF, GATED, 1><<<grid_for(n), THREADS, 0, s>>>(m, &a->scale->amax);
+    if (!a->rows && !a->cols)
+        return launch_status();
+    dim3 tiles((unsigned)ceil_div(m.width, TILE), (unsigned)ceil_div(m.N, TILE));
     if (packs)
-        amax_packs<<<grid_for(m.rows * m.cols / 8), THREADS, 0, s>>>(m, c->amax);
+        tile_kernel<F, OF, GATED><<<tiles, THREADS, 0, s>>>(m, c);
     else
-        amax_single<<<grid_for(m.rows * m.cols), THREADS, 0, s>>>(m, c->amax);
+        single_kernel<F, OF, GATED><<<grid_for(n), THREADS, 0, s>>>(m, c);
     return launch_status();
 }
 
-extern "C" int launch_fp8_cast(cudaStream_t s, const struct fp8_cast *c)
+template <enum fp8_format F> static int in_format(cudaStream_t s, const struct round8_args *a)
 {
-    struct matrix m = matrix_of(c);
-    int grid = grid_for(m.rows * m.cols / 16);
-
-    if (c->format == FP8_E4M3)
-        cast_kernel<FP8_E4M3><<<grid, THREADS, 0, s>>>(m, *c);
-    else
-        cast_kernel<FP8_E5M2><<<grid, THREADS, 0, s>>>(m, *c);
-    return launch_status();
+    switch (a->of) {
+    case ROUND8_X:
+        return round8<F, ROUND8_X, false>(s, a);
+    case ROUND8_ACT:
+        return a->gated ? round8<F, ROUND8_ACT, true>(s, a) : round8<F, ROUND8_ACT, false>(s, a);
+    case ROUND8_ACT_GRAD:
+        return a->gated ? round8<F, ROUND8_ACT_GRAD, true>(s, a)
+                        : round8<F, ROUND8_ACT_GRAD, false>(s, a);
+    }
+    return ERR_UNSUPPORTED;
 }
 
-extern "C" int launch_fp8_cast_transposed(cudaStream_t s, const struct fp8_cast *c)
+extern "C" int launch_round8(cudaStream_t s, const struct round8_args *a)
 {
-    struct matrix m = matrix_of(c);
-    dim3 grid((unsigned)ceil_div(m.rows, TILE), (unsigned)ceil_div(m.cols, TILE));
-
-    if (c->format == FP8_E4M3)
-        transpose_kernel<FP8_E4M3><<<grid, THREADS, 0, s>>>(m, *c);
-    else
-        transpose_kernel<FP8_E5M2><<<grid, THREADS, 0, s>>>(m, *c);
-    return launch_status();
+    return a->format == FP8_E4M3 ? in_format<FP8_E4M3>(s, a) : in_format<FP8_E5M2>(s, a);
 }
 
-extern "C" int launch_fp8_round(cudaStream_t s, const struct fp8_cast *c)
+extern "C" int launch_fp8_spread(cudaStream_t s, enum fp8_format format, int64_t n,
+                                 const void *from, const struct fp8_scale *scale, void *to)
 {
-    struct matrix m = matrix_of(c);
-    int grid = grid_for(m.rows * m.cols);
+    const uint8_t *bytes = (const uint8_t *)from;
+    __nv_bfloat16 *out = (__nv_bfloat16 *)to;
 
-    if (c->format == FP8_E4M3)
-        round_kernel<FP8_E4M3><<<grid, THREADS, 0, s>>>(m, *c);
+    if (format == FP8_E4M3)
+        spread_kernel<FP8_E4M3><<<grid_for(n), THREADS, 0, s>>>(n, bytes, scale, out);
     else
-        round_kernel<FP8_E5M2><<<grid, THREADS, 0, s>>>(m, *c);
+        spread_kernel<FP8_E5M2><<<grid_for(n), THREADS, 0, s>>>(n, bytes, scale, out);
     return launch_status();
 }

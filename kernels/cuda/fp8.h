@@ -1,12 +1,8 @@
 /*
- * Products of operands that are rounded to 8 bits (linear_args.fp8). From sm_89 on, and where all
- * sides of a product are multiples of 16, the tensor cores multiply 8-bit copies at twice the rate
- * of 16-bit ones. They want the dimension that is summed over innermost in both operands, so the
- * copies of backward products are transposed on the way. Elsewhere the operands are rounded in
- * place of their copies in bfloat16, which holds the rounded values exactly: the same numbers, up
- * to the order of sums, without the speed.
- *
- * The largest magnitude of each operand is found in one pass and stays on the device.
+ * Products of operands of 8 bits (linear_args.fp8). From sm_89 on, and where all sides of a product
+ * are multiples of 16, the tensor cores multiply them at twice the rate of 16-bit ones. Elsewhere
+ * they are spread out in bfloat16, which holds the rounded values exactly, and multiplied as those:
+ * the same numbers, up to the order of sums, without the speed.
  */
 #ifndef CASTOR_KERNELS_CUDA_FP8_H
 #define CASTOR_KERNELS_CUDA_FP8_H
@@ -14,10 +10,16 @@
 #include "kernels/cuda/gemm.h"
 #include "kernels/fp8_scale.h"
 
+struct fp8_operand {
+    const void *p;
+    const struct fp8_scale *scale;
+};
+
 /* Bytes behind the GEMM_WORKSPACE of a product with these sides. */
 size_t fp8_workspace(int64_t m, int64_t n, int64_t k);
-/* Queue the rounding of g's bfloat16 operands, A to e4m3 and B to `format_b`, into the workspace
- * behind GEMM_WORKSPACE, and make *g the product of the copies. */
-int fp8_round_operands(struct stream *s, enum fp8_format format_b, struct gemm *g);
+/* Make *g, a product of bfloat16 with all but its operands filled in, that of a (m, k) in e4m3 and
+ * b (n, k) in `format_b`; queues their spreading into the workspace where that is needed. */
+int fp8_operands(struct stream *s, struct fp8_operand a, enum fp8_format format_b,
+                 struct fp8_operand b, struct gemm *g);
 
 #endif

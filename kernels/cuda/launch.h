@@ -8,7 +8,6 @@
 
 #include <cuda_runtime_api.h>
 
-#include "kernels/fp8_scale.h"
 #include "kernels/op_table.h"
 
 #ifdef __cplusplus
@@ -40,21 +39,11 @@ int launch_narrow_add(cudaStream_t s, int64_t n, const void *product, struct rng
                       void *dw);
 size_t workspace_colsum(int64_t N, int64_t C);
 
-/* A bfloat16 matrix x (rows, cols), rows ld apart, that is rounded to 8 bits. Casts want all sides
- * in multiples of 16, and x 16-byte aligned with ld a multiple of 8. */
-struct fp8_cast {
-    enum fp8_format format;
-    int64_t rows, cols, ld;
-    const void *x;
-    uint32_t *amax; /* bits of the largest magnitude; device memory */
-    float *back;    /* = what the copy is to be multiplied by; device memory; not with round */
-    void *out;      /* = dense */
-};
-/* *amax = the larger of what is there and x's. */
-int launch_fp8_amax(cudaStream_t s, const struct fp8_cast *c);
-int launch_fp8_cast(cudaStream_t s, const struct fp8_cast *c);            /* (rows, cols)     */
-int launch_fp8_cast_transposed(cudaStream_t s, const struct fp8_cast *c); /* (cols, rows)     */
-int launch_fp8_round(cudaStream_t s, const struct fp8_cast *c); /* bfloat16, scaled back */
+/* Of bfloat16. */
+int launch_round8(cudaStream_t s, const struct round8_args *a);
+/* to (n) bfloat16 = what n bytes stand for. */
+int launch_fp8_spread(cudaStream_t s, enum fp8_format format, int64_t n, const void *from,
+                      const struct fp8_scale *scale, void *to);
 
 /* to (n) real = elements [q->first, q->first + n) of a tensor with these codes. */
 int launch_quant_decode(cudaStream_t s, enum dtype real, const struct op_quant *q,

@@ -95,12 +95,19 @@ static bool fuse_activation(struct stream *s, enum dtype real, const struct line
     return true;
 }
 
-static int round_operands(struct stream *s, enum dtype real, const struct linear_args *a,
-                          enum fp8_format format_b, struct gemm *g)
+/* With fp8, the op's product is that of its operands in 8 bits. */
+static int narrow_operands(struct stream *s, enum dtype real, const struct linear_args *a,
+                           enum op op, struct gemm *g)
 {
+    struct fp8_operand x = {a->x8, a->x_scale}, w = {a->w8, a->w_scale}, dy = {a->dy8, a->dy_scale};
+
     if (!a->fp8)
         return 0;
-    return real == DT_BF16 ? fp8_round_operands(s, format_b, g) : ERR_UNSUPPORTED;
+    if (real != DT_BF16)
+        return ERR_UNSUPPORTED;
+    if (op == OP_LINEAR_FWD)
+        return fp8_operands(s, w, FP8_E4M3, x, g);
+    return fp8_operands(s, op == OP_LINEAR_BWD_DATA ? w : x, FP8_E5M2, dy, g);
 }
 
 /* ---- wide and odd ---------------------------------------------------------------------------- */
@@ -173,7 +180,7 @@ static int forward(struct stream *s, enum dtype real, const struct linear_args *
 {
     struct gemm_cache *cache = s->state->gemms;
     struct gemm g = forward_product(real, a, a->pre ? a->pre : a->y);
-    int rc = round_operands(s, real, a, FP8_E4M3, &g);
+    int rc = narrow_operands(s, real, a, OP_LINEAR_FWD, &g);
 
     if (rc != 0)
         return rc;
@@ -228,7 +235,7 @@ static int backward_data(struct stream *s, enum dtype real, const struct linear_
         .epilogue = CUBLASLT_EPILOGUE_DEFAULT,
         .workspace = a->workspace,
     };
-    int rc = round_operands(s, real, a, FP8_E5M2, &g);
+    int rc = narrow_operands(s, real, a, OP_LINEAR_BWD_DATA, &g);
 
     if (rc != 0)
         return rc;
@@ -263,7 +270,7 @@ int linear_bwd_data(struct stream *s, enum dtype real, const struct linear_args 
 }
 
 /* The sides of an op's product in the order of struct gemm. */
-static size_t rounded_copies(enum op op, const struct linear_args *a)
+static size_t spread_operands(enum op op, const struct linear_args *a)
 {
     return op == OP_LINEAR_FWD        ? fp8_workspace(a->O, a->N, a->I)
            : op == OP_LINEAR_BWD_DATA ? fp8_workspace(a->I, a->N, a->O)
@@ -273,8 +280,8 @@ static size_t rounded_copies(enum op op, const struct linear_args *a)
 /* Bytes of workspace that the product itself may use. */
 static size_t narrow_product_at(enum op op, const struct linear_args *a)
 {
-    size_t copies = a->fp8 ? rounded_copies(op, a) : 0;
-    return GEMM_WORKSPACE + (copies + 255) / 256 * 256;
+    size_t copies = a->fp8 ? spread_operands(op, a) : 0;
+    return GEMM_WORKSPACE + copies;
 }
 
 /* The library's product would round the sum to nearest, so where that is to be rounded
@@ -309,7 +316,7 @@ static int backward_weight(struct stream *s, enum dtype real, const struct linea
             .epilogue = CUBLASLT_EPILOGUE_DEFAULT,
             .workspace = a->workspace,
         };
-        rc = round_operands(s, real, a, FP8_E5M2, &g);
+        rc = narrow_operands(s, real, a, OP_LINEAR_BWD_WEIGHT, &g);
         if (rc == 0)
             rc = gemm_run(s->state->gemms, s->handle, &g);
     }

@@ -65,6 +65,11 @@ static size_t larger(size_t x, size_t y)
     return x > y ? x : y;
 }
 
+static size_t round8_workspace(const struct round8_args *a)
+{
+    return a->quant.format == QUANT_NONE ? 0 : (size_t)(a->N * a->C) * dtype_size(DT_BF16);
+}
+
 static size_t workspace(enum op op, enum dtype real, const void *args)
 {
     switch (op) {
@@ -76,6 +81,8 @@ static size_t workspace(enum op op, enum dtype real, const void *args)
     case OP_LINEAR_BWD_DATA:
     case OP_LINEAR_BWD_WEIGHT:
         return linear_workspace(op, real, args);
+    case OP_ROUND8:
+        return round8_workspace(args);
     case OP_ATTN_BWD:
         return larger(larger(workspace_attn_bwd_plain(args), workspace_attn_bwd_mma(args)),
                       workspace_attn_bwd_hopper(args));
@@ -181,7 +188,26 @@ static int cuda_cast(struct stream *s, const struct cast_args *a)
     return launch_cast(enter(s), a);
 }
 
-#define TABLE(T, DTYPE)                                                                            \
+static int round8_bf16(struct stream *s, const struct round8_args *a)
+{
+    struct round8_args plain = *a;
+    int rc = 0;
+
+    if (s->state->capability < 89)
+        return ERR_UNSUPPORTED;
+    if (a->quant.format != QUANT_NONE) {
+        rc = launch_quant_decode(enter(s), DT_BF16, &a->quant, a->x, a->N * a->C, a->workspace);
+        plain.x = a->workspace;
+    }
+    return rc ? rc : launch_round8(enter(s), &plain);
+}
+
+static int round8_none(struct stream *s, const struct round8_args *a)
+{
+    return ERR_UNSUPPORTED;
+}
+
+#define TABLE(T, DTYPE, ROUND8)                                                                    \
     {                                                                                              \
         .name = "cuda-" #T, .compute = DTYPE, .grad = DT_F32, .stat = DT_F32, .master = DT_F32,    \
         .embed_fwd = embed_fwd_##T, .embed_bwd = embed_bwd_##T, .norm_fwd = norm_fwd_##T,          \
@@ -190,9 +216,10 @@ static int cuda_cast(struct stream *s, const struct cast_args *a)
         .act_fwd = act_fwd_##T, .act_bwd = act_bwd_##T, .rope = rope_##T,                          \
         .attn_fwd = attn_fwd_##T, .attn_bwd = attn_bwd_##T, .dropout_fwd = dropout_fwd_##T,        \
         .dropout_bwd = dropout_bwd_##T, .loss = loss_##T, .add = cuda_add, .sumsq = sumsq_##T,     \
-        .clip = cuda_clip, .adamw = adamw_##T, .cast = cuda_cast, .workspace = workspace_##T,      \
+        .clip = cuda_clip, .adamw = adamw_##T, .cast = cuda_cast, .round8 = ROUND8,                \
+        .workspace = workspace_##T,                                                                \
     }
 
-const struct op_table cuda_f32 = TABLE(f32, DT_F32);
-const struct op_table cuda_bf16 = TABLE(bf16, DT_BF16);
-const struct op_table cuda_f16 = TABLE(f16, DT_F16);
+const struct op_table cuda_f32 = TABLE(f32, DT_F32, round8_none);
+const struct op_table cuda_bf16 = TABLE(bf16, DT_BF16, round8_bf16);
+const struct op_table cuda_f16 = TABLE(f16, DT_F16, round8_none);

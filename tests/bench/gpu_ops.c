@@ -149,6 +149,8 @@ static int call(enum op op, const void *a)
         return ops->clip(stream, a);
     case OP_ADAMW:
         return ops->adamw(stream, a);
+    case OP_ROUND8:
+        return ops->round8(stream, a);
     case OP_CAST:
         return ops->cast(stream, a);
     default:
@@ -267,7 +269,47 @@ static void bench_norm(int64_t N, int64_t C, enum norm_kind kind)
     }
 }
 
-/* fp8: the floor is that of 16 bits. */
+/* A rounded matrix, and its scale. */
+static const void *take_rounded(int64_t rows, int64_t cols, enum fp8_format format,
+                                const struct fp8_scale **scale)
+{
+    static const float ZERO[4];
+    struct round8_args a = {.format = format, .N = rows, .C = cols};
+
+    a.x = take((size_t)(rows * cols) * 2);
+    a.rows = take((size_t)(rows * cols));
+    a.scale = take_floats(ZERO, 4);
+    if (ops->round8(stream, &a) != 0) {
+        fprintf(stderr, "gpu_ops: no rounding to 8 bits here\n");
+        exit(2);
+    }
+    *scale = a.scale;
+    return a.rows;
+}
+
+static void bench_round8(int64_t N, int64_t C, enum round8_of of, bool known, bool both)
+{
+    static const float ONES[4] = {1, 1};
+    static const char *const OF[] = {"", " silu", " silu gradient"};
+    const double in[] = {2, 4, 3}, n = (double)N * (double)C;
+    bool gated = of != ROUND8_X;
+    struct round8_args a = {
+        .of = of, .act = ACT_SILU, .gated = gated, .N = N, .C = C, .known = known};
+    char name[80];
+
+    snprintf(name, sizeof name, "round8%s %ldx%ld%s%s", OF[of], (long)N, (long)C,
+             known ? " known" : "", both ? " both ways" : "");
+    if (!wanted(name))
+        return;
+    a.x = take((size_t)(N * C) * (of == ROUND8_ACT ? 4 : 2));
+    a.dy = take((size_t)(N * C));
+    a.scale = take_floats(ONES, 4);
+    a.rows = both ? take((size_t)(N * C)) : NULL;
+    a.cols = take((size_t)(N * C));
+    report(name, OP_ROUND8, &a, n * (in[of] * (known ? 1 : 2) + (both ? 2 : 1)), 0);
+}
+
+/* fp8: the floor is that of 16 bits; what is rounded is not counted. */
 static void bench_linear(int64_t N, int64_t I, int64_t O, enum act_kind act, bool fp8)
 {
     const char *bits = fp8 ? " fp8" : "";
@@ -286,6 +328,10 @@ static void bench_linear(int64_t N, int64_t I, int64_t O, enum act_kind act, boo
         a.bias = take((size_t)O * 2);
         a.y = take(y);
         a.pre = act == ACT_GELU_TANH ? take(y) : NULL;
+        if (fp8) {
+            a.x8 = take_rounded(N, I, FP8_E4M3, &a.x_scale);
+            a.w8 = take_rounded(O, I, FP8_E4M3, &a.w_scale);
+        }
         a.workspace = take(ops->workspace(OP_LINEAR_FWD, &a));
         report(name, OP_LINEAR_FWD, &a, io, flops);
     }
@@ -298,6 +344,10 @@ static void bench_linear(int64_t N, int64_t I, int64_t O, enum act_kind act, boo
         a.w = take(w);
         a.dx = take(y);
         a.pre_x = act ? take(y) : NULL;
+        if (fp8) {
+            a.dy8 = take_rounded(N, I, FP8_E5M2, &a.dy_scale);
+            a.w8 = take_rounded(O, I, FP8_E4M3, &a.w_scale);
+        }
         a.workspace = take(ops->workspace(OP_LINEAR_BWD_DATA, &a));
         report(name, OP_LINEAR_BWD_DATA, &a, io, flops);
     }
@@ -313,6 +363,10 @@ static void bench_linear(int64_t N, int64_t I, int64_t O, enum act_kind act, boo
         a.dy = take(y);
         a.dw = take(2 * w);
         a.dbias = bias ? take((size_t)O * 4) : NULL;
+        if (fp8) {
+            a.x8 = take_rounded(I, N, FP8_E4M3, &a.x_scale);
+            a.dy8 = take_rounded(O, N, FP8_E5M2, &a.dy_scale);
+        }
         a.workspace = take(ops->workspace(OP_LINEAR_BWD_WEIGHT, &a));
         report(name, OP_LINEAR_BWD_WEIGHT, &a, io + 6.0 * (double)I * (double)O, flops);
     }
@@ -537,6 +591,12 @@ int main(int argc, char **argv)
         bench_linear(16384, 3584, 3584, ACT_NONE, fp8);
         bench_linear(16384, 3584, 37888, ACT_NONE, fp8);
         bench_linear(16384, 18944, 3584, ACT_NONE, fp8);
+    }
+    for (int known = 0; known < 2; known++) {
+        bench_round8(16384, 3584, ROUND8_X, known, !known);
+        bench_round8(37888, 3584, ROUND8_X, known, false);
+        bench_round8(16384, 18944, ROUND8_ACT, known, !known);
+        bench_round8(16384, 37888, ROUND8_ACT_GRAD, known, true);
     }
     bench_embed(32768, 768, 50257);
     bench_loss(32768, 50257, 50304);

@@ -49,6 +49,7 @@ union op_args {
     struct clip_args clip;
     struct adamw_args adamw;
     struct cast_args cast;
+    struct round8_args round8;
 };
 
 struct op_case {

@@ -47,6 +47,8 @@ int op_call(const struct op_table *t, struct stream *s, enum op op, const void *
         return t->adamw(s, args);
     case OP_CAST:
         return t->cast(s, args);
+    case OP_ROUND8:
+        return t->round8(s, args);
     case OP_COUNT:
         break;
     }
@@ -78,6 +80,8 @@ int op_workspace_slot(enum op op)
     case OP_ATTN_FWD:
     case OP_ATTN_BWD:
         return (int)offsetof(struct attn_args, workspace);
+    case OP_ROUND8:
+        return (int)offsetof(struct round8_args, workspace);
     default:
         return NO_SLOT;
     }

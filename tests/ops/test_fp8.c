@@ -1,4 +1,4 @@
-/* Linear layers whose operands are rounded to 8 bits. */
+/* Rounding to 8 bits, and linear layers of what was rounded. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,6 +29,16 @@ static void bind_rows(struct op_case *c, const char *name, size_t slot, const st
 #define ROWS(field, role, cols)                                                                    \
     bind_rows(c, #field, offsetof(struct linear_args, field), s, role, cols)
 
+/* A scale as a row of floats: back, amax, unused. */
+static void bind_scale(struct op_case *c, const char *name, size_t slot, double back)
+{
+    case_bind(c, name, slot, DT_F32, ROLE_IN, 1, 4, 0)[0] = back;
+}
+
+#define OPERAND8(field, type, rows, cols, by)                                                      \
+    BIND(c, linear_args, field##8, type, ROLE_IN, rows, cols, 0);                                  \
+    bind_scale(c, #field "_scale", offsetof(struct linear_args, field##_scale), by)
+
 static void forward_case(struct op_case *c, const struct shape *s, enum act_kind act, bool bias,
                          bool residual)
 {
@@ -39,8 +49,8 @@ static void forward_case(struct op_case *c, const struct shape *s, enum act_kind
     case_init(c, OP_LINEAR_FWD, &a, sizeof a, "fp8 N=%ld I=%ld O=%ld pad=%ld act=%d%s%s",
               (long)s->N, (long)s->I, (long)s->O, (long)s->pad, (int)act, bias ? " bias" : "",
               residual ? " residual" : "");
-    ROWS(x, ROLE_IN, s->I);
-    BIND(c, linear_args, w, EL_REAL, ROLE_IN, s->O, s->I, 0);
+    OPERAND8(x, DT_E4M3, s->N, s->I, 0.25);
+    OPERAND8(w, DT_E4M3, s->O, s->I, 2);
     if (bias)
         BIND(c, linear_args, bias, EL_REAL, ROLE_IN, 1, s->O, 0);
     if (residual)
@@ -60,8 +70,8 @@ static void data_case(struct op_case *c, const struct shape *s, enum act_kind ac
     case_init(c, OP_LINEAR_BWD_DATA, &a, sizeof a, "fp8 N=%ld I=%ld O=%ld pad=%ld act_x=%d%s",
               (long)s->N, (long)s->I, (long)s->O, (long)s->pad, (int)act_x,
               accum == ACCUM_ADD ? " add" : "");
-    ROWS(dy, ROLE_IN, s->O);
-    BIND(c, linear_args, w, EL_REAL, ROLE_IN, s->O, s->I, 0);
+    OPERAND8(dy, DT_E5M2, s->N, s->O, 4);
+    OPERAND8(w, DT_E4M3, s->I, s->O, 0.5);
     if (act_x != ACT_NONE)
         ROWS(pre_x, ROLE_IN, s->I);
     ROWS(dx, accum == ACCUM_ADD ? ROLE_ADD : ROLE_ASSIGN, s->I);
@@ -77,7 +87,8 @@ static void weight_case(struct op_case *c, const struct shape *s, enum accum acc
     case_init(c, OP_LINEAR_BWD_WEIGHT, &a, sizeof a, "fp8 N=%ld I=%ld O=%ld pad=%ld%s%s%s",
               (long)s->N, (long)s->I, (long)s->O, (long)s->pad, dw ? " dw" : "",
               dbias ? " dbias" : "", accum == ACCUM_ADD ? " add" : "");
-    ROWS(x, ROLE_IN, s->I);
+    OPERAND8(x, DT_E4M3, s->I, s->N, 8);
+    OPERAND8(dy, DT_E5M2, s->O, s->N, 0.125);
     ROWS(dy, ROLE_IN, s->O);
     if (dw)
         BIND(c, linear_args, dw, EL_GRAD, role, s->O, s->I, 0);
@@ -172,36 +183,19 @@ static void round_all(const struct format *f, double *x, int64_t n)
         x[i] = nearest(f, x[i] * scale) / scale;
 }
 
-/* An fp8 case gives exactly what the same case without gives on operands that were rounded. */
-static void same_as_rounded(struct op_case *c, const char *first, const struct format *f_first,
-                            const char *second, const struct format *f_second, const char *out)
-{
-    const struct target *t = targets_get(0);
-    struct op_case plain;
-    struct result rounded, direct;
-    const struct bind *of[2] = {&c->b[case_index(c, first)], &c->b[case_index(c, second)]};
-    const struct format *formats[2] = {f_first, f_second};
+/* ---- round8 ---------------------------------------------------------------------------------- */
 
-    case_init(&plain, c->op, &c->args, sizeof c->args, "rounded by hand");
-    plain.args.linear.fp8 = false;
-    for (int i = 0; i < c->n; i++) {
-        const struct bind *b = &c->b[i];
-        double *to = case_bind(&plain, b->name, b->slot, b->elem, b->role, b->rows, b->cols, b->ld);
-        memcpy(to, b->init, (size_t)(b->rows * b->cols) * sizeof *to);
-        for (int k = 0; k < 2; k++)
-            if (b == of[k])
-                round_all(formats[k], to, b->rows * b->cols);
-    }
-    case_run(c, t, t->table, 1, &rounded);
-    case_run(&plain, t, t->table, 1, &direct);
-    int at = case_index(c, out);
-    int64_t n = c->b[at].rows * c->b[at].cols;
-    expect(memcmp(rounded.v[at], direct.v[at], (size_t)n * sizeof(double)) == 0,
-           "%s: %s is not that of rounded operands", c->title, out);
-    result_fini(&rounded);
-    result_fini(&direct);
-    case_fini(&plain);
-    case_fini(c);
+struct round_shape {
+    int64_t N, C, pad;
+};
+
+static double bf16(double x)
+{
+    uint16_t narrow;
+
+    dtype_convert(DT_BF16, &narrow, DT_F64, &x, 1);
+    dtype_convert(DT_F64, &x, DT_BF16, &narrow, 1);
+    return x;
 }
 
 /* Magnitudes over thirty binades, so that subnormals and zeros of the formats are met. */
@@ -210,77 +204,261 @@ static void spread(struct op_case *c, const char *name, double by)
     const struct bind *b = &c->b[case_index(c, name)];
 
     for (int64_t i = 0; i < b->rows * b->cols; i++)
-        b->init[i] = (double)(float)(by * ldexp(b->init[i], (int)-random_below(30)));
+        b->init[i] = bf16(by * ldexp(b->init[i], (int)-random_below(30)));
 }
 
-static void meaning(double by)
+enum { ROWS_ALONE = 1, COLS_ALONE = 2 };
+
+static void bind_outputs(struct op_case *c, const struct round8_args *a, int alone)
 {
-    static const struct shape SHAPE = {9, 33, 14, 0};
+    int type = a->format == FP8_E4M3 ? DT_E4M3 : DT_E5M2;
+    double *scale = BIND(c, round8_args, scale, DT_F32, ROLE_INOUT, 1, 4, 0);
+
+    memset(scale, 0, 4 * sizeof *scale);
+    if (alone != COLS_ALONE)
+        BIND(c, round8_args, rows, type, ROLE_ASSIGN, a->N, a->C, 0);
+    if (alone != ROWS_ALONE)
+        BIND(c, round8_args, cols, type, ROLE_ASSIGN, a->C, a->N, 0);
+}
+
+static void round_case(struct op_case *c, const struct round_shape *s, enum fp8_format format,
+                       double by, int alone)
+{
+    struct round8_args a = {
+        .N = s->N, .C = s->C, .ldx = s->pad ? s->C + s->pad : 0, .format = format};
+
+    case_init(c, OP_ROUND8, &a, sizeof a, "N=%ld C=%ld pad=%ld format=%d times %g", (long)s->N,
+              (long)s->C, (long)s->pad, (int)format, by);
+    BIND(c, round8_args, x, EL_REAL, ROLE_IN, s->N, s->C, s->C + s->pad);
+    spread(c, "x", by);
+    bind_outputs(c, &a, alone);
+}
+
+/* The double table against rounding by hand; then the others against it. */
+static void meaning(const struct round_shape *s, enum fp8_format format, double by)
+{
+    const struct target *t = targets_get(0);
+    int64_t n = s->N * s->C;
     struct format e4m3, e5m2;
     struct op_case c;
+    struct result r;
 
     list_formats(&e4m3, &e5m2);
-    forward_case(&c, &SHAPE, ACT_NONE, true, true);
-    spread(&c, "x", by);
-    spread(&c, "w", 3 / by);
-    same_as_rounded(&c, "x", &e4m3, "w", &e4m3, "y");
-    data_case(&c, &SHAPE, ACT_SILU, ACCUM_ASSIGN);
-    spread(&c, "dy", by);
-    spread(&c, "w", by);
-    same_as_rounded(&c, "dy", &e5m2, "w", &e4m3, "dx");
-    weight_case(&c, &SHAPE, ACCUM_ADD, true, false);
-    spread(&c, "dy", by);
-    spread(&c, "x", 5 * by);
-    same_as_rounded(&c, "dy", &e5m2, "x", &e4m3, "dw");
+    round_case(&c, s, format, by, 0);
+    double *x = xcalloc((size_t)n, sizeof *x);
+    memcpy(x, case_data(&c, "x"), (size_t)n * sizeof *x);
+    round_all(format == FP8_E4M3 ? &e4m3 : &e5m2, x, n);
+    case_run(&c, t, t->table, 1, &r);
+    const double *rows = r.v[case_index(&c, "rows")], *cols = r.v[case_index(&c, "cols")];
+    double back = r.v[case_index(&c, "scale")][0];
+    int wrong = 0;
+    for (int64_t i = 0; i < n; i++)
+        wrong += rows[i] * back != x[i] || cols[i % s->C * s->N + i / s->C] != rows[i];
+    expect(wrong == 0, "%s: %d of %ld are not what they round to", c.title, wrong, (long)n);
+    check_exact(&c);
+    result_fini(&r);
+    free(x);
+    case_fini(&c);
+    for (int alone = ROWS_ALONE; alone <= COLS_ALONE; alone++) {
+        round_case(&c, s, format, by, alone);
+        check_exact(&c);
+        case_fini(&c);
+    }
 }
 
-/* --- the edges --- */
-
-static void fill(struct op_case *c, const char *name, double value)
+static bool same_bytes(const struct op_case *a, const struct result *x, const struct op_case *b,
+                       const struct result *y)
 {
-    const struct bind *b = &c->b[case_index(c, name)];
+    static const char *const NAMES[] = {"rows", "cols", "scale"};
+    bool same = true;
 
-    for (int64_t i = 0; i < b->rows * b->cols; i++)
-        b->init[i] = value;
+    for (int k = 0; k < 3; k++) {
+        int i = case_index(a, NAMES[k]), j = case_index(b, NAMES[k]);
+        size_t bytes = (size_t)(a->b[i].rows * a->b[i].cols) * sizeof(double);
+        same = same && memcmp(x->v[i], y->v[j], bytes) == 0;
+    }
+    return same;
 }
+
+/* A magnitude that is known is taken as it is: found beforehand, it changes nothing; half of it
+ * rounds to twice as fine steps. */
+static void known_magnitude(const struct round_shape *s)
+{
+    struct op_case found, known;
+
+    for (int ti = 0; ti < targets_count(); ti++) {
+        const struct target *t = targets_get(ti);
+        struct result r, again;
+
+        round_case(&found, s, FP8_E4M3, 1, 0);
+        case_run(&found, t, t->table, 1, &r);
+        if (r.rc == 0) {
+            double amax = r.v[case_index(&found, "scale")][1], back[2];
+            round_case(&known, s, FP8_E4M3, 1, 0);
+            memcpy(case_data(&known, "x"), case_data(&found, "x"),
+                   (size_t)(s->N * s->C) * sizeof(double));
+            known.args.round8.known = true;
+            case_data(&known, "scale")[1] = amax;
+            case_run(&known, t, t->table, 1, &again);
+            expect(same_bytes(&found, &r, &known, &again), "%s on %s: differs where it is known",
+                   found.title, t->table->name);
+            back[0] = again.v[case_index(&known, "scale")][0];
+            result_fini(&again);
+            case_data(&known, "scale")[1] = amax / 2;
+            case_run(&known, t, t->table, 1, &again);
+            back[1] = again.v[case_index(&known, "scale")][0];
+            expect(back[1] == back[0] / 2, "%s on %s: found again", found.title, t->table->name);
+            result_fini(&again);
+            case_fini(&known);
+        }
+        result_fini(&r);
+        case_fini(&found);
+    }
+}
+
+static void act_tensors(struct op_case *c, const struct act_args *a, bool gradient, size_t x,
+                        size_t dy)
+{
+    int64_t width = a->gated ? 2 * a->F : a->F;
+    double *v = case_bind(c, "x", x, EL_REAL, ROLE_IN, a->N, width, 0);
+
+    for (int64_t i = 0; i < a->N * width; i++)
+        v[i] = bf16(v[i] * 5);
+    if (gradient) {
+        case_bind(c, "dy", dy, EL_REAL, ROLE_IN, a->N, a->F, 0);
+        spread(c, "dy", 1);
+    }
+}
+
+static void copy_inputs(struct op_case *to, const struct op_case *from)
+{
+    for (int i = 0; i < from->n; i++)
+        if (from->b[i].role == ROLE_IN)
+            memcpy(case_data(to, from->b[i].name), from->b[i].init,
+                   (size_t)(from->b[i].rows * from->b[i].cols) * sizeof(double));
+}
+
+/* On each table: rounding what is made on the way is rounding what the activation's op stores. */
+static void made_on_the_way(enum act_kind act, bool gated, bool gradient, int64_t N, int64_t F)
+{
+    struct act_args act_a = {.act = act, .gated = gated, .N = N, .F = F};
+    int64_t C = gradient && gated ? 2 * F : F;
+    struct round8_args a = {.of = gradient ? ROUND8_ACT_GRAD : ROUND8_ACT,
+                            .format = gradient ? FP8_E5M2 : FP8_E4M3,
+                            .act = act,
+                            .gated = gated,
+                            .N = N,
+                            .C = C};
+    struct round_shape plain = {N, C, 0};
+    struct op_case stored, rounded, made;
+
+    case_init(&stored, gradient ? OP_ACT_BWD : OP_ACT_FWD, &act_a, sizeof act_a, "stored");
+    act_tensors(&stored, &act_a, gradient, offsetof(struct act_args, x),
+                offsetof(struct act_args, dy));
+    case_bind(&stored, "out",
+              gradient ? offsetof(struct act_args, dx) : offsetof(struct act_args, y), EL_REAL,
+              ROLE_ASSIGN, N, C, 0);
+    case_init(&made, OP_ROUND8, &a, sizeof a, "act=%d%s%s N=%ld F=%ld", (int)act,
+              gated ? " gated" : "", gradient ? " gradient" : "", (long)N, (long)F);
+    act_tensors(&made, &act_a, gradient, offsetof(struct round8_args, x),
+                offsetof(struct round8_args, dy));
+    bind_outputs(&made, &a, 0);
+    copy_inputs(&made, &stored);
+    for (int ti = 0; ti < targets_count(); ti++) {
+        const struct target *t = targets_get(ti);
+        struct result first, then, direct;
+
+        case_run(&stored, t, t->table, 1, &first);
+        round_case(&rounded, &plain, a.format, 1, 0);
+        memcpy(case_data(&rounded, "x"), first.v[case_index(&stored, "out")],
+               (size_t)(N * C) * sizeof(double));
+        case_run(&rounded, t, t->table, 1, &then);
+        case_run(&made, t, t->table, 1, &direct);
+        expect(then.rc == direct.rc && (then.rc == 0 || then.rc == ERR_UNSUPPORTED),
+               "%s on %s: error %d", made.title, t->table->name, direct.rc);
+        if (then.rc == 0)
+            expect(same_bytes(&rounded, &then, &made, &direct), "%s on %s: is not what is stored",
+                   made.title, t->table->name);
+        case_fini(&rounded);
+        result_fini(&first);
+        result_fini(&then);
+        result_fini(&direct);
+    }
+    case_fini(&stored);
+    case_fini(&made);
+}
+
+/* ---- the edges ------------------------------------------------------------------------------- */
 
 /* Powers of two are exact whatever the scale: from tensors near bfloat16's smallest and largest
  * values, too, and next to zeros. */
-static void powers(const struct shape *s, double x, double w)
+static void powers(const struct round_shape *s, double x)
 {
     struct op_case c;
+    struct result r;
 
-    forward_case(&c, s, ACT_NONE, true, false);
-    fill(&c, "x", x);
-    fill(&c, "w", w);
-    fill(&c, "bias", 0);
-    case_data(&c, "x")[0] = 0;
+    round_case(&c, s, FP8_E4M3, 1, 0);
+    double *v = case_data(&c, "x");
+    for (int64_t i = 1; i < s->N * s->C; i++)
+        v[i] = x;
+    v[0] = 0;
     check_exact(&c);
+    for (int ti = 0; ti < targets_count(); ti++) {
+        const struct target *t = targets_get(ti);
+        bool same = true;
+        case_run(&c, t, targets_get(0)->table, 1, &r);
+        for (int64_t i = 0; i < s->N * s->C && r.rc == 0; i++)
+            same = same && r.v[case_index(&c, "rows")][i] * r.v[case_index(&c, "scale")][0] == v[i];
+        expect(same, "%s on %s: %g is not kept", c.title, t->table->name, x);
+        result_fini(&r);
+    }
     case_fini(&c);
 }
 
-/* One value that is not finite makes every element of the product NaN. */
-static void not_finite(const struct shape *s, double value)
+/* One value that is not finite makes the scale NaN, and that every element of a product. */
+static void not_finite(const struct round_shape *s, double value)
 {
-    struct op_case c;
+    struct shape product = {s->N, s->C, s->N, 0};
 
-    for (int which = 0; which < 2; which++) {
-        data_case(&c, s, ACT_NONE, ACCUM_ASSIGN);
-        case_data(&c, which ? "w" : "dy")[7] = value;
-        for (int ti = 0; ti < targets_count(); ti++) {
-            const struct target *t = targets_get(ti);
-            struct result r;
-            int nans = 0;
-            case_run(&c, t, t->table, 1, &r);
-            for (int64_t i = 0; i < s->N * s->I && r.rc == 0; i++)
-                nans += isnan(r.v[case_index(&c, "dx")][i]) != 0;
-            expect(r.rc == ERR_UNSUPPORTED || nans == s->N * s->I,
-                   "%s on %s: %d of %ld elements are NaN", c.title, t->table->name, nans,
-                   (long)(s->N * s->I));
-            result_fini(&r);
-        }
+    for (int ti = 0; ti < targets_count(); ti++) {
+        const struct target *t = targets_get(ti);
+        struct op_case c;
+        struct result r;
+        int nans = 0;
+
+        round_case(&c, s, FP8_E5M2, 1, 0);
+        case_data(&c, "x")[7] = value;
+        case_run(&c, t, t->table, 1, &r);
+        expect(r.rc == ERR_UNSUPPORTED || isnan(r.v[case_index(&c, "scale")][0]),
+               "%s on %s: %g is lost", c.title, t->table->name, value);
+        result_fini(&r);
+        case_fini(&c);
+        data_case(&c, &product, ACT_NONE, ACCUM_ASSIGN);
+        case_data(&c, value > 0 ? "dy_scale" : "w_scale")[0] = NAN;
+        case_run(&c, t, t->table, 1, &r);
+        for (int64_t i = 0; i < s->N * s->C && r.rc == 0; i++)
+            nans += isnan(r.v[case_index(&c, "dx")][i]) != 0;
+        expect(r.rc == ERR_UNSUPPORTED || nans == s->N * s->C,
+               "%s on %s: %d of %ld elements are NaN", c.title, t->table->name, nans,
+               (long)(s->N * s->C));
+        result_fini(&r);
         case_fini(&c);
     }
+}
+
+static void all_of_round8(const struct round_shape *s)
+{
+    for (int format = FP8_E4M3; format <= FP8_E5M2; format++) {
+        meaning(s, (enum fp8_format)format, 1);
+        meaning(s, (enum fp8_format)format, 448);
+        meaning(s, (enum fp8_format)format, 0x1.c1p-60);
+    }
+    known_magnitude(s);
+    powers(s, 0x1p-20);
+    powers(s, 0x1p-100);
+    powers(s, 0x1p110);
+    not_finite(s, NAN);
+    not_finite(s, INFINITY);
 }
 
 int main(void)
@@ -289,18 +467,18 @@ int main(void)
     static const struct shape SHAPES[] = {{16, 16, 16, 0},   {64, 192, 48, 0}, {32, 144, 80, 0},
                                           {144, 80, 176, 0}, {64, 48, 32, 16}, {5, 7, 3, 0},
                                           {33, 64, 17, 3},   {70, 48, 64, 0}};
+    static const struct round_shape MATRICES[] = {{16, 16, 0}, {9, 33, 0},    {144, 272, 0},
+                                                  {64, 48, 8}, {300, 128, 5}, {128, 400, 16}};
+    static const int64_t ACTS[][2] = {{16, 32}, {9, 33}, {144, 272}, {300, 48}};
 
     harness_open();
-    for (size_t i = 0; i < sizeof SHAPES / sizeof SHAPES[0]; i++) {
+    for (size_t i = 0; i < sizeof SHAPES / sizeof SHAPES[0]; i++)
         all_tables(&SHAPES[i]);
-        powers(&SHAPES[i], 0x1p-20, 0x1p10);
-        powers(&SHAPES[i], 0x1p-100, 0x1p110);
-        powers(&SHAPES[i], 0x1p110, 0x1p-115);
-        not_finite(&SHAPES[i], NAN);
-        not_finite(&SHAPES[i], INFINITY);
-    }
-    meaning(1);
-    meaning(448);
-    meaning(0x1.c1p-60);
+    for (size_t i = 0; i < sizeof MATRICES / sizeof MATRICES[0]; i++)
+        all_of_round8(&MATRICES[i]);
+    for (size_t i = 0; i < sizeof ACTS / sizeof ACTS[0]; i++)
+        for (enum act_kind act = ACT_RELU; act <= ACT_SILU; act++)
+            for (int o = 0; o < 4; o++)
+                made_on_the_way(act, o & 1, (o & 2) != 0, ACTS[i][0], ACTS[i][1]);
     return harness_close();
 }

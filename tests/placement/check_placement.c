@@ -77,7 +77,7 @@ struct variant {
     const char *name;
     int64_t micro_batch, micro_batches;
     double dropout, max_grad_norm;
-    bool bf16_moments, overflow;
+    bool bf16_moments, overflow, fp8;
     enum master_kind master; /* but for fp32 they compute in bf16 */
     int model;               /* which of the subject's */
 };
@@ -93,6 +93,9 @@ static const struct variant variants[] = {
     {"lora int8", 2, 2, 0, 0, .model = LORA_INT8},
     {"overflow", 1, 2, 0, 1e9, .overflow = true},
     {"split masters", 1, 2, 0.1, 1e9, .overflow = true, .master = MASTER_SPLIT},
+    {"fp8", 1, 3, 0.1, 1e9, .fp8 = true},
+    {"fp8 lora", 2, 2, 0, 1e9, .fp8 = true, .model = LORA},
+    {"fp8 lora nf4", 2, 2, 0, 1e9, .fp8 = true, .model = LORA_NF4},
 };
 
 static void check_variant(struct subject *s, const struct options *o, const struct variant *v)
@@ -108,6 +111,7 @@ static void check_variant(struct subject *s, const struct options *o, const stru
                             .master = v->master,
                             .bf16_moments = v->bf16_moments,
                             .overflow = v->overflow,
+                            .fp8 = v->fp8,
                             .steps = 4};
     struct trial_result want = {0};
     struct err err = {0};

@@ -125,6 +125,7 @@ static struct trial_job change_job(struct chance *c, int64_t longest)
         job.master = between(c, 0, 2);
     }
     job.head_rows = between(c, 1, job.micro_batch * job.seq_length);
+    job.fp8 = between(c, 0, 2) == 0;
     return job;
 }
 

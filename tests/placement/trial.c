@@ -57,6 +57,7 @@ struct plan_input trial_input(const struct trial_model *m, const struct trial_jo
                             .force = place->force,
                             .master = job->master,
                             .bf16_moments = job->bf16_moments,
+                            .fp8 = job->fp8,
                             .micro_batch = job->micro_batch,
                             .micro_batches = job->micro_batches,
                             .seq_length = job->seq_length,

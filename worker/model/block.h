@@ -32,7 +32,8 @@ struct block_shape {
     bool keep_cheap;   /* and those that one pass over memory makes again: norm outputs and
                           activations of layers with the norm in front */
     bool fp8; /* layers' own products round their operands to 8 bits; embedding, head, attention's
-                 products and adapters do not */
+                 products and adapters do not. With keep_cheap what is kept of a norm's output or
+                 an activation is of 8 bits, too, where nothing else reads it */
     bool narrow_grads; /* layers' weight gradients are of the compute type: op_table.h, op_narrow.
                           Embedding and head add up many pieces in a micro-batch: theirs are not */
     double embed_dropout, hidden_dropout, attn_dropout; /* 0 unless training   */
@@ -62,8 +63,8 @@ struct block_run {
     const struct model *model;
     int64_t block;
     struct block_shape shape;
-    struct device
-        *device; /* clears norm gradients at ACCUM_ASSIGN (their op only adds); backward */
+    struct device *device; /* clears norm gradients at ACCUM_ASSIGN (their op only adds) and fp8's
+                              magnitudes */
     const struct op_table *ops;
     struct stream *stream;
     const struct op_watch *watch; /* or NULL */

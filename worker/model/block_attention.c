@@ -241,7 +241,6 @@ int block_attention_forward(struct block_ctx *c, const void *in, const struct at
     TRY(block_adapter_inner(c, TENSOR_QKV_W, c->N, 0, in, k->qkv_inner));
     for (int i = 0; i < n; i++) {
         struct linear_args a = {
-            .fp8 = c->r->shape.fp8,
             .N = c->N,
             .I = c->cfg->hidden,
             .O = parts[i].rows,
@@ -251,7 +250,7 @@ int block_attention_forward(struct block_ctx *c, const void *in, const struct at
         };
 
         block_use_matrix(c, TENSOR_QKV_W, parts[i].first * a.I, &a);
-        TRY(block_linear_fwd(c, &a));
+        TRY(block_product_fwd(c, PRODUCT_QKV, i, &a, NULL));
         TRY(block_adapter_add(c, TENSOR_QKV_W, c->N, parts[i].first, parts[i].rows, k->qkv_inner,
                               parts[i].y));
     }
@@ -293,7 +292,6 @@ static int qkv_backward(struct block_ctx *c, const void *in, const struct attent
 
     for (int i = 0; i < n; i++) {
         struct linear_args a = {
-            .fp8 = c->r->shape.fp8,
             .N = c->N,
             .I = C,
             .O = parts[i].rows,
@@ -302,17 +300,14 @@ static int qkv_backward(struct block_ctx *c, const void *in, const struct attent
             .dw_accum = c->r->grad_accum,
             .dw = block_at(block_grad(c, TENSOR_QKV_W), parts[i].first * C, c->grad),
             .dbias = block_at(block_grad(c, TENSOR_QKV_B), parts[i].first, c->grad),
+            .dx_accum = i == 0 ? accum : ACCUM_ADD,
+            .dx = din,
         };
 
         block_use_matrix(c, TENSOR_QKV_W, parts[i].first * C, &a);
-        TRY(block_linear_bwd_weight(c, &a));
+        TRY(block_product_bwd(c, PRODUCT_QKV, i, &a, NULL, NULL, din != NULL));
         TRY(block_adapter_add_backward(c, TENSOR_QKV_W, c->N, parts[i].first, parts[i].rows,
                                        k->qkv_inner, parts[i].dy, c->r->grad_accum));
-        if (din == NULL && !c->dry)
-            continue;
-        a.dx_accum = i == 0 ? accum : ACCUM_ADD;
-        a.dx = din;
-        TRY(block_linear_bwd_data(c, &a));
     }
     TRY(block_adapter_inner_backward(c, TENSOR_QKV_W, c->N, 0, in, din, c->r->grad_accum));
 out:
@@ -328,7 +323,6 @@ int block_attention_backward(struct block_ctx *c, const void *in, const struct a
     int64_t rows = planes ? c->N : 1;
     struct attn_args attn = attn_args(c, k, &b->work);
     struct linear_args out_proj = {
-        .fp8 = c->r->shape.fp8,
         .N = c->N,
         .I = q_width(c),
         .O = cfg->hidden,
@@ -342,10 +336,9 @@ int block_attention_backward(struct block_ctx *c, const void *in, const struct a
     int rc = 0;
 
     block_use_matrix(c, TENSOR_OUT_W, 0, &out_proj);
-    TRY(block_linear_bwd_weight(c, &out_proj));
+    TRY(block_product_bwd(c, PRODUCT_OUT, 0, &out_proj, NULL, NULL, true));
     TRY(block_adapter_add_backward(c, TENSOR_OUT_W, c->N, 0, cfg->hidden, k->out_inner, dattn,
                                    c->r->grad_accum));
-    TRY(block_linear_bwd_data(c, &out_proj));
     TRY(block_adapter_inner_backward(c, TENSOR_OUT_W, c->N, 0, k->o, b->dout, c->r->grad_accum));
     if (planes)
         TRY(prepare_heads(c, k, &b->work));

@@ -244,6 +244,13 @@ int block_loss(struct block_ctx *c, struct loss_args *a)
     return launched(c, OP_LOSS, c->ops->loss(c->r->stream, a));
 }
 
+int block_round8(struct block_ctx *c, struct round8_args *a)
+{
+    if (!prepare(c, OP_ROUND8, a, &a->workspace))
+        return 0;
+    return launched(c, OP_ROUND8, c->ops->round8(c->r->stream, a));
+}
+
 int block_clear_norm_grads(struct block_ctx *c, enum tensor_role weight, enum tensor_role bias)
 {
     const enum tensor_role roles[] = {weight, bias};

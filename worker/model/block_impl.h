@@ -35,6 +35,18 @@ struct adapters_work { /* scratch; NULL without adapters */
     void *dinner;  /* (rows, widest inner); backward */
 };
 
+/* A layer's own products, and what they are multiplied as with shape.fp8 (block_product.c). */
+enum product { PRODUCT_QKV, PRODUCT_OUT, PRODUCT_UP, PRODUCT_DOWN, PRODUCTS };
+enum { PRODUCT_PARTS = PRODUCTS + 2 }; /* the first may come in three */
+struct products {
+    struct fp8_scale *x;  /* (PRODUCTS): kept from forward to backward    */
+    struct fp8_scale *w;  /* (PRODUCT_PARTS): likewise                    */
+    struct fp8_scale *dy; /* (PRODUCT_PARTS): backward                    */
+    void *kept[PRODUCTS]; /* x8, transposed: kept likewise; or NULL       */
+    bool keeps[PRODUCTS];
+    void *x8, *w8, *dy8, *dy8_turned; /* of the product at hand */
+};
+
 struct block_ctx {
     const struct block_run *r;
     const struct decoder_config *cfg;
@@ -48,6 +60,7 @@ struct block_ctx {
     size_t real, grad, stat; /* bytes an element */
     struct region saved, scratch;
     struct adapters_work adapters;
+    struct products products;
     void *workspace;
     size_t workspace_bytes; /* dry: the largest any op asked for */
     struct err *err;
@@ -91,6 +104,26 @@ int block_attn_bwd(struct block_ctx *c, struct attn_args *a);
 int block_dropout_fwd(struct block_ctx *c, struct dropout_args *a);
 int block_dropout_bwd(struct block_ctx *c, struct dropout_args *a);
 int block_loss(struct block_ctx *c, struct loss_args *a);
+int block_round8(struct block_ctx *c, struct round8_args *a);
+
+/* The layer's products. x_from, dy_from: the activation whose output x is, or whose input's
+ * gradient dy is, where that need not be stored because the product is of 8 bits; else NULL and x
+ * or dy is there. Of several parts of one product the first comes first: they share x.
+ *
+ * Buffers: scales and what is kept of x from `g`, those products whose `keeps` is set; and scratch.
+ */
+void block_products_take(struct block_ctx *c, struct region *g, const bool keeps[PRODUCTS]);
+void block_products_take_work(struct block_ctx *c, bool backward);
+/* Before the first product of a forward or a backward. */
+int block_products_start(struct block_ctx *c, bool backward);
+int block_product_fwd(struct block_ctx *c, enum product which, int part, struct linear_args *a,
+                      const struct act_args *x_from);
+/* What backward wants to know of a product that recomputation leaves out. */
+int block_product_recall(struct block_ctx *c, enum product which, int part,
+                         const struct linear_args *a, const struct act_args *x_from);
+/* dw and dbias, unless they are NULL; and dx, if `data`. */
+int block_product_bwd(struct block_ctx *c, enum product which, int part, struct linear_args *a,
+                      const struct act_args *x_from, const struct act_args *dy_from, bool data);
 
 /* Adapters (block_adapter.c), beside the block's matrix of that role; all of them do nothing when
  * it has none. `inner`: dropout(x) A^T, from block_adapter_take. Rows are those of x, the first of

@@ -22,19 +22,44 @@ const enum tensor_role layer_norm_roles[][2] = {
     [LAYER_NORM_MLP] = {TENSOR_POST_MLP_NORM_W, TENSOR_ROLE_COUNT},
 };
 
+static void take_statistics(struct block_ctx *c, struct region *g, struct layer_norm_buf *n)
+{
+    n->mean = region_take(g, c->N, c->stat);
+    n->rstd = region_take(g, c->N, c->stat);
+}
+
 void layer_take_norm(struct block_ctx *c, struct region *g, struct layer_norm_buf *n)
 {
     n->out = region_take(g, c->N * c->cfg->hidden, c->real);
-    n->mean = region_take(g, c->N, c->stat);
-    n->rstd = region_take(g, c->N, c->stat);
+    take_statistics(c, g, n);
+}
+
+static void take_kept_norm(struct block_ctx *c, struct region *g, enum layer_norm which,
+                           struct layer_kept *k)
+{
+    if (layer_keeps_norm(c, which))
+        layer_take_norm(c, g, &k->norm[which]);
+    else
+        take_statistics(c, g, &k->norm[which]);
+}
+
+void layer_place_norms(const struct block_ctx *c, void *scratch, struct layer_kept *k)
+{
+    for (enum layer_norm i = LAYER_NORM1; i <= LAYER_NORM2; i++)
+        if (!layer_keeps_norm(c, i))
+            k->norm[i].out = scratch;
 }
 
 void layer_take_kept(struct block_ctx *c, struct region *g, bool overlay, struct layer_kept *k)
 {
     int64_t stream = c->N * c->cfg->hidden;
+    bool keeps[PRODUCTS];
     size_t mark;
 
     *k = (struct layer_kept){0};
+    for (int i = 0; i < PRODUCTS; i++)
+        keeps[i] = layer_keeps_8(c, (enum product)i);
+    block_products_take(c, g, keeps);
     if (!layer_is_parallel(c))
         k->mid = region_take(g, stream, c->real);
     if (layer_is_post(c))
@@ -49,10 +74,11 @@ void layer_take_kept(struct block_ctx *c, struct region *g, bool overlay, struct
         g->used = mark;
     k->inner = region_take(g, c->N * layer_inner_width(c), c->real);
     if (layer_keeps_cheap(c)) {
-        layer_take_norm(c, g, &k->norm[LAYER_NORM1]);
+        take_kept_norm(c, g, LAYER_NORM1, k);
         if (layer_mlp_norm(c) == LAYER_NORM2)
-            layer_take_norm(c, g, &k->norm[LAYER_NORM2]);
-        k->act = layer_keeps_output(c) ? NULL : region_take(g, c->N * c->cfg->ffn, c->real);
+            take_kept_norm(c, g, LAYER_NORM2, k);
+        if (layer_keeps_act(c))
+            k->act = region_take(g, c->N * c->cfg->ffn, c->real);
     }
     k->up_inner = block_adapter_take(c, g, TENSOR_UP_W, c->N);
     k->down_inner = block_adapter_take(c, g, TENSOR_DOWN_W, c->N);
@@ -76,17 +102,21 @@ int layer_add_streams(struct block_ctx *c, const void *x, const void *residual, 
     return block_dropout_fwd(c, &a);
 }
 
+static const enum tensor_role PRODUCT_MATRIX[] = {
+    [PRODUCT_OUT] = TENSOR_OUT_W, [PRODUCT_DOWN] = TENSOR_DOWN_W};
+
 /* y = residual + dropout(x w^T + bias + what an adapter of the matrix gives) */
-static int linear_residual(struct block_ctx *c, enum tensor_role matrix, struct linear_args *a,
-                           const void *inner, const void *residual, enum dropout_place place)
+static int linear_residual(struct block_ctx *c, enum product which, struct linear_args *a,
+                           const struct act_args *x_from, const void *inner, const void *residual,
+                           enum dropout_place place)
 {
     double p = c->r->shape.hidden_dropout;
     int rc = 0;
 
     if (p == 0)
         a->residual = residual;
-    TRY(block_linear_fwd(c, a));
-    TRY(block_adapter_add(c, matrix, a->N, 0, a->O, inner, a->y));
+    TRY(block_product_fwd(c, which, 0, a, x_from));
+    TRY(block_adapter_add(c, PRODUCT_MATRIX[which], a->N, 0, a->O, inner, a->y));
     if (p > 0) {
         struct dropout_args d = {
             .n = a->N * a->O,
@@ -102,17 +132,11 @@ out:
     return rc;
 }
 
-static int project_out_inner(struct block_ctx *c, const struct layer_kept *k)
-{
-    return block_adapter_inner(c, TENSOR_OUT_W, c->N, 0, k->attn.o, k->attn.out_inner);
-}
-
-/* y = residual + what attention gives */
+/* y = residual + what attention gives; NULL: recomputation that needs it no more */
 static int project_out(struct block_ctx *c, const struct layer_kept *k, const void *residual,
                        void *y)
 {
     struct linear_args out_proj = {
-        .fp8 = c->r->shape.fp8,
         .N = c->N,
         .I = c->cfg->heads * c->cfg->head_dim,
         .O = c->cfg->hidden,
@@ -123,32 +147,41 @@ static int project_out(struct block_ctx *c, const struct layer_kept *k, const vo
     int rc = 0;
 
     block_use_matrix(c, TENSOR_OUT_W, 0, &out_proj);
-    TRY(project_out_inner(c, k));
-    TRY(linear_residual(c, TENSOR_OUT_W, &out_proj, k->attn.out_inner, residual, DROPOUT_ATTN_OUT));
+    TRY(block_adapter_inner(c, TENSOR_OUT_W, c->N, 0, k->attn.o, k->attn.out_inner));
+    if (y == NULL && !c->dry)
+        TRY(block_product_recall(c, PRODUCT_OUT, 0, &out_proj, NULL));
+    else
+        TRY(linear_residual(c, PRODUCT_OUT, &out_proj, NULL, k->attn.out_inner, residual,
+                            DROPOUT_ATTN_OUT));
 out:
     return rc;
+}
+
+struct act_args layer_act_args(const struct block_ctx *c, const struct layer_kept *k)
+{
+    return (struct act_args){
+        .act = c->cfg->act, .gated = c->cfg->gated, .N = c->N, .F = c->cfg->ffn, .x = k->inner};
 }
 
 /* The MLP's inner activation from what was kept: into `act` unless the kept buffer is it. */
 int layer_inner_activation(struct block_ctx *c, const struct layer_kept *k, void *act)
 {
-    struct act_args a = {.act = c->cfg->act, .gated = c->cfg->gated, .N = c->N, .F = c->cfg->ffn};
+    struct act_args a = layer_act_args(c, k);
 
     if (layer_keeps_output(c))
         return 0;
-    a.x = k->inner;
     a.y = act;
     return block_act_fwd(c, &a);
 }
 
-/* From the MLP's input to its activation, in k->inner where that is kept, else in `act`. The up
- * projection applies it itself unless a gate or an adapter comes in between. */
+/* From the MLP's input to its activation, in k->inner where that is kept, else in `act`, else to
+ * what it is made of on the way. The up projection applies it itself unless it is, or a gate or an
+ * adapter comes in between. */
 static int mlp_up(struct block_ctx *c, const void *in, const struct layer_kept *k, void *act)
 {
     bool keep = layer_keeps_output(c), adapted = block_adapted(c, TENSOR_UP_W);
-    bool apart = c->cfg->gated || adapted;
+    bool apart = c->cfg->gated || adapted || layer_rounds_act(c);
     struct linear_args up = {
-        .fp8 = c->r->shape.fp8,
         .N = c->N,
         .I = c->cfg->hidden,
         .O = layer_inner_width(c),
@@ -164,11 +197,11 @@ static int mlp_up(struct block_ctx *c, const void *in, const struct layer_kept *
 
     block_use_matrix(c, TENSOR_UP_W, 0, &up);
     TRY(block_adapter_inner(c, TENSOR_UP_W, c->N, 0, in, k->up_inner));
-    TRY(block_linear_fwd(c, &up));
+    TRY(block_product_fwd(c, PRODUCT_UP, 0, &up, NULL));
     TRY(block_adapter_add(c, TENSOR_UP_W, c->N, 0, up.O, k->up_inner, k->inner));
     if (keep && adapted)
         TRY(block_act_fwd(c, &in_place));
-    else if (apart)
+    else if (apart && !layer_rounds_act(c))
         TRY(layer_inner_activation(c, k, act));
 out:
     return rc;
@@ -178,8 +211,9 @@ static int mlp_forward(struct block_ctx *c, const void *in, const struct layer_k
                        const void *residual, void *y)
 {
     bool keep = layer_keeps_output(c);
+    struct act_args from = layer_act_args(c, k);
+    const struct act_args *x_from = layer_rounds_act(c) ? &from : NULL;
     struct linear_args down = {
-        .fp8 = c->r->shape.fp8,
         .N = c->N,
         .I = c->cfg->ffn,
         .O = c->cfg->hidden,
@@ -192,9 +226,11 @@ static int mlp_forward(struct block_ctx *c, const void *in, const struct layer_k
     block_use_matrix(c, TENSOR_DOWN_W, 0, &down);
     TRY(mlp_up(c, in, k, act));
     TRY(block_adapter_inner(c, TENSOR_DOWN_W, c->N, 0, down.x, k->down_inner));
-    if (y == NULL && !c->dry)
-        goto out; /* recomputation: what backward needs is there */
-    TRY(linear_residual(c, TENSOR_DOWN_W, &down, k->down_inner, residual, DROPOUT_MLP_OUT));
+    if (y == NULL && !c->dry) /* recomputation */
+        TRY(block_product_recall(c, PRODUCT_DOWN, 0, &down, x_from));
+    else
+        TRY(linear_residual(c, PRODUCT_DOWN, &down, x_from, k->down_inner, residual,
+                            DROPOUT_MLP_OUT));
 out:
     return rc;
 }
@@ -248,10 +284,7 @@ static int rest_parallel(struct block_ctx *c, const struct layer_kept *k,
     const struct layer_norm_buf *norm = mlp_norm_buf(c, k, shared);
     int rc = 0;
 
-    if (c->r->y != NULL || c->dry)
-        TRY(project_out(c, k, c->r->x, k->mid));
-    else
-        TRY(project_out_inner(c, k));
+    TRY(project_out(c, k, c->r->x, c->r->y != NULL || c->dry ? k->mid : NULL));
     if (layer_mlp_norm(c) == LAYER_NORM2)
         TRY(layer_norm_to(c, LAYER_NORM2, c->r->x, norm, norm->out));
     TRY(mlp_forward(c, norm->out, k, act, k->mid, c->r->y));
@@ -279,13 +312,17 @@ int block_layer_forward(struct block_ctx *c)
     if (layer_is_parallel(c))
         k.mid = mid;
     if (layer_keeps_cheap(c)) {
+        layer_place_norms(c, norm.out, &k);
         first = &k.norm[LAYER_NORM1];
-        act = k.act;
-    } else if (!layer_keeps_output(c)) {
-        act = region_take(&c->scratch, c->N * c->cfg->ffn, c->real);
     }
+    if (layer_keeps_act(c))
+        act = k.act;
+    else if (!layer_keeps_output(c) && !layer_rounds_act(c))
+        act = region_take(&c->scratch, c->N * c->cfg->ffn, c->real);
+    block_products_take_work(c, false);
     block_ctx_ready(c);
 
+    TRY(block_products_start(c, false));
     if (!layer_is_post(c))
         TRY(layer_norm_to(c, LAYER_NORM1, c->r->x, first, first->out));
     TRY(block_attention_forward(c, layer_is_post(c) ? c->r->x : first->out, &k.attn, &work));

@@ -16,8 +16,9 @@ struct layer_norm_buf {
 
 struct layer_kept {
     struct attention_kept attn;
-    struct layer_norm_buf norm[LAYER_NORMS]; /* of LAYER_NORM1 and 2, and */
-    void *act;                               /* (N, F), with keep_cheap */
+    struct layer_norm_buf norm[LAYER_NORMS]; /* of LAYER_NORM1 and 2, and          */
+    void *act;                               /* (N, F), with keep_cheap; or else and
+                                                the norms' out, scratch               */
     void *mid;                               /* (N, C); in parallel layers scratch, not kept */
     void *inner;                             /* (N, F or 2 F)    */
     void *up_inner, *down_inner;             /* of adapters */
@@ -70,15 +71,57 @@ static inline bool layer_keeps_cheap(const struct block_ctx *c)
     return c->r->shape.train && c->r->shape.keep_cheap && c->cfg->norm_place == NORM_PLACE_PRE;
 }
 
+/* In 8 bits the MLP's activation is rounded as it is made, where nothing but its product reads it,
+ * and so is the gradient of a gated one's input. */
+static inline bool layer_rounds_act(const struct block_ctx *c)
+{
+    return c->r->shape.fp8 && !layer_keeps_output(c) && !block_adapted(c, TENSOR_DOWN_W);
+}
+
+static inline bool layer_rounds_slope(const struct block_ctx *c)
+{
+    return c->r->shape.fp8 && c->cfg->gated && !block_adapted(c, TENSOR_UP_W) &&
+           block_find(c->r->model, c->desc, TENSOR_UP_B) < 0;
+}
+
+/* With keep_cheap: whether what the product reads is kept in 8 bits, and in the compute type. */
+static inline bool layer_keeps_8(const struct block_ctx *c, enum product which)
+{
+    static const enum tensor_role READERS[] = {[PRODUCT_QKV] = TENSOR_QKV_W,
+                                               [PRODUCT_OUT] = TENSOR_OUT_W,
+                                               [PRODUCT_UP] = TENSOR_UP_W,
+                                               [PRODUCT_DOWN] = TENSOR_DOWN_W};
+
+    return c->r->shape.fp8 && layer_keeps_cheap(c) && which != PRODUCT_OUT &&
+           (which != PRODUCT_DOWN || !layer_keeps_output(c)) && !block_adapted(c, READERS[which]);
+}
+
+static inline bool layer_keeps_act(const struct block_ctx *c)
+{
+    return layer_keeps_cheap(c) && !layer_keeps_output(c) && !layer_rounds_act(c);
+}
+
+static inline bool layer_keeps_norm(const struct block_ctx *c, enum layer_norm which)
+{
+    bool qkv = which == LAYER_NORM1 && !layer_keeps_8(c, PRODUCT_QKV);
+    bool up = which == layer_mlp_norm(c) && !layer_keeps_8(c, PRODUCT_UP);
+
+    return layer_keeps_cheap(c) && (qkv || up);
+}
+
 void layer_take_norm(struct block_ctx *c, struct region *g, struct layer_norm_buf *n);
 /* `overlay`: nothing is kept, so attention's buffers make room for the MLP's. */
 void layer_take_kept(struct block_ctx *c, struct region *g, bool overlay, struct layer_kept *k);
 
 /* y = the norm of x, its statistics to n. */
+/* The norms' outputs that are not kept come to lie in scratch. */
+void layer_place_norms(const struct block_ctx *c, void *scratch, struct layer_kept *k);
 int layer_norm_to(struct block_ctx *c, enum layer_norm which, const void *x,
                   const struct layer_norm_buf *n, void *y);
 /* y = x + residual */
 int layer_add_streams(struct block_ctx *c, const void *x, const void *residual, void *y);
+/* The MLP's activation from its kept input, as an op or for one that makes it on the way. */
+struct act_args layer_act_args(const struct block_ctx *c, const struct layer_kept *k);
 /* The MLP's activation, from its kept input; nothing where it was kept itself. */
 int layer_inner_activation(struct block_ctx *c, const struct layer_kept *k, void *act);
 

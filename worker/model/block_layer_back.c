@@ -14,6 +14,11 @@ struct layer_back {
     struct attention_back attn;
 };
 
+static bool makes_act_again(const struct block_ctx *c)
+{
+    return !layer_keeps_output(c) && !layer_keeps_act(c) && !layer_rounds_act(c);
+}
+
 static void take_back(struct block_ctx *c, struct layer_back *b)
 {
     struct region *g = &c->scratch;
@@ -28,12 +33,15 @@ static void take_back(struct block_ctx *c, struct layer_back *b)
     b->dlast = plain ? NULL : region_take(g, stream, c->real);
     b->dropped = c->r->shape.hidden_dropout > 0 ? region_take(g, stream, c->real) : NULL;
     mark = g->used;
-    b->dinner = region_take(g, c->N * layer_inner_width(c), c->real);
+    if (!layer_rounds_slope(c))
+        b->dinner = region_take(g, c->N * layer_inner_width(c), c->real);
     b->dact = c->cfg->gated ? region_take(g, c->N * c->cfg->ffn, c->real) : NULL;
-    if (!layer_keeps_output(c) && !layer_keeps_cheap(c))
+    if (makes_act_again(c))
         b->act = region_take(g, c->N * c->cfg->ffn, c->real);
     g->used = mark;
     block_attention_take_back(c, &b->attn);
+    g->used = g->peak; /* products' buffers lie over neither */
+    block_products_take_work(c, true);
 }
 
 /* The gradient in front of a dropout: *in = dy itself without dropout. */
@@ -56,64 +64,53 @@ out:
     return rc;
 }
 
-/* dw and dbias of y = x w^T + bias from dy; nothing when the weight is frozen. */
-static int weight_grad(struct block_ctx *c, enum tensor_role weight, enum tensor_role bias,
-                       int64_t in, int64_t out_rows, const void *x, const void *dy)
+/* From the gradient of the activation to that of its input. */
+static struct act_args layer_slope_args(const struct block_ctx *c, const struct layer_kept *k,
+                                        const struct layer_back *b)
 {
-    struct linear_args a = {
-        .fp8 = c->r->shape.fp8,
-        .N = c->N,
-        .I = in,
-        .O = out_rows,
-        .x = x,
-        .dy = dy,
-        .dw_accum = c->r->grad_accum,
-        .dw = block_grad(c, weight),
-        .dbias = block_grad(c, bias),
-    };
+    struct act_args a = layer_act_args(c, k);
 
-    return block_linear_bwd_weight(c, &a);
+    a.dy = c->cfg->gated ? b->dact : b->dinner;
+    a.dx = b->dinner;
+    return a;
 }
 
-/* From the gradient of the down projection's result to that of the up projection's, in b->dinner.
+/* From the gradient of the down projection's result to that of the up projection's, in b->dinner,
+ * or to what that is made of on the way.
  * The product applies the activation's slope itself unless a gate or an adapter comes in between.
  */
 static int mlp_down_backward(struct block_ctx *c, const struct layer_kept *k,
                              const struct layer_back *b, const void *dmlp)
 {
     const struct decoder_config *cfg = c->cfg;
-    const void *act = layer_keeps_output(c) ? k->inner : layer_keeps_cheap(c) ? k->act : b->act;
+    const void *act = layer_keeps_output(c) ? k->inner : layer_keeps_act(c) ? k->act : b->act;
     bool adapted = block_adapted(c, TENSOR_DOWN_W), apart = cfg->gated || adapted;
+    struct act_args from = layer_act_args(c, k);
     struct linear_args down = {
-        .fp8 = c->r->shape.fp8,
         .N = c->N,
         .I = cfg->ffn,
         .O = cfg->hidden,
+        .x = act,
         .dy = dmlp,
+        .dw_accum = c->r->grad_accum,
+        .dw = block_grad(c, TENSOR_DOWN_W),
+        .dbias = block_grad(c, TENSOR_DOWN_B),
         .act_x = apart ? ACT_NONE : cfg->act,
         .pre_x = apart || cfg->act == ACT_NONE ? NULL : k->inner,
         .dx = cfg->gated ? b->dact : b->dinner,
     };
-    struct act_args slope = {
-        .act = cfg->act,
-        .gated = cfg->gated,
-        .N = c->N,
-        .F = cfg->ffn,
-        .x = k->inner,
-        .dy = down.dx,
-        .dx = b->dinner,
-    };
+    struct act_args slope = layer_slope_args(c, k, b);
     int rc = 0;
 
     block_use_matrix(c, TENSOR_DOWN_W, 0, &down);
-    if (!layer_keeps_cheap(c) && (c->dry || adapted || block_grad(c, TENSOR_DOWN_W) != NULL))
+    if (makes_act_again(c) && (c->dry || adapted || block_grad(c, TENSOR_DOWN_W) != NULL))
         TRY(layer_inner_activation(c, k, b->act));
-    TRY(weight_grad(c, TENSOR_DOWN_W, TENSOR_DOWN_B, cfg->ffn, cfg->hidden, act, dmlp));
+    TRY(block_product_bwd(c, PRODUCT_DOWN, 0, &down, layer_rounds_act(c) ? &from : NULL, NULL,
+                          true));
     TRY(block_adapter_add_backward(c, TENSOR_DOWN_W, c->N, 0, cfg->hidden, k->down_inner, dmlp,
                                    c->r->grad_accum));
-    TRY(block_linear_bwd_data(c, &down));
     TRY(block_adapter_inner_backward(c, TENSOR_DOWN_W, c->N, 0, act, down.dx, c->r->grad_accum));
-    if (apart)
+    if (apart && !layer_rounds_slope(c))
         TRY(block_act_bwd(c, &slope));
 out:
     return rc;
@@ -126,12 +123,16 @@ static int mlp_backward(struct block_ctx *c, const struct layer_kept *k, const s
                         const void *dlast, void *din)
 {
     const void *dmlp = NULL;
+    struct act_args slope = layer_slope_args(c, k, b);
     struct linear_args up = {
-        .fp8 = c->r->shape.fp8,
         .N = c->N,
         .I = c->cfg->hidden,
         .O = layer_inner_width(c),
+        .x = b->norm.out,
         .dy = b->dinner,
+        .dw_accum = c->r->grad_accum,
+        .dw = block_grad(c, TENSOR_UP_W),
+        .dbias = block_grad(c, TENSOR_UP_B),
         .dx_accum = layer_is_post(c) ? ACCUM_ADD : ACCUM_ASSIGN,
         .dx = din,
     };
@@ -140,11 +141,10 @@ static int mlp_backward(struct block_ctx *c, const struct layer_kept *k, const s
     block_use_matrix(c, TENSOR_UP_W, 0, &up);
     TRY(behind_dropout(c, b, DROPOUT_MLP_OUT, dlast, &dmlp));
     TRY(mlp_down_backward(c, k, b, dmlp));
-    TRY(weight_grad(c, TENSOR_UP_W, TENSOR_UP_B, up.I, up.O, b->norm.out, b->dinner));
+    TRY(block_product_bwd(c, PRODUCT_UP, 0, &up, NULL, layer_rounds_slope(c) ? &slope : NULL,
+                          din != NULL));
     TRY(block_adapter_add_backward(c, TENSOR_UP_W, c->N, 0, up.O, k->up_inner, b->dinner,
                                    c->r->grad_accum));
-    if (din != NULL || c->dry)
-        TRY(block_linear_bwd_data(c, &up));
     TRY(block_adapter_inner_backward(c, TENSOR_UP_W, c->N, 0, b->norm.out, din, c->r->grad_accum));
 out:
     return rc;
@@ -302,7 +302,10 @@ int block_layer_backward(struct block_ctx *c)
 
     layer_take_kept(c, &c->saved, false, &k);
     take_back(c, &b);
+    layer_place_norms(c, b.shared.out, &k);
     block_ctx_ready(c);
+    if (block_products_start(c, true) != 0)
+        return ERR_DEVICE;
     if (layer_is_parallel(c))
         return backward_parallel(c, &k, &b, c->r->dy, c->r->dx);
     if (layer_is_sandwich(c))

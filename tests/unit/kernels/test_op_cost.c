@@ -38,6 +38,26 @@ Test(op_cost, of_products)
     expect(&bf16, OP_LINEAR_BWD_WEIGHT, &a, 0, 2 * (6 + 10));
 }
 
+Test(op_cost, of_8_bits)
+{
+    char some[4];
+    struct linear_args a = {.N = 2, .I = 3, .O = 5, .fp8 = true, .dw = some};
+    struct round8_args r = {.N = 4, .C = 6, .rows = some, .cols = some};
+
+    expect(&bf16, OP_LINEAR_FWD, &a, 30, 6 + 15 + 2 * 10);
+    expect(&bf16, OP_LINEAR_BWD_DATA, &a, 30, 10 + 15 + 2 * 6);
+    expect(&bf16, OP_LINEAR_BWD_WEIGHT, &a, 30, 6 + 10 + 4 * 15);
+    expect(&bf16, OP_ROUND8, &r, 0, 2 * 2 * 24 + 2 * 24);
+    r.known = true;
+    r.cols = NULL;
+    expect(&bf16, OP_ROUND8, &r, 0, 2 * 24 + 24);
+    r.gated = true;
+    r.of = ROUND8_ACT;
+    expect(&bf16, OP_ROUND8, &r, 0, 2 * 2 * 24 + 24);
+    r.of = ROUND8_ACT_GRAD;
+    expect(&bf16, OP_ROUND8, &r, 0, 2 * 24 + 2 * 12 + 24);
+}
+
 /* Of four queries the last sees four keys, or no more than the window. */
 Test(op_cost, of_attention)
 {
