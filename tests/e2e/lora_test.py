@@ -143,6 +143,27 @@ def quantised_base_takes_less_and_trains(root):
     equal(weights["none"] - weights["int8"], elements * 4 - elements - elements // 16)
 
 
+def quantised_base_is_what_would_fit(root):
+    """Of a job that does not, the estimate says so; of one that asks for it already, it does not."""
+    for form in ("none", "nf4"):
+        limit = 0
+        for gpu in range(4, 20):
+            job = Job(root, "%s-%d" % (form, gpu), lora=lora(quantize_base=form),
+                      placement={"policy": "cuda", "gpu_memory_limit": gpu << 15})
+            report = job.plan()[1]
+            changes = {a["change"]: a for a in report["alternatives"]}
+            if not report["fits"] and 'lora.quantize_base "nf4"' in changes:
+                limit = gpu << 15
+                a = changes['lora.quantize_base "nf4"']
+                equal(a["settings"], {"lora": {"quantize_base": "nf4"}})
+                assert a["memory"]["gpu"] <= limit, (a, limit)
+                fits = Job(root, "fits-%d" % gpu, lora=lora(quantize_base="nf4"),
+                           placement={"policy": "cuda", "gpu_memory_limit": limit})
+                equal(fits.plan()[1]["fits"], True)
+                break
+        equal(limit > 0, form == "none")
+
+
 def merged_model_has_the_quantised_base(root):
     base = rig.read_safetensors(os.path.join(Job.model, "model.safetensors"))
     for form in ("nf4", "int8"):
@@ -222,7 +243,8 @@ def what_cannot_be_is_refused(root):
 
 
 CASES = [trains_adapters_alone, adapter_is_written_for_peft, merged_model_is_the_adapted_one, killed_rank_resumes,
-         quantised_base_takes_less_and_trains, merged_model_has_the_quantised_base, killed_rank_resumes_on_nf4,
+         quantised_base_takes_less_and_trains, quantised_base_is_what_would_fit,
+         merged_model_has_the_quantised_base, killed_rank_resumes_on_nf4,
          micro_batches_do_not_show, learning_rate_of_adapters, what_cannot_be_is_refused]
 
 if __name__ == "__main__":

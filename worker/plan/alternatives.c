@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "core/alloc.h"
 #include "worker/plan/build.h"
@@ -101,6 +102,34 @@ static struct alternative bf16_moments(const struct plan_input *in)
     return a;
 }
 
+/* The same model with the frozen layers' matrices in nf4. Shares all but its tensors' descriptions,
+ * which are to be freed. */
+static struct model quantised(const struct model *m)
+{
+    struct model q = *m;
+    q.tensors = xcalloc((size_t)m->n_tensors, sizeof *q.tensors);
+    memcpy(q.tensors, m->tensors, (size_t)m->n_tensors * sizeof *q.tensors);
+    model_quantize(&q, QUANT_NF4);
+    return q;
+}
+
+static bool has_plain_frozen_layers(const struct model *m)
+{
+    for (int64_t t = 0; t < m->n_tensors; t++)
+        if (m->tensors[t].quant != QUANT_NONE)
+            return false;
+    return m->adapters.rank > 0;
+}
+
+static void add_quantised(json_t *list, const struct plan_input *in, double below)
+{
+    struct model q = quantised(in->model);
+    struct alternative a = {"lora", "quantize_base", json_string("nf4"), *in};
+    a.in.model = &q;
+    add(list, &a, below);
+    free(q.tensors);
+}
+
 /* As large a limit on a tier as a plan needs that has none there. */
 static struct alternative limit(const struct plan_input *in, enum plan_tier tier,
                                 const char *member)
@@ -138,6 +167,8 @@ static void add_fitting(json_t *list, const struct plan_input *in)
         a = limit(in, TIER_NVME, "nvme_limit");
         add(list, &a, NAN);
     }
+    if (has_plain_frozen_layers(in->model))
+        add_quantised(list, in, NAN);
     if (!in->bf16_moments) {
         a = bf16_moments(in);
         add(list, &a, NAN);
@@ -161,6 +192,8 @@ static void add_faster(json_t *list, const struct plan_input *in, double seconds
         a = micro_batch(in, in->micro_batch * 2);
         add(list, &a, seconds);
     }
+    if (has_plain_frozen_layers(in->model))
+        add_quantised(list, in, seconds);
     if (!in->bf16_moments) {
         a = bf16_moments(in);
         add(list, &a, seconds);
