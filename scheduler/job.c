@@ -292,6 +292,8 @@ static void take_progress(struct job *job, const struct event *e)
 
 static void take_event(struct job *job, const struct event *e, double t)
 {
+    if (job->status == JOB_VALIDATING && e->type == EVENT_DOWNLOAD)
+        take_progress(job, e);
     if (job->status != JOB_RUNNING)
         return; /* behind a final event there is nothing to believe */
     switch (e->type) {

@@ -84,7 +84,7 @@ enum job_occurrence {
     JOB_OCC_VALIDATED,     /* plan report with fits == true                   */
     JOB_OCC_INVALID,       /* plan report with an error, or the child died     */
     JOB_OCC_STARTED,       /* an attempt's supervisor runs                     */
-    JOB_OCC_EVENT,         /* one line of events.jsonl                         */
+    JOB_OCC_EVENT,         /* one line of events.jsonl; a download while validating */
     JOB_OCC_ATTEMPT_ENDED, /* the supervisor is gone; with or without exit.json */
     JOB_OCC_CANCEL,        /* requested by a client                            */
     JOB_OCC_PAUSE,

@@ -7,9 +7,12 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
+#include "api/event.h"
 #include "core/alloc.h"
 #include "core/buf.h"
 #include "core/clock.h"
@@ -25,7 +28,10 @@ struct plan_child {
     int out_fd, err_fd;
     struct buf out, log;
     double deadline; /* monotonic */
-    int64_t seconds;
+    struct plan_limits limits;
+    int64_t fetched, to_fetch; /* bytes of the download */
+    double told_at;            /* monotonic: when it last told about it, or started */
+    bool tells;                /* something new about it */
     bool ended, timed_out, too_long;
     int wait_status;
 };
@@ -78,8 +84,9 @@ int plan_child_start(const char *worker_path, const char *jobdir, char *const *e
     c->pid = pid;
     c->out_fd = pipe_out[0];
     c->err_fd = pipe_log[0];
-    c->seconds = limits->seconds;
-    c->deadline = clock_monotonic() + (double)limits->seconds;
+    c->limits = *limits;
+    c->told_at = clock_monotonic();
+    c->deadline = c->told_at + (double)limits->seconds;
     *out = c;
     return 0;
 }
@@ -123,6 +130,71 @@ static void drain(struct plan_child *c, int *fd, struct buf *to, size_t keep)
     }
 }
 
+/* The limit's seconds of CPU time from now on. */
+static void renew_cpu_time(const struct plan_child *c)
+{
+    struct rlimit cpu;
+    struct timespec used;
+    clockid_t clock;
+
+    if (clock_getcpuclockid(c->pid, &clock) != 0 || clock_gettime(clock, &used) != 0 ||
+        prlimit(c->pid, RLIMIT_CPU, NULL, &cpu) != 0)
+        return;
+    cpu.rlim_cur = (rlim_t)(used.tv_sec + c->limits.seconds);
+    prlimit(c->pid, RLIMIT_CPU, &cpu, NULL);
+}
+
+static void take_download(struct plan_child *c, const struct event_download *d)
+{
+    double now = clock_monotonic(), spent = now - c->told_at;
+    int64_t done = d->total_bytes_done, least = c->limits.least_download_rate;
+
+    if (least > 0 && done > c->fetched) {
+        double paid = (double)(done - c->fetched) / (double)least;
+        c->deadline += paid < spent ? paid : spent;
+        renew_cpu_time(c);
+    }
+    c->fetched = done > c->fetched ? done : c->fetched;
+    c->to_fetch = d->total_bytes_total;
+    c->told_at = now;
+    c->tells = true;
+}
+
+/* Take the lines off the output that are events. What follows them is the report. */
+static void take_events(struct plan_child *c)
+{
+    enum { MAX_LINE = 16384 };
+
+    for (;;) {
+        const char *end = c->out.len ? memchr(c->out.data, '\n', c->out.len) : NULL;
+        size_t n = end ? (size_t)(end - c->out.data) + 1 : 0;
+        struct event event;
+        json_t *line = NULL;
+
+        if (n == 0 || n > MAX_LINE ||
+            json_parse_limited(c->out.data, n, MAX_LINE, JSON_MAX_DEPTH_REQUEST, &line, NULL) != 0)
+            return;
+        bool taken = event_from_json(line, &event, NULL) == 0;
+        if (taken && event.type == EVENT_DOWNLOAD)
+            take_download(c, &event.download);
+        json_decref(line);
+        if (!taken)
+            return;
+        memmove(c->out.data, c->out.data + n, c->out.len - n + 1);
+        c->out.len -= n;
+    }
+}
+
+bool plan_child_download(struct plan_child *c, int64_t *done, int64_t *total)
+{
+    bool tells = c->tells;
+
+    *done = c->fetched;
+    *total = c->to_fetch;
+    c->tells = false;
+    return tells;
+}
+
 static void kill_group(struct plan_child *c)
 {
     kill(c->pid, SIGKILL); /* it may not lead its group yet */
@@ -146,6 +218,7 @@ bool plan_child_poll(struct plan_child *c)
                   info.si_pid == c->pid;
     drain(c, &c->out_fd, &c->out, PLAN_MAX_OUTPUT);
     drain(c, &c->err_fd, &c->log, PLAN_LOG_TAIL);
+    take_events(c);
     c->timed_out = !exited && clock_monotonic() >= c->deadline;
     if (exited || c->too_long || c->timed_out)
         kill_group(c);
@@ -178,7 +251,7 @@ int plan_child_result(const struct plan_child *c, struct plan_report *out, struc
         rc = err_set(err, ERR_TIMEOUT,
                      "checking the model and the data took longer than %" PRId64
                      " s; try again, or raise the limit",
-                     c->seconds);
+                     c->limits.seconds);
         return err_set_reason(err, rc, "timeout");
     }
     if (c->too_long) {

@@ -291,6 +291,7 @@ static int enter_dry_run(struct scheduler *s, struct err *err)
 int sched_dry_run(struct scheduler *s, const struct job_spec *spec, struct plan_report *out,
                   struct err *err)
 {
+    struct plan_limits limits = s->plan_limits;
     struct job_spec copy = {0};
     char *dir = NULL, *path = NULL;
     char **envp = NULL;
@@ -298,6 +299,7 @@ int sched_dry_run(struct scheduler *s, const struct job_spec *spec, struct plan_
 
     if (rc != 0)
         return rc;
+    limits.least_download_rate = 0; /* a client waits for the answer */
     job_spec_copy(&copy, spec);
     fresh_id(copy.id, sizeof(copy.id), "ftjob-");
     copy.created_at = clock_wall();
@@ -308,7 +310,7 @@ int sched_dry_run(struct scheduler *s, const struct job_spec *spec, struct plan_
     TRY(hub_access_keep_token(&copy, dir, err));
     TRY(job_spec_save(path, &copy, err));
     TRY(hub_access_environment(&s->hub, &copy, dir, NULL, &envp, err));
-    TRY(plan_child_run(s->worker_path, dir, envp, &s->plan_limits, out, err));
+    TRY(plan_child_run(s->worker_path, dir, envp, &limits, out, err));
 out:
     hub_access_free_environment(envp);
     fs_remove_tree(dir, NULL);

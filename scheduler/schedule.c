@@ -140,6 +140,21 @@ out:
     return rc;
 }
 
+/* How far the child is with the data. It is progress: should it not be stored, the next one is. */
+static void tell_download(struct scheduler *s, struct live *l)
+{
+    struct event event = {.type = EVENT_DOWNLOAD};
+    struct job_input in = {.kind = JOB_OCC_EVENT, .t = clock_wall(), .event = &event};
+    struct err err = {0};
+
+    event.t = in.t;
+    if (plan_child_download(l->child, &event.download.total_bytes_done,
+                            &event.download.total_bytes_total) &&
+        schedule_change(s, l, &in, &err) != 0)
+        log_warn("scheduler", "job=%s storing a download's progress failed: %s", l->job.id,
+                 err.msg);
+}
+
 static void validate(struct scheduler *s, struct live *l)
 {
     struct err err = {0};
@@ -159,6 +174,8 @@ static void validate(struct scheduler *s, struct live *l)
     }
     if (l->child && plan_child_poll(l->child))
         take_answer(s, l);
+    else if (l->child)
+        tell_download(s, l);
 }
 
 /* The lowest free slot of a kind, -1 when all are taken. */

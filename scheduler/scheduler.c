@@ -18,7 +18,13 @@
 #include "scheduler/scheduler_impl.h"
 #include "scheduler/store_write.h"
 
-enum { POST_SECONDS = 30, MAX_WATCHED = 8, DEVICE_SECONDS = 20, SILENCE_SECONDS = 1800 };
+enum {
+    POST_SECONDS = 30,
+    MAX_WATCHED = 8,
+    DEVICE_SECONDS = 20,
+    SILENCE_SECONDS = 1800,
+    LEAST_DOWNLOAD_RATE = 64 << 10, /* bytes a second: what is slower must not hold a place long */
+};
 static const size_t default_plan_memory = (size_t)8 << 30;
 static const double stale_tick_seconds = 10, touch_seconds = 5, lock_patience_seconds = 2;
 
@@ -201,6 +207,7 @@ static struct scheduler *allocate(const struct scheduler_config *config)
     s->silence_seconds =
         config->silence_seconds > 0 ? (double)config->silence_seconds : SILENCE_SECONDS;
     s->plan_limits.seconds = config->plan_seconds > 0 ? config->plan_seconds : 600;
+    s->plan_limits.least_download_rate = LEAST_DOWNLOAD_RATE;
     s->plan_limits.memory = config->plan_memory > 0 ? config->plan_memory : default_plan_memory;
     s->launcher = &launcher_local;
     hub_access_init(&s->hub, config->hub_endpoints, config->n_hub_endpoints,

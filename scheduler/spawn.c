@@ -19,6 +19,17 @@ static void limit(int resource, uint64_t value)
         setrlimit((__rlimit_resource_t)resource, &r);
 }
 
+/* The starter may move this one (spawn.h). */
+static void limit_cpu(rlim_t seconds)
+{
+    struct rlimit r;
+
+    if (getrlimit(RLIMIT_CPU, &r) != 0)
+        return;
+    r.rlim_cur = seconds < r.rlim_max ? seconds : r.rlim_max;
+    setrlimit(RLIMIT_CPU, &r);
+}
+
 static void say(const char *text)
 {
     if (write(STDERR_FILENO, text, strlen(text)) < 0)
@@ -58,7 +69,8 @@ static _Noreturn void become(const struct spawn *s, int null_fd, pid_t starter)
     }
     close_range(STDERR_FILENO + 1, ~0U, 0);
     setrlimit(RLIMIT_CORE, &no_core);
-    limit(RLIMIT_CPU, (uint64_t)s->max_cpu_seconds);
+    if (s->max_cpu_seconds > 0)
+        limit_cpu((rlim_t)s->max_cpu_seconds);
     limit(RLIMIT_FSIZE, s->max_file);
     limit(RLIMIT_DATA, s->max_memory);
     execve(s->argv[0], (char *const *)s->argv, s->envp ? s->envp : environ);

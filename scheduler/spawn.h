@@ -29,7 +29,7 @@ struct spawn {
         max_memory;  /* its own writable memory, as RLIMIT_DATA counts it; 0 = no limit, as for the
                         others. Not the address space: a GPU driver reserves terabytes of that */
     size_t max_file; /* of each file it writes */
-    int64_t max_cpu_seconds;
+    int64_t max_cpu_seconds; /* the starter may raise it while the child runs */
 };
 
 int spawn_start(const struct spawn *spawn, pid_t *pid, struct err *err);

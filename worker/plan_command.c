@@ -6,8 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "api/event.h"
 #include "api/job_dir.h"
 #include "core/buf.h"
+#include "core/clock.h"
 #include "core/json.h"
 #include "kernels/device.h"
 #include "kernels/registry.h"
@@ -79,12 +81,49 @@ static int find_machine(const struct job_spec *spec, struct machine *m, struct e
     return use_device(spec, m, err);
 }
 
-/* `listing` may be NULL. `alternatives` is filled also where the job does not fit. */
-static int make_report(const char *jobdir, struct plan_report *report, json_t **alternatives,
-                       struct buf *listing, struct err *err)
+struct download_told {
+    int64_t lines;
+    double at; /* monotonic */
+};
+
+/* Whoever waits for the report learns from lines before it that data still come: events as an
+ * attempt writes them, once a second. */
+static int tell_download(void *ud, const char *file, int64_t done, int64_t total, int64_t all_done,
+                         int64_t all_total)
+{
+    struct download_told *told = ud;
+    double now = clock_monotonic();
+    struct event e = {.type = EVENT_DOWNLOAD,
+                      .attempt = 1,
+                      .seq = told->lines + 1,
+                      .t = clock_wall(),
+                      .download = {.file = file,
+                                   .bytes_done = done,
+                                   .bytes_total = total,
+                                   .total_bytes_done = all_done,
+                                   .total_bytes_total = all_total}};
+
+    if (told->lines > 0 && now - told->at < 1)
+        return 0;
+    json_t *j = event_to_json(&e);
+    char *line = json_to_line(j);
+    puts(line);
+    fflush(stdout);
+    free(line);
+    json_decref(j);
+    told->lines++;
+    told->at = now;
+    return 0;
+}
+
+/* `progress` and `listing` may be NULL. `alternatives` is filled also where the job does not fit.
+ */
+static int make_report(const char *jobdir, hub_progress_fn progress, struct plan_report *report,
+                       json_t **alternatives, struct buf *listing, struct err *err)
 {
     char *path = job_dir_spec(jobdir);
-    struct session_options options = {.scratch_dir = jobdir};
+    struct download_told told = {0};
+    struct session_options options = {.scratch_dir = jobdir, .progress = progress, .ud = &told};
     struct job_spec spec = {0};
     struct session session = {0};
     struct machine m = {0};
@@ -117,7 +156,7 @@ int worker_plan(const char *jobdir)
     struct plan_report report = {0};
     struct err err = {0};
     json_t *alternatives = NULL;
-    int rc = make_report(jobdir, &report, &alternatives, NULL, &err);
+    int rc = make_report(jobdir, tell_download, &report, &alternatives, NULL, &err);
     if (rc) {
         report.fits = false;
         report.error = err;
@@ -137,7 +176,7 @@ int worker_print(const char *jobdir)
     struct plan_report report = {0};
     struct buf listing = {0};
     struct err err = {0};
-    int rc = make_report(jobdir, &report, NULL, &listing, &err);
+    int rc = make_report(jobdir, NULL, &report, NULL, &listing, &err);
     if (rc)
         fprintf(stderr, "castor-worker --print: %s\n", err.msg);
     fputs(buf_str(&listing), stdout);

@@ -214,7 +214,7 @@ class Job:
 
     def plan(self):
         p = self.run("--plan", self.dir)
-        return p.returncode, json.loads(p.stdout)
+        return p.returncode, json.loads(p.stdout.splitlines()[-1])  # events of downloads stand before the report
 
     def path(self, *parts):
         return os.path.join(self.dir, *parts)

@@ -349,8 +349,7 @@ static int refuse_redirect(const struct http_response *r, const char *why, struc
     return err_set_reason(err, ERR_CORRUPT, "hub_corrupt");
 }
 
-/* The absolute URL that r->location means, seen from r->url; checked. */
-static int resolve_location(const struct http_response *r, char **out, struct err *err)
+int http_redirect_target(const struct http_response *r, char **out, struct err *err)
 {
     char *resolved = NULL, *origin = NULL;
     CURLU *u = curl_url();
@@ -403,7 +402,7 @@ int http_send(struct http *h, const struct http_request *q, struct http_response
             rc = refuse_redirect(r, "it is one of too many in a row", err);
             goto out;
         }
-        TRY(resolve_location(r, &next, err));
+        TRY(http_redirect_target(r, &next, err));
         /* "/path" stays with the hub, which is yet to say what the file is; anything else leaves
          * for a store whose headers say nothing about the repository. */
         bool stays = r->location[0] == '/' && r->location[1] != '/' && r->location[1] != '\\';

@@ -72,6 +72,11 @@ void http_response_fini(struct http_response *r);
 int http_send(struct http *h, const struct http_request *q, struct http_response *r,
               struct err *err);
 
+/* Where r->location leads, seen from r->url: an absolute URL, freed by the caller. ERR_CORRUPT for
+ * what is not followed: no location, other schemes than http and https, names and passwords in the
+ * address, and from https to http, where everybody on the way could read and change what comes. */
+int http_redirect_target(const struct http_response *r, char **out, struct err *err);
+
 /* Whether url lies on the endpoint's scheme, host and port. */
 bool http_is_endpoint(const struct http *h, const char *url);
 

@@ -4,7 +4,7 @@ directory's contract and no training. FAKE_DEVICES is what --devices prints, or 
 spec's metadata say what else to do:
 
   plan   ok (default) | refuse | huge | deep | garbage | empty | hang | sleep | crash | other_job | lie |
-         memory | gpu
+         memory | gpu | fetch | trickle (both download for 4 s)
   run    ok (default) | fail | crash | crash_once | silent_exit | stubborn | deaf | linger | orphan |
          bad_lines | long_line | prune | silent | slow_step | slow_download
   steps  how many (default 3);  delay  seconds a step (default 0.01)
@@ -53,6 +53,13 @@ def plan(jobdir):
         while True:
             sys.stderr.write("busy\n" * 1000)
             sys.stderr.flush()
+    elif mode in ("fetch", "trickle"):
+        for i in range(1, 21):
+            time.sleep(0.2)
+            print(json.dumps({"v": 1, "seq": i, "attempt": 1, "t": time.time(), "type": "download", "file": "x",
+                              "total_bytes_done": i * (1 << 20 if mode == "fetch" else 100),
+                              "total_bytes_total": 21 << 20}), flush=True)
+        print(json.dumps(report))
     elif mode == "sleep":
         time.sleep(1000)
     elif mode == "memory":

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "core/buf.h"
+#include "core/clock.h"
 #include "core/fs.h"
 #include "tests/unit/scheduler/harness.h"
 
@@ -99,6 +100,47 @@ Test(scheduler, hostile_plans_fail_the_job_only)
     expect_failure("{\"plan\":\"other_job\"}", "invalid_plan", "another job");
     expect_failure("{\"plan\":\"lie\"}", "invalid_plan", "contradict");
     expect_failure("{\"plan\":\"hang\"}", "timeout", "longer than 2 s");
+}
+
+/* Twice as long as the limit; but what comes too slowly counts, and so does all of a dry run. */
+Test(scheduler, downloads_do_not_count_as_planning)
+{
+    struct scheduler_config c = test_config();
+    struct plan_report report = {0};
+    struct job_spec spec = {0};
+    struct err err = {0};
+
+    c.plan_seconds = 2;
+    test_start(c);
+    char *id = test_create("{\"plan\":\"fetch\"}", "");
+    struct job job = wait_for(id, JOB_SUCCEEDED);
+    job_fini(&job);
+    free(id);
+    expect_failure("{\"plan\":\"trickle\"}", "timeout", "longer than 2 s");
+    expect_failure("{\"plan\":\"sleep\"}", "timeout", "longer than 2 s");
+    struct store_file file = test_upload();
+    test_spec(&spec, file.id, "{\"plan\":\"fetch\"}", "");
+    cr_assert(sched_dry_run(sched, &spec, &report, &err) == ERR_TIMEOUT);
+    job_spec_fini(&spec);
+    store_file_fini(&file);
+}
+
+Test(scheduler, a_download_while_validating_shows)
+{
+    double until = clock_monotonic() + 30;
+    struct job job = {0};
+
+    test_start(test_config());
+    char *id = test_create("{\"plan\":\"fetch\"}", "");
+    while (job.bytes_done == 0 && clock_monotonic() < until) {
+        job_fini(&job);
+        usleep(20 * 1000);
+        job = test_get(id);
+    }
+    cr_assert(job.status == JOB_VALIDATING && job.bytes_total == 21 << 20);
+    cr_assert(job.bytes_done % (1 << 20) == 0 && job.bytes_done <= job.bytes_total);
+    job_fini(&job);
+    free(id);
 }
 
 Test(scheduler, a_worker_that_is_not_there)
