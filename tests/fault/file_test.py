@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """What happens to a training run when the file system fails, each operation in turn, when a disk is full, and when memory runs out."""
 import errno
+import json
 import os
 import shutil
 import signal
@@ -179,6 +180,30 @@ def tokenized_data(root):
             equal(again.leftovers(), [])
 
 
+def the_best_before_outlives_a_full_disk(root):
+    """The best evaluation's checkpoint cannot be written: the best of those that could is kept and exported."""
+    changes = {"steps": 18, "validation": 8, "seed": 3, "optimization": {
+        "learning_rate": 0.2, "schedule": "constant", "dropout": 0.0, "eval_interval": 2, "checkpoint_interval": 7,
+        "keep_checkpoints": 1, "export": "best"}}
+    plain = Job(root, "plain", **changes)
+    equal(plain.run().returncode, 0)
+    losses = {e["step"]: e["loss"] for e in plain.events(type="eval")}
+    best = min(losses, key=losses.get)
+    kept = {s: loss for s, loss in losses.items() if s != best}
+    before = min((s for s in kept if s < best), key=losses.get)
+    assert 0 < before and best < 14, losses  # at 14 one is written, and older ones are removed
+    job = Job(root, **changes)
+    equal(Fault(root).run(job, "/tmp-step-%d/" % best, "write", 1)[0], 0)
+    equal([e["code"] for e in job.events(type="warning")], ["checkpoint_failed"])
+    equal({e["step"]: e["loss"] for e in job.events(type="eval")}, losses)
+    for e in job.events(type="checkpoint"):
+        so_far = min((s for s in kept if s <= e["step"]), key=losses.get)
+        assert so_far in (0, *e["kept"]), (e["step"], so_far, e["kept"])
+    second = min(kept, key=losses.get)
+    equal(json.loads(job.output()["castor.json"])["step"], second)
+    equal(job.checkpoints(), sorted({second, 18}))
+
+
 def a_small_disk(root):
     """The whole job directory on a file system that holds one checkpoint and a half."""
     start, output = stopped_at_two(root)
@@ -268,7 +293,8 @@ def killed_for_its_memory(root):
 
 CASES = [tokenized_data, writes_of_checkpoints, failing_writes_of_checkpoints, fsyncs_of_checkpoints, renames_and_directories,
          exports, ends_of_exports, old_checkpoints_that_cannot_be_removed, a_disk_that_stays_full,
-         events_wait_for_room, disks_of_states, a_small_disk, memory_that_runs_out, killed_for_its_memory]
+         events_wait_for_room, disks_of_states, the_best_before_outlives_a_full_disk, a_small_disk, memory_that_runs_out,
+         killed_for_its_memory]
 
 if __name__ == "__main__":
     rig.main(CASES, __doc__)

@@ -337,10 +337,13 @@ out:
     return rc;
 }
 
+/* The best evaluation is the best whose weights are kept, if they may be exported: where a full
+ * disk costs a new one, the one before it goes on as the best. */
 static int end_of_step(struct run *r, struct err *err)
 {
     const struct spec_optimization *o = &r->session.spec.optimization;
-    int64_t step = r->state.step;
+    double best_loss = r->state.best_loss;
+    int64_t step = r->state.step, best_step = r->state.best_step;
     int rc = 0;
 
     TRY(evaluate(r, err));
@@ -350,6 +353,10 @@ static int end_of_step(struct run *r, struct err *err)
     bool export_later = may_export && r->state.best_step == step;
     if (export_later || every(step, o->checkpoint_interval, r->session.steps_per_epoch))
         TRY(scheduled_checkpoint(r, NULL, err));
+    if (export_later && r->last_saved != step) {
+        r->state.best_loss = best_loss;
+        r->state.best_step = best_step;
+    }
 out:
     return rc;
 }

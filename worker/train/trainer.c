@@ -290,8 +290,7 @@ out:
     return rc;
 }
 
-/* Its checkpoint was written behind its evaluation; there is none in front of the first step, and a
- * full disk may have cost one. */
+/* Its checkpoint was written behind its evaluation; there is none in front of the first step. */
 static int find_best(struct run *r, int64_t *step, struct err *err)
 {
     int64_t best = r->state.best_step;
@@ -305,8 +304,8 @@ static int find_best(struct run *r, int64_t *step, struct err *err)
         return 0;
     }
     snprintf(text, sizeof text,
-             best == 0 ? "no evaluation found a lower loss than the one before training; the "
-                         "weights of the last step, %lld, are exported"
+             best == 0 ? "no evaluation whose weights were kept found a lower loss than the one "
+                         "before training; the weights of the last step, %lld, are exported"
                        : "there is no checkpoint of the best evaluation; the weights of the last "
                          "step, %lld, are exported",
              (long long)r->state.step);
