@@ -129,6 +129,7 @@ static int hand_out(const struct reading *r, const char *text, size_t text_n, si
     for (;;) {
         const char *newline = memchr(line, '\n', (size_t)(end - line));
         size_t n = (size_t)((newline ? newline : end) - line);
+        struct err cause = {0};
         json_t *value = NULL;
 
         if (n > r->max_line) {
@@ -139,7 +140,12 @@ static int hand_out(const struct reading *r, const char *text, size_t text_n, si
         }
         if (!newline)
             break;
-        json_parse_limited(line, n, r->max_line, JSON_MAX_DEPTH_FILE, &value, NULL);
+        if (json_parse_limited(line, n, r->max_line, JSON_MAX_DEPTH_FILE, &value, &cause) ==
+            ERR_NOMEM) {
+            rc = err_set(err, ERR_NOMEM, "%s: the line at byte %" PRId64 ": %s", r->path,
+                         *r->offset, cause.msg);
+            break;
+        }
         line = newline + 1;
         *r->offset += (int64_t)n + 1;
         rc = r->fn(r->ud, value, *r->offset, err);

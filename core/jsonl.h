@@ -31,12 +31,12 @@ void jsonl_writer_fini(struct jsonl_writer *w);
 
 /* Called once per complete line, in order. `offset_after` is the byte offset just behind its
  * newline; `value` is borrowed for the call. A line that is not valid JSON is passed with value ==
- * NULL. Non-zero stops reading and
- * is returned. */
+ * NULL. Non-zero stops reading and is returned. */
 typedef int (*jsonl_line_fn)(void *ud, json_t *value, int64_t offset_after, struct err *err);
 
 /* Read complete lines from *offset on; *offset advances past each line handed out. A missing file
- * is an empty one. Lines longer than max_line bytes are ERR_CORRUPT. */
+ * is an empty one. Lines longer than max_line bytes are ERR_CORRUPT; a line for which there is not
+ * enough memory is ERR_NOMEM and may be read later. */
 int jsonl_read_from(const char *path, int64_t *offset, size_t max_line, jsonl_line_fn fn, void *ud,
                     struct err *err);
 

@@ -71,14 +71,15 @@ void spool_fini(struct spool *s)
 
 static int flush(struct spool *s, struct err *err)
 {
-    for (size_t done = 0; done < s->used;) {
-        ssize_t n = write(s->fd, s->block + done, s->used - done);
-        if (n < 0 && errno != EINTR)
-            return failed(s, errno, err);
-        done += n > 0 ? (size_t)n : 0;
-    }
+    struct err cause = {0};
+    int rc = fs_write_all(s->fd, s->block, s->used, s->dir, &cause);
+
+    if (rc == ERR_NOSPACE)
+        return failed(s, ENOSPC, err);
+    if (rc != 0 && err)
+        *err = cause;
     s->used = 0;
-    return 0;
+    return rc;
 }
 
 int spool_add(struct spool *s, const void *items, int64_t n, struct err *err)

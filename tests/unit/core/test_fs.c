@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -255,10 +256,21 @@ Test(fs, write_all_to_a_full_device)
     close(fd);
 }
 
-/* A pipe takes 64 KiB at a time, so that write(2) returns early again and again. */
+static volatile sig_atomic_t interruptions;
+
+static void interrupt(int sig)
+{
+    (void)sig;
+    interruptions++;
+}
+
+/* A pipe holds 64 KiB. A write that waits for room behind that returns what it has done so far when
+ * a signal comes, or EINTR. */
 Test(fs, write_all_goes_on_after_short_writes)
 {
     enum { N = 1000000 };
+    struct sigaction action = {.sa_handler = interrupt}; /* without SA_RESTART */
+    struct itimerval each_ms = {{0, 1000}, {0, 1000}}, never = {0};
     unsigned char *bytes = malloc(N);
     int ends[2];
 
@@ -271,14 +283,20 @@ Test(fs, write_all_goes_on_after_short_writes)
         ssize_t got;
         unsigned char chunk[777];
         close(ends[1]);
-        while ((got = read(ends[0], chunk, sizeof(chunk))) > 0)
+        while ((got = read(ends[0], chunk, sizeof(chunk))) > 0) {
+            usleep(20);
             for (ssize_t i = 0; i < got; i++)
                 if (chunk[i] != n++ * 7 % 251)
                     _exit(1);
+        }
         _exit(n == N ? 0 : 2);
     }
     close(ends[0]);
-    cr_assert_eq(fs_write_all(ends[1], bytes, N, "pipe", NULL), 0);
+    cr_assert_eq(sigaction(SIGALRM, &action, NULL), 0);
+    cr_assert_eq(setitimer(ITIMER_REAL, &each_ms, NULL), 0);
+    cr_expect_eq(fs_write_all(ends[1], bytes, N, "pipe", NULL), 0);
+    setitimer(ITIMER_REAL, &never, NULL);
+    cr_expect_gt(interruptions, 3);
     close(ends[1]);
     int status;
     cr_assert_eq(waitpid(reader, &status, 0), reader);

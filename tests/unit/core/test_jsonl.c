@@ -215,6 +215,35 @@ Test(jsonl, lines_that_are_not_json_are_handed_out_as_null)
     tmpdir_fini(&d);
 }
 
+static bool no_memory;
+
+static void *scarce(size_t n)
+{
+    return no_memory ? NULL : malloc(n);
+}
+
+/* Not a broken line: it is there to be read when there is memory again. */
+Test(jsonl, a_line_without_memory_for_it_is_not_a_broken_one)
+{
+    struct tmpdir d = tmpdir_make();
+    const char *path = tmpdir_at(&d, "events.jsonl");
+    struct seen seen = {0};
+    struct err err = {0};
+    int64_t offset = 4;
+
+    tmpdir_put(path, "[1]\n[\"2\"]\n[3]\n");
+    json_set_alloc_funcs(scarce, free);
+    no_memory = true;
+    cr_expect_eq(jsonl_read_from(path, &offset, 1000, see, &seen, &err), ERR_NOMEM);
+    no_memory = false;
+    cr_expect_not_null(strstr(err.msg, "events.jsonl: the line at byte 4"), "%s", err.msg);
+    cr_expect_eq(offset, 4);
+    cr_expect_eq(seen.count, 0);
+    expect(path, offset, "[\"2\"];[3];", 14);
+    buf_fini(&seen.text);
+    tmpdir_fini(&d);
+}
+
 Test(jsonl, callback_stops_the_reading)
 {
     struct tmpdir d = tmpdir_make();
