@@ -1,5 +1,6 @@
-/* Linear layers whose weight lies quantised: on every table, exactly what the same layer gives with
- * the decoded weight, which is told here from the codes by the meaning alone. */
+/* Linear layers whose weight lies quantised, and rounding of one to 8 bits: on every table, exactly
+ * what the same op gives with the decoded weight, which is told here from the codes by the meaning
+ * alone. */
 #include <string.h>
 
 #include "tests/ops/harness.h"
@@ -12,7 +13,7 @@ struct shape {
 
 struct options {
     enum quant_format format;
-    bool fp8, bias, add;
+    bool bias, add;
     enum act_kind act; /* of forward; of backward the one that made x */
 };
 
@@ -21,15 +22,17 @@ static int64_t elements(const struct shape *s)
     return s->first + s->I * s->O + s->after;
 }
 
-static void quantised(struct op_case *c, const struct shape *s, const struct options *o)
+/* Random codes and scales; at: where the args have the pointer to the codes and the format. */
+static void quantised(struct op_case *c, const struct shape *s, const struct options *o,
+                      const char *name, size_t slot, size_t at)
 {
     int64_t n = elements(s), blocks = (n + 63) / 64,
             bytes = o->format == QUANT_NF4 ? (n + 1) / 2 : n;
-    double *codes = BIND(c, linear_args, w, DT_U8, ROLE_IN, 1, bytes, 0), *scales;
+    double *codes = case_bind(c, name, slot, DT_U8, ROLE_IN, 1, bytes, 0), *scales;
 
     for (int64_t i = 0; i < bytes; i++)
         codes[i] = (double)random_below(256);
-    scales = case_bind(c, "scales", offsetof(struct linear_args, quant.scales), DT_F32, ROLE_IN, 1,
+    scales = case_bind(c, "scales", at + offsetof(struct op_quant, scales), DT_F32, ROLE_IN, 1,
                        blocks, 0);
     for (int64_t i = 0; i < blocks; i++) { /* int8's are absmax / 127 */
         scales[i] = (1.5 + scales[i]) * (o->format == QUANT_NF4 ? 1 : 1.0 / 127);
@@ -66,11 +69,8 @@ static double level_of(enum quant_format format, const double *bytes, int64_t i)
 
 static struct linear_args args_of(const struct shape *s, const struct options *o)
 {
-    return (struct linear_args){.N = s->N,
-                                .I = s->I,
-                                .O = s->O,
-                                .fp8 = o->fp8,
-                                .quant = {.format = o->format, .first = s->first}};
+    return (struct linear_args){
+        .N = s->N, .I = s->I, .O = s->O, .quant = {.format = o->format, .first = s->first}};
 }
 
 static void forward_case(struct op_case *c, const struct shape *s, const struct options *o)
@@ -78,11 +78,11 @@ static void forward_case(struct op_case *c, const struct shape *s, const struct 
     struct linear_args a = args_of(s, o);
 
     a.act = o->act;
-    case_init(c, OP_LINEAR_FWD, &a, sizeof a, "%s N=%ld I=%ld O=%ld first=%ld%s%s act=%d",
+    case_init(c, OP_LINEAR_FWD, &a, sizeof a, "%s N=%ld I=%ld O=%ld first=%ld%s act=%d",
               o->format == QUANT_NF4 ? "nf4" : "int8", (long)s->N, (long)s->I, (long)s->O,
-              (long)s->first, o->fp8 ? " fp8" : "", o->bias ? " bias" : "", (int)o->act);
+              (long)s->first, o->bias ? " bias" : "", (int)o->act);
     BIND(c, linear_args, x, EL_REAL, ROLE_IN, s->N, s->I, 0);
-    quantised(c, s, o);
+    quantised(c, s, o, "w", offsetof(struct linear_args, w), offsetof(struct linear_args, quant));
     if (o->bias)
         BIND(c, linear_args, bias, EL_REAL, ROLE_IN, 1, s->O, 0);
     if (o->add)
@@ -96,11 +96,11 @@ static void data_case(struct op_case *c, const struct shape *s, const struct opt
 
     a.act_x = o->act;
     a.dx_accum = o->add ? ACCUM_ADD : ACCUM_ASSIGN;
-    case_init(c, OP_LINEAR_BWD_DATA, &a, sizeof a, "%s N=%ld I=%ld O=%ld first=%ld%s%s act_x=%d",
+    case_init(c, OP_LINEAR_BWD_DATA, &a, sizeof a, "%s N=%ld I=%ld O=%ld first=%ld%s act_x=%d",
               o->format == QUANT_NF4 ? "nf4" : "int8", (long)s->N, (long)s->I, (long)s->O,
-              (long)s->first, o->fp8 ? " fp8" : "", o->add ? " add" : "", (int)o->act);
+              (long)s->first, o->add ? " add" : "", (int)o->act);
     BIND(c, linear_args, dy, EL_REAL, ROLE_IN, s->N, s->O, 0);
-    quantised(c, s, o);
+    quantised(c, s, o, "w", offsetof(struct linear_args, w), offsetof(struct linear_args, quant));
     if (o->act != ACT_NONE)
         BIND(c, linear_args, pre_x, EL_REAL, ROLE_IN, s->N, s->I, 0);
     BIND(c, linear_args, dx, EL_REAL, o->add ? ROLE_ADD : ROLE_ASSIGN, s->N, s->I, 0);
@@ -118,20 +118,38 @@ static void weight_case(struct op_case *c, const struct shape *s, const struct o
     BIND(c, linear_args, dw, EL_GRAD, ROLE_ASSIGN, s->O, s->I, 0);
 }
 
-/* The same case with the decoded matrix. */
-static void decoded_case(struct op_case *to, const struct op_case *c, const struct shape *s,
-                         enum quant_format format)
+static void round8_case(struct op_case *c, const struct shape *s, const struct options *o)
 {
-    const double *codes = c->b[case_index(c, "w")].init,
+    struct round8_args a = {.of = ROUND8_X,
+                            .format = FP8_E4M3,
+                            .N = s->O,
+                            .C = s->I,
+                            .quant = {.format = o->format, .first = s->first}};
+    double *scale;
+
+    case_init(c, OP_ROUND8, &a, sizeof a, "%s N=%ld C=%ld first=%ld",
+              o->format == QUANT_NF4 ? "nf4" : "int8", (long)s->O, (long)s->I, (long)s->first);
+    quantised(c, s, o, "x", offsetof(struct round8_args, x), offsetof(struct round8_args, quant));
+    scale = BIND(c, round8_args, scale, DT_F32, ROLE_INOUT, 1, 4, 0);
+    memset(scale, 0, 4 * sizeof *scale);
+    BIND(c, round8_args, rows, DT_E4M3, ROLE_ASSIGN, s->O, s->I, 0);
+    BIND(c, round8_args, cols, DT_E4M3, ROLE_ASSIGN, s->I, s->O, 0);
+}
+
+/* The same case with the decoded matrix; `name`: its pointer's. */
+static void decoded_case(struct op_case *to, const struct op_case *c, const struct shape *s,
+                         enum quant_format format, const char *name)
+{
+    const double *codes = c->b[case_index(c, name)].init,
                  *scales = c->b[case_index(c, "scales")].init;
 
     case_init(to, c->op, &c->args, sizeof c->args, "decoded by hand");
-    to->args.linear.quant = (struct op_quant){0};
+    *(c->op == OP_ROUND8 ? &to->args.round8.quant : &to->args.linear.quant) = (struct op_quant){0};
     for (int i = 0; i < c->n; i++) {
         const struct bind *b = &c->b[i];
         if (strcmp(b->name, "scales") == 0)
             continue;
-        bool w = strcmp(b->name, "w") == 0;
+        bool w = strcmp(b->name, name) == 0;
         double *data = case_bind(to, b->name, b->slot, w ? EL_REAL : b->elem, b->role,
                                  w ? s->O : b->rows, w ? s->I : b->cols, w ? 0 : b->ld);
         if (!w)
@@ -143,11 +161,11 @@ static void decoded_case(struct op_case *to, const struct op_case *c, const stru
 }
 
 static void same_as_decoded(const struct op_case *c, const struct shape *s,
-                            enum quant_format format, const char *out)
+                            enum quant_format format, const char *name, const char *out)
 {
     struct op_case plain;
 
-    decoded_case(&plain, c, s, format);
+    decoded_case(&plain, c, s, format, name);
     for (int ti = 0; ti < targets_count(); ti++) {
         const struct target *t = targets_get(ti);
         struct result got, want;
@@ -167,22 +185,25 @@ static void same_as_decoded(const struct op_case *c, const struct shape *s,
 
 static void check_shape(const struct shape *s, const struct options *o)
 {
+    struct options back = *o;
     struct op_case c;
 
     forward_case(&c, s, o);
-    same_as_decoded(&c, s, o->format, "y");
-    if (!o->fp8) /* what it rounds to differs by the type of the decoded weight */
-        check_tables(&c);
+    same_as_decoded(&c, s, o->format, "w", "y");
+    check_tables(&c);
     case_fini(&c);
-    struct options back = *o;
     back.act = o->add ? ACT_NONE : o->act;
     data_case(&c, s, &back);
-    same_as_decoded(&c, s, o->format, "dx");
-    if (!o->fp8)
-        check_tables(&c);
+    same_as_decoded(&c, s, o->format, "w", "dx");
+    check_tables(&c);
     case_fini(&c);
     weight_case(&c, s, o);
     check_tables(&c);
+    case_fini(&c);
+    round8_case(&c, s, o);
+    same_as_decoded(&c, s, o->format, "x", "rows");
+    same_as_decoded(&c, s, o->format, "x", "cols");
+    same_as_decoded(&c, s, o->format, "x", "scale");
     case_fini(&c);
 }
 
@@ -203,9 +224,6 @@ int main(void)
                                                       .act = ACT_GELU_TANH});
             check_shape(&SHAPES[i],
                         &(struct options){.format = (enum quant_format)format, .add = true});
-            check_shape(
-                &SHAPES[i],
-                &(struct options){.format = (enum quant_format)format, .fp8 = true, .bias = true});
         }
     return harness_close();
 }
