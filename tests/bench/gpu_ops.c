@@ -372,6 +372,33 @@ static void bench_linear(int64_t N, int64_t I, int64_t O, enum act_kind act, boo
     }
 }
 
+/* A weight that lies quantised. The floor: its codes read, the decoded matrix written and read.
+ * With few rows it is that of decoding. */
+static void bench_quantised(int64_t N, int64_t I, int64_t O, enum quant_format format)
+{
+    const char *bits = format == QUANT_NF4 ? "nf4" : "int8";
+    size_t bytes = quant_bytes(format, I * O);
+    double io = (double)bytes + 2.0 * (double)N * (double)(I + O) + 4.0 * (double)I * (double)O;
+    double flops = 2.0 * (double)N * (double)I * (double)O;
+    char name[80];
+
+    for (int op = OP_LINEAR_FWD; op <= OP_LINEAR_BWD_DATA; op++) {
+        snprintf(name, sizeof name, "%s %ldx%ldx%ld %s", op_name((enum op)op), (long)N, (long)I,
+                 (long)O, bits);
+        if (!wanted(name))
+            continue;
+        struct linear_args a = {.N = N, .I = I, .O = O, .quant = {.format = format}};
+        a.w = take(bytes);
+        a.quant.scales =
+            (const float *)(const void *)((const char *)a.w + quant_scales_at(format, I * O));
+        a.x = a.dx = take((size_t)(N * I) * 2);
+        a.y = take((size_t)(N * O) * 2);
+        a.dy = a.y;
+        a.workspace = take(ops->workspace((enum op)op, &a));
+        report(name, (enum op)op, &a, io, flops);
+    }
+}
+
 /* Rows packed with documents of `document` tokens; 0: rows of one. */
 static void bench_attention(int64_t B, int64_t T, int64_t H, int64_t KV, int64_t D, float dropout,
                             int64_t document)
@@ -598,6 +625,12 @@ int main(int argc, char **argv)
         bench_round8(16384, 18944, ROUND8_ACT, known, !known);
         bench_round8(16384, 37888, ROUND8_ACT_GRAD, known, true);
     }
+    for (int format = QUANT_NF4; format <= QUANT_INT8; format++) { /* Llama 3 8B's widest */
+        bench_quantised(16, 4096, 28672, (enum quant_format)format);
+        bench_quantised(8192, 4096, 28672, (enum quant_format)format);
+    }
+    bench_linear(16, 4096, 28672, ACT_NONE, false);
+    bench_linear(8192, 4096, 28672, ACT_NONE, false);
     bench_embed(32768, 768, 50257);
     bench_loss(32768, 50257, 50304);
     bench_loss(32768, 50257, 50257);
