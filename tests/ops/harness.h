@@ -101,6 +101,8 @@ int harness_close(void);
 void case_run(const struct op_case *c, const struct target *t, const struct op_table *like,
               int times, struct result *r);
 void result_fini(struct result *r);
+/* The element type of a tensor in that table. */
+enum dtype bind_dtype(const struct bind *b, const struct op_table *t);
 
 /* Count one assertion; on failure print the text. */
 bool expect(bool ok, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
