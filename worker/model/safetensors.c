@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "core/alloc.h"
+#include "core/bytes.h"
 #include "core/fs.h"
 #include "core/json.h"
 #include "worker/model/weight_file.h"
@@ -200,8 +201,7 @@ static int read_header(const struct safetensors_file *f, size_t file_bytes, char
     if (file_bytes < sizeof(prefix))
         TRY(weight_file_corrupt(err, f->path, "too short for a safetensors file"));
     TRY(fs_pread_all(f->fd, prefix, sizeof(prefix), 0, f->path, err));
-    for (int i = 7; i >= 0; i--)
-        n = n << 8 | prefix[i];
+    n = bytes_number(prefix, sizeof(prefix));
     if (n > HEADER_MAX_BYTES || n > file_bytes - sizeof(prefix))
         TRY(weight_file_corrupt(err, f->path,
                                 "claims a header of %" PRIu64 " bytes; it is cut off, or not a "

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "core/alloc.h"
+#include "core/bytes.h"
 
 /* Far above any model's: every value, memo slot and stack place costs the reader memory. */
 enum { MAX_VALUES = 1 << 20, MAX_MEMO = 1 << 20, MAX_STACK = 1 << 16, MAX_STRING = 4096 };
@@ -84,7 +85,7 @@ struct value {
 };
 
 struct machine {
-    const unsigned char *at, *end;
+    struct bytes in;
     struct value *values;
     size_t n_values, cap_values;
     int32_t *stack;
@@ -109,24 +110,12 @@ static int foreign(struct machine *m, const char *what)
 
 static int take_bytes(struct machine *m, size_t n, const unsigned char **out)
 {
-    if ((size_t)(m->end - m->at) < n)
-        return broken(m, "ends early");
-    *out = m->at;
-    m->at += n;
-    return 0;
+    return bytes_take(&m->in, n, out) ? 0 : broken(m, "ends early");
 }
 
 static int take_number(struct machine *m, size_t bytes, uint64_t *out)
 {
-    const unsigned char *p = NULL;
-    int rc = take_bytes(m, bytes, &p);
-
-    if (rc != 0)
-        return rc;
-    *out = 0;
-    for (size_t i = bytes; i-- > 0;)
-        *out = *out << 8 | p[i];
-    return 0;
+    return bytes_take_number(&m->in, bytes, out) ? 0 : broken(m, "ends early");
 }
 
 static int push_index(struct machine *m, int32_t value)
@@ -241,13 +230,13 @@ static int op_global(struct machine *m)
     size_t length[2];
 
     for (int i = 0; i < 2; i++) {
-        const unsigned char *end = memchr(m->at, '\n', (size_t)(m->end - m->at));
+        const unsigned char *end = memchr(m->in.at, '\n', bytes_left(&m->in));
 
-        if (end == NULL || end - m->at > MAX_STRING)
+        if (end == NULL || end - m->in.at > MAX_STRING)
             return broken(m, "ends early");
-        line[i] = (const char *)m->at;
-        length[i] = (size_t)(end - m->at);
-        m->at = end + 1;
+        line[i] = (const char *)m->in.at;
+        length[i] = (size_t)(end - m->in.at);
+        m->in.at = end + 1;
     }
     for (int i = 0; i < N_GLOBALS; i++) {
         if (strlen(globals[i].module) == length[0] && strlen(globals[i].name) == length[1] &&
@@ -511,7 +500,7 @@ static int run(struct machine *m)
             break;
         TRY(run_op(m, *p));
     }
-    if (m->at != m->end || m->n_stack != 1)
+    if (m->in.at != m->in.end || m->n_stack != 1)
         TRY(broken(m, "does not end with one value"));
 out:
     return rc;
@@ -573,7 +562,7 @@ out:
 int torch_pickle_read(const void *bytes, size_t n, struct torch_pickled **out, int64_t *n_out,
                       struct err *err)
 {
-    struct machine m = {.at = bytes, .end = (const unsigned char *)bytes + n, .err = err};
+    struct machine m = {.in = bytes_of(bytes, n), .err = err};
     int rc = 0;
 
     m.stack = xcalloc(MAX_STACK, sizeof(*m.stack));

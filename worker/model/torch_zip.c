@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "core/alloc.h"
+#include "core/bytes.h"
 #include "core/fs.h"
 #include "worker/model/weight_file.h"
 
@@ -25,15 +26,6 @@ enum {
 };
 static const uint32_t sig_local = 0x04034b50, sig_central = 0x02014b50, sig_end = 0x06054b50;
 static const uint32_t sig_locator64 = 0x07064b50, sig_end64 = 0x06064b50;
-
-static uint64_t little(const unsigned char *p, int bytes)
-{
-    uint64_t v = 0;
-
-    for (int i = bytes - 1; i >= 0; i--)
-        v = v << 8 | p[i];
-    return v;
-}
 
 static int corrupt(const struct torch_zip *z, const char *what, struct err *err)
 {
@@ -55,7 +47,8 @@ static int find_end(const struct torch_zip *z, size_t file_bytes, size_t *end,
 
     TRY(fs_pread_all(z->fd, tail, n, (off_t)(file_bytes - n), z->path, err));
     for (size_t at = n >= END_RECORD ? n - END_RECORD + 1 : 0; at-- > 0;) {
-        if (little(tail + at, 4) == sig_end && little(tail + at + 20, 2) == n - at - END_RECORD) {
+        if (bytes_number(tail + at, 4) == sig_end &&
+            bytes_number(tail + at + 20, 2) == n - at - END_RECORD) {
             memcpy(record, tail + at, END_RECORD);
             *end = file_bytes - n + at;
             goto out;
@@ -76,10 +69,10 @@ static int find_directory(const struct torch_zip *z, size_t file_bytes, struct d
     int rc = 0;
 
     TRY(find_end(z, file_bytes, &limit, end, err));
-    disks = little(end + 4, 2) | little(end + 6, 2);
-    n = little(end + 10, 2);
-    bytes = little(end + 12, 4);
-    begin = little(end + 16, 4);
+    disks = bytes_number(end + 4, 2) | bytes_number(end + 6, 2);
+    n = bytes_number(end + 10, 2);
+    bytes = bytes_number(end + 12, 4);
+    begin = bytes_number(end + 16, 4);
     if (n == 0xFFFF || bytes == 0xFFFFFFFF || begin == 0xFFFFFFFF) {
         uint64_t at;
 
@@ -87,16 +80,16 @@ static int find_directory(const struct torch_zip *z, size_t file_bytes, struct d
             TRY(corrupt(z, "lacks its zip64 record", err));
         TRY(fs_pread_all(z->fd, locator, sizeof(locator), (off_t)(limit - END64_LOCATOR), z->path,
                          err));
-        at = little(locator + 8, 8);
-        if (little(locator, 4) != sig_locator64 || at > limit - END64_LOCATOR - END64_RECORD)
+        at = bytes_number(locator + 8, 8);
+        if (bytes_number(locator, 4) != sig_locator64 || at > limit - END64_LOCATOR - END64_RECORD)
             TRY(corrupt(z, "lacks its zip64 record", err));
         TRY(fs_pread_all(z->fd, end64, sizeof(end64), (off_t)at, z->path, err));
-        if (little(end64, 4) != sig_end64)
+        if (bytes_number(end64, 4) != sig_end64)
             TRY(corrupt(z, "lacks its zip64 record", err));
-        disks = little(end64 + 16, 4) | little(end64 + 20, 4);
-        n = little(end64 + 32, 8);
-        bytes = little(end64 + 40, 8);
-        begin = little(end64 + 48, 8);
+        disks = bytes_number(end64 + 16, 4) | bytes_number(end64 + 20, 4);
+        n = bytes_number(end64 + 32, 8);
+        bytes = bytes_number(end64 + 40, 8);
+        begin = bytes_number(end64 + 48, 8);
         limit = (size_t)at;
     }
     if (disks != 0 || begin > limit || bytes > limit - begin || bytes > MAX_DIRECTORY ||
@@ -112,15 +105,15 @@ static bool read_field64(const unsigned char *extra, size_t n, uint64_t *const *
                          int n_wanted)
 {
     for (size_t at = 0; n_wanted > 0 && at + 4 <= n;) {
-        size_t length = little(extra + at + 2, 2);
+        size_t length = bytes_number(extra + at + 2, 2);
 
         if (length > n - at - 4)
             return false;
-        if (little(extra + at, 2) == FIELD64) {
+        if (bytes_number(extra + at, 2) == FIELD64) {
             if (length < (size_t)n_wanted * 8)
                 return false;
             for (int i = 0; i < n_wanted; i++)
-                *wanted[i] = little(extra + at + 4 + i * 8, 8);
+                *wanted[i] = bytes_number(extra + at + 4 + i * 8, 8);
             return true;
         }
         at += 4 + length;
@@ -137,22 +130,22 @@ static int parse_central(struct torch_zip *z, const unsigned char *h, size_t lef
     size_t name_bytes, extra_bytes;
     int n_wanted = 0;
 
-    if (left < CENTRAL_HEADER || little(h, 4) != sig_central)
+    if (left < CENTRAL_HEADER || bytes_number(h, 4) != sig_central)
         return corrupt(z, "has a broken zip directory", err);
-    name_bytes = little(h + 28, 2);
-    extra_bytes = little(h + 30, 2);
-    *length = CENTRAL_HEADER + name_bytes + extra_bytes + little(h + 32, 2);
+    name_bytes = bytes_number(h + 28, 2);
+    extra_bytes = bytes_number(h + 30, 2);
+    *length = CENTRAL_HEADER + name_bytes + extra_bytes + bytes_number(h + 32, 2);
     if (*length > left || name_bytes == 0 || name_bytes > MAX_NAME ||
         memchr(h + CENTRAL_HEADER, '\0', name_bytes) != NULL)
         return corrupt(z, "has a broken zip directory", err);
-    if (little(h + 10, 2) != 0 || (little(h + 8, 2) & FLAG_ENCRYPTED) != 0)
+    if (bytes_number(h + 10, 2) != 0 || (bytes_number(h + 8, 2) & FLAG_ENCRYPTED) != 0)
         return err_set(err, ERR_UNSUPPORTED,
                        "%s: member %.*s is compressed or encrypted, which PyTorch never does; "
                        "convert the model to safetensors",
                        z->path, (int)(name_bytes < 100 ? name_bytes : 100), h + CENTRAL_HEADER);
-    packed = little(h + 20, 4);
-    bytes = little(h + 24, 4);
-    header = little(h + 42, 4);
+    packed = bytes_number(h + 20, 4);
+    bytes = bytes_number(h + 24, 4);
+    header = bytes_number(h + 42, 4);
     if (bytes == 0xFFFFFFFF)
         wanted[n_wanted++] = &bytes;
     if (packed == 0xFFFFFFFF)
@@ -181,15 +174,15 @@ static int check_local(const struct torch_zip *z, struct torch_zip_member *m, si
         TRY(corrupt(z, "has a member that lies outside the file", err));
     TRY(fs_pread_all(z->fd, h, sizeof(h), (off_t)m->header, z->path, err));
     TRY(fs_pread_all(z->fd, name, name_bytes, (off_t)(m->header + sizeof(h)), z->path, err));
-    flags = little(h + 6, 2);
-    stored = little(h + 22, 4);
-    if (little(h, 4) != sig_local || little(h + 8, 2) != 0 || (flags & FLAG_ENCRYPTED) != 0 ||
-        little(h + 26, 2) != name_bytes || memcmp(name, m->name, name_bytes) != 0 ||
-        little(h + 18, 4) != stored ||
+    flags = bytes_number(h + 6, 2);
+    stored = bytes_number(h + 22, 4);
+    if (bytes_number(h, 4) != sig_local || bytes_number(h + 8, 2) != 0 ||
+        (flags & FLAG_ENCRYPTED) != 0 || bytes_number(h + 26, 2) != name_bytes ||
+        memcmp(name, m->name, name_bytes) != 0 || bytes_number(h + 18, 4) != stored ||
         (stored != m->bytes && stored != 0xFFFFFFFF &&
          !(stored == 0 && (flags & FLAG_SIZES_BEHIND) != 0)))
         TRY(corrupt(z, "has a member whose header contradicts the directory", err));
-    m->begin = m->header + LOCAL_HEADER + name_bytes + little(h + 28, 2);
+    m->begin = m->header + LOCAL_HEADER + name_bytes + bytes_number(h + 28, 2);
     if (m->begin > end || m->bytes > end - m->begin)
         TRY(corrupt(z, "has a member that lies outside the file", err));
 out:
@@ -269,7 +262,7 @@ int torch_zip_open(const char *path, struct torch_zip *out, struct err *err)
     if (file_bytes < sizeof(magic))
         TRY(corrupt(&z, "is cut off", err));
     TRY(fs_pread_all(z.fd, magic, sizeof(magic), 0, path, err));
-    if (little(magic, 4) != sig_local)
+    if (bytes_number(magic, 4) != sig_local)
         TRY(err_set(err, ERR_UNSUPPORTED,
                     "%s: not a zip file: it is from before PyTorch 1.6, or no PyTorch file; "
                     "convert the model to safetensors",

@@ -6,6 +6,7 @@
 #include <utf8proc.h>
 
 #include "core/alloc.h"
+#include "core/bytes.h"
 #include "worker/text/utf8.h"
 
 enum { MAX_CHARSMAP = 16 << 20, SHORT_GRAPHEME = 6 };
@@ -96,13 +97,6 @@ static bool decode_base64(const char *text, size_t n, struct buf *out)
     return true;
 }
 
-static uint32_t read_le32(const char *p)
-{
-    const unsigned char *b = (const unsigned char *)p;
-
-    return (uint32_t)b[0] | (uint32_t)b[1] << 8 | (uint32_t)b[2] << 16 | (uint32_t)b[3] << 24;
-}
-
 static int refuse(struct err *err)
 {
     return err_set(err, ERR_INVALID,
@@ -119,7 +113,7 @@ int charsmap_init(struct charsmap *map, const char *base64, size_t n, struct err
         rc = refuse(err);
         goto out;
     }
-    size_t bytes = read_le32(raw.data);
+    size_t bytes = bytes_number(raw.data, 4);
     if (bytes < 4 || bytes % 4 != 0 || bytes > raw.len - 4) {
         rc = refuse(err);
         goto out;
@@ -132,7 +126,7 @@ int charsmap_init(struct charsmap *map, const char *base64, size_t n, struct err
     }
     m.units = xcalloc(m.n_units, sizeof(*m.units));
     for (size_t i = 0; i < m.n_units; i++)
-        m.units[i] = read_le32(raw.data + 4 + 4 * i);
+        m.units[i] = (uint32_t)bytes_number(raw.data + 4 + 4 * i, 4);
     m.texts = xcalloc(m.texts_n + 1, 1);
     memcpy(m.texts, raw.data + 4 + bytes, m.texts_n);
     for (int c = 0; c < 128; c++) {

@@ -113,12 +113,12 @@ static int find_header(struct parquet_column *c, struct page *p, struct err *err
         free(bytes);
         bytes = xmalloc((size_t)n + 1);
         TRY(fs_pread_all(c->fd, bytes, (size_t)n, c->at, "the Parquet file", err));
-        t = (struct thrift){.at = bytes, .end = (unsigned char *)bytes + n};
+        t = (struct thrift){.in = bytes_of(bytes, (size_t)n)};
         read_header(&t, p);
         if (!t.cut || n == c->end - c->at || n > HEADER_MAX_BYTES)
             break;
     }
-    p->header_bytes = (size_t)(t.at - (unsigned char *)bytes);
+    p->header_bytes = (size_t)(t.in.at - (unsigned char *)bytes);
     int64_t left = c->end - c->at - (int64_t)p->header_bytes;
     if (t.bad || p->packed < 0 || p->packed > left || p->unpacked < 0)
         rc = parquet_corrupt(err, "a page of column '%.60s' cannot be read", c->node->name);

@@ -29,48 +29,23 @@ static bool take_bits(const unsigned char *bytes, const unsigned char *end, size
     return true;
 }
 
-static bool take_varint(const unsigned char **at, const unsigned char *end, uint64_t *out)
-{
-    uint64_t value = 0;
-
-    for (int shift = 0; shift < 64 && *at < end; shift += 7) {
-        unsigned char byte = *(*at)++;
-        value |= (uint64_t)(byte & 0x7F) << shift;
-        if (!(byte & 0x80)) {
-            *out = value;
-            return true;
-        }
-    }
-    return false;
-}
-
-static bool take_zigzag(const unsigned char **at, const unsigned char *end, int64_t *out)
-{
-    uint64_t n;
-
-    if (!take_varint(at, end, &n))
-        return false;
-    *out = (int64_t)(n >> 1) ^ -(int64_t)(n & 1);
-    return true;
-}
-
 /* --- runs and bit-packed groups --------------------------------------------------------------- */
 
 void parquet_rle_init(struct parquet_rle *r, const unsigned char *bytes, size_t n, int width)
 {
-    *r = (struct parquet_rle){.at = bytes, .end = bytes + n, .width = width};
+    *r = (struct parquet_rle){.in = bytes_of(bytes, n), .width = width};
 }
 
 static bool begin_run(struct parquet_rle *r)
 {
-    uint64_t head, bytes = (uint64_t)(r->width + 7) / 8;
+    uint64_t head, value;
 
     if (r->packed) { /* pass over the group that is done */
         size_t used = (r->bit + 7) / 8;
-        r->at += used < (size_t)(r->end - r->at) ? used : (size_t)(r->end - r->at);
+        r->in.at += used < bytes_left(&r->in) ? used : bytes_left(&r->in);
         r->packed = false;
     }
-    if (r->at == r->end || !take_varint(&r->at, r->end, &head) || head >> 1 == 0 ||
+    if (r->in.at == r->in.end || !bytes_take_varint(&r->in, &head) || head >> 1 == 0 ||
         head >> 1 > INT32_MAX)
         return false;
     r->packed = head & 1;
@@ -78,11 +53,9 @@ static bool begin_run(struct parquet_rle *r)
     r->left = (int64_t)(head >> 1) * (r->packed ? 8 : 1);
     if (r->packed)
         return true; /* a last group may be cut short: bits are checked as they are taken */
-    if (bytes > (uint64_t)(r->end - r->at))
+    if (!bytes_take_number(&r->in, (size_t)(r->width + 7) / 8, &value))
         return false;
-    r->value = 0;
-    for (uint64_t i = 0; i < bytes; i++)
-        r->value |= (uint32_t)*r->at++ << (8 * i);
+    r->value = (uint32_t)value;
     return r->width == 32 || r->value >> r->width == 0;
 }
 
@@ -97,7 +70,7 @@ bool parquet_rle_next(struct parquet_rle *r, uint32_t *value)
         *value = r->value;
         return true;
     }
-    if (!take_bits(r->at, r->end, r->bit, r->width, &bits))
+    if (!take_bits(r->in.at, r->in.end, r->bit, r->width, &bits))
         return false;
     r->bit += (size_t)r->width;
     *value = (uint32_t)bits;
@@ -110,9 +83,9 @@ bool parquet_delta_init(struct parquet_delta *d, const unsigned char *bytes, siz
 {
     uint64_t total;
 
-    *d = (struct parquet_delta){.at = bytes, .end = bytes + n, .first = true};
-    if (!take_varint(&d->at, d->end, &d->block) || !take_varint(&d->at, d->end, &d->miniblocks) ||
-        !take_varint(&d->at, d->end, &total) || !take_zigzag(&d->at, d->end, &d->value))
+    *d = (struct parquet_delta){.in = bytes_of(bytes, n), .first = true};
+    if (!bytes_take_varint(&d->in, &d->block) || !bytes_take_varint(&d->in, &d->miniblocks) ||
+        !bytes_take_varint(&d->in, &total) || !bytes_take_zigzag(&d->in, &d->value))
         return false;
     if (d->block == 0 || d->block > MAX_DELTA_BLOCK || d->miniblocks == 0 ||
         d->miniblocks > d->block || d->block % d->miniblocks != 0 || total > INT32_MAX)
@@ -128,14 +101,13 @@ static bool begin_miniblock(struct parquet_delta *d)
 {
     size_t used = d->bit / 8; /* a miniblock has a multiple of 8 values */
 
-    d->at += used < (size_t)(d->end - d->at) ? used : (size_t)(d->end - d->at);
+    d->in.at += used < bytes_left(&d->in) ? used : bytes_left(&d->in);
     d->bit = 0;
     if (d->miniblock == d->miniblocks) {
-        if (!take_zigzag(&d->at, d->end, &d->min_delta) ||
-            d->miniblocks > (uint64_t)(d->end - d->at))
+        if (!bytes_take_zigzag(&d->in, &d->min_delta) || d->miniblocks > bytes_left(&d->in))
             return false;
-        d->widths = d->at;
-        d->at += d->miniblocks;
+        d->widths = d->in.at;
+        d->in.at += d->miniblocks;
         d->miniblock = 0;
     }
     d->width = d->widths[d->miniblock++];
@@ -157,7 +129,7 @@ bool parquet_delta_next(struct parquet_delta *d, int64_t *value)
     }
     if (d->in_miniblock == 0 && !begin_miniblock(d))
         return false;
-    if (!take_bits(d->at, d->end, d->bit, d->width, &bits))
+    if (!take_bits(d->in.at, d->in.end, d->bit, d->width, &bits))
         return false;
     d->bit += (size_t)d->width;
     d->in_miniblock--;
@@ -176,12 +148,12 @@ const unsigned char *parquet_delta_end(const struct parquet_delta *d)
             return NULL;
     /* The last miniblock is written whole. */
     size_t rest = (all.bit + (size_t)all.width * (size_t)all.in_miniblock) / 8;
-    return rest <= (size_t)(all.end - all.at) ? all.at + rest : NULL;
+    return rest <= (size_t)(all.in.end - all.in.at) ? all.in.at + rest : NULL;
 }
 
 /* --- pages ------------------------------------------------------------------------------------ */
 
-static size_t bytes_of(enum parquet_type type)
+static size_t value_bytes(enum parquet_type type)
 {
     switch (type) {
     case PARQUET_INT32:
@@ -199,7 +171,7 @@ static bool init_delta(struct parquet_decoder *d, size_t bytes_n)
 {
     const unsigned char *end;
 
-    if (!parquet_delta_init(&d->delta, d->at, bytes_n))
+    if (!parquet_delta_init(&d->delta, d->in.at, bytes_n))
         return false;
     if (d->encoding == PARQUET_DELTA_BINARY_PACKED)
         return d->type == PARQUET_INT32 || d->type == PARQUET_INT64;
@@ -207,11 +179,11 @@ static bool init_delta(struct parquet_decoder *d, size_t bytes_n)
         return false;
     if (d->encoding == PARQUET_DELTA_BYTES) { /* prefixes' lengths, then suffixes with theirs */
         d->prefixes = d->delta;
-        if (!parquet_delta_init(&d->delta, end, (size_t)(d->end - end)) ||
+        if (!parquet_delta_init(&d->delta, end, (size_t)(d->in.end - end)) ||
             !(end = parquet_delta_end(&d->delta)))
             return false;
     }
-    d->at = end;
+    d->in.at = end;
     return true;
 }
 
@@ -225,8 +197,7 @@ bool parquet_decoder_init(struct parquet_decoder *d, enum parquet_encoding encod
     *d = (struct parquet_decoder){.encoding = encoding,
                                   .type = type,
                                   .start = bytes,
-                                  .at = bytes,
-                                  .end = bytes + bytes_n,
+                                  .in = bytes_of(bytes, bytes_n),
                                   .n = n,
                                   .last = last};
     switch (encoding) {
@@ -247,8 +218,8 @@ bool parquet_decoder_init(struct parquet_decoder *d, enum parquet_encoding encod
     case PARQUET_DELTA_BYTES:
         return n == 0 || init_delta(d, bytes_n);
     case PARQUET_BYTE_STREAM_SPLIT:
-        return bytes_of(type) > 0 && n >= 0 && (uint64_t)n == bytes_n / bytes_of(type) &&
-               bytes_n % bytes_of(type) == 0;
+        return value_bytes(type) > 0 && n >= 0 && (uint64_t)n == bytes_n / value_bytes(type) &&
+               bytes_n % value_bytes(type) == 0;
     default:
         return false;
     }
@@ -285,12 +256,12 @@ static void set_number(enum parquet_type type, const unsigned char *bytes,
 
 static bool next_plain(struct parquet_decoder *d, struct parquet_value *out)
 {
-    size_t each = bytes_of(d->type), left = (size_t)(d->end - d->at);
+    size_t each = value_bytes(d->type), left = bytes_left(&d->in);
     uint64_t bit;
     uint32_t length;
 
     if (d->type == PARQUET_BOOLEAN) {
-        if (!take_bits(d->start, d->end, d->bit++, 1, &bit))
+        if (!take_bits(d->start, d->in.end, d->bit++, 1, &bit))
             return false;
         out->i = (int64_t)bit;
         return true;
@@ -298,18 +269,18 @@ static bool next_plain(struct parquet_decoder *d, struct parquet_value *out)
     if (d->type == PARQUET_BYTES) {
         if (left < 4)
             return false;
-        memcpy(&length, d->at, 4);
+        memcpy(&length, d->in.at, 4);
         if (length > left - 4)
             return false;
-        out->p = (const char *)d->at + 4;
+        out->p = (const char *)d->in.at + 4;
         out->n = length;
-        d->at += 4 + (size_t)length;
+        d->in.at += 4 + (size_t)length;
         return true;
     }
     if (each == 0 || left < each)
         return false;
-    set_number(d->type, d->at, out);
-    d->at += each;
+    set_number(d->type, d->in.at, out);
+    d->in.at += each;
     return true;
 }
 
@@ -317,22 +288,22 @@ static bool next_split(struct parquet_decoder *d, struct parquet_value *out)
 {
     unsigned char bytes[8];
 
-    for (size_t i = 0; i < bytes_of(d->type); i++)
+    for (size_t i = 0; i < value_bytes(d->type); i++)
         bytes[i] = d->start[i * (size_t)d->n + (size_t)d->done];
     set_number(d->type, bytes, out);
     return true;
 }
 
-/* The next text of the bytes at d->at, whose length the deltas give. */
+/* The next text of the bytes at d->in.at, whose length the deltas give. */
 static bool next_lengthed(struct parquet_decoder *d, struct parquet_value *out)
 {
     int64_t length;
 
-    if (!parquet_delta_next(&d->delta, &length) || length < 0 || length > d->end - d->at)
+    if (!parquet_delta_next(&d->delta, &length) || length < 0 || length > d->in.end - d->in.at)
         return false;
-    out->p = (const char *)d->at;
+    out->p = (const char *)d->in.at;
     out->n = (size_t)length;
-    d->at += length;
+    d->in.at += length;
     return true;
 }
 

@@ -14,6 +14,7 @@
 #include <stdint.h>
 
 #include "core/buf.h"
+#include "core/bytes.h"
 #include "worker/text/parquet_meta.h"
 
 enum parquet_encoding {
@@ -39,12 +40,12 @@ struct parquet_value {
 
 /* Runs and bit-packed groups of numbers of `width` bits. */
 struct parquet_rle {
-    const unsigned char *at, *end;
+    struct bytes in;
     int width;
     int64_t left; /* of the run or group at hand */
     bool packed;
     uint32_t value; /* of the run */
-    size_t bit;     /* of the group, from `at` */
+    size_t bit;     /* of the group, from in.at */
 };
 
 void parquet_rle_init(struct parquet_rle *r, const unsigned char *bytes, size_t n, int width);
@@ -52,7 +53,7 @@ bool parquet_rle_next(struct parquet_rle *r, uint32_t *value);
 
 /* DELTA_BINARY_PACKED. */
 struct parquet_delta {
-    const unsigned char *at, *end;
+    struct bytes in;
     int64_t left, value, min_delta;
     uint64_t block, per_miniblock;
     uint64_t miniblocks, miniblock; /* of a block; the one at hand */
@@ -72,7 +73,8 @@ const unsigned char *parquet_delta_end(const struct parquet_delta *d);
 struct parquet_decoder {
     enum parquet_encoding encoding;
     enum parquet_type type;
-    const unsigned char *start, *at, *end;
+    const unsigned char *start;
+    struct bytes in;
     int64_t n, done;
     size_t bit;                           /* plain booleans */
     struct parquet_rle rle;               /* booleans */

@@ -351,7 +351,7 @@ int parquet_meta_read(int fd, int64_t file_bytes, struct parquet_meta *out, stru
         goto out;
     }
     TRY(fs_pread_all(fd, tail, sizeof(tail), file_bytes - TAIL_BYTES, "the Parquet file", err));
-    int64_t n = (int64_t)tail[0] | tail[1] << 8 | tail[2] << 16 | (int64_t)tail[3] << 24;
+    int64_t n = (int64_t)bytes_number(tail, 4);
     if (memcmp(tail + 4, "PARE", 4) == 0) {
         rc = err_set(err, ERR_UNSUPPORTED, "the Parquet file is encrypted; write it plain");
         goto out;
@@ -365,7 +365,7 @@ int parquet_meta_read(int fd, int64_t file_bytes, struct parquet_meta *out, stru
     struct footer f = {.m = &m, .data_end = file_bytes - TAIL_BYTES - n};
     f.most_entries = FREE_ENTRIES + ENTRIES_EACH_BYTE * f.data_end;
     TRY(fs_pread_all(fd, bytes, (size_t)n, f.data_end, "the Parquet file", err));
-    f.t = (struct thrift){.at = bytes, .end = (unsigned char *)bytes + n};
+    f.t = (struct thrift){.in = bytes_of(bytes, (size_t)n)};
     TRY(read_footer(&f, err));
     *out = m;
     m = (struct parquet_meta){0};

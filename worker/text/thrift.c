@@ -7,33 +7,39 @@ static void run_out(struct thrift *t)
     t->bad = t->cut = true;
 }
 
+/* A number could not be read: it ends with the bytes, or not at all. */
+static void failed(struct thrift *t)
+{
+    t->bad = true;
+    t->cut = t->in.at == t->in.end;
+}
+
 static unsigned next_byte(struct thrift *t)
 {
-    if (t->bad || t->at == t->end) {
+    if (t->bad || t->in.at == t->in.end) {
         if (!t->bad)
             run_out(t);
         return 0;
     }
-    return *t->at++;
+    return *t->in.at++;
 }
 
 static uint64_t varint(struct thrift *t)
 {
     uint64_t value = 0;
 
-    for (int shift = 0; shift < 64; shift += 7) {
-        unsigned byte = next_byte(t);
-        value |= (uint64_t)(byte & 0x7F) << shift;
-        if (!(byte & 0x80))
-            return t->bad ? 0 : value;
-    }
-    t->bad = true;
-    return 0;
+    if (!t->bad && !bytes_take_varint(&t->in, &value))
+        failed(t);
+    return value;
 }
 
-static int64_t zigzag(uint64_t n)
+static int64_t zigzag(struct thrift *t)
 {
-    return (int64_t)(n >> 1) ^ -(int64_t)(n & 1);
+    int64_t value = 0;
+
+    if (!t->bad && !bytes_take_zigzag(&t->in, &value))
+        failed(t);
+    return value;
 }
 
 bool thrift_field(struct thrift *t, int *id, enum thrift_type *type)
@@ -50,7 +56,7 @@ bool thrift_field(struct thrift *t, int *id, enum thrift_type *type)
     if (head >> 4)
         *id += (int)(head >> 4);
     else
-        *id = (int)(int16_t)zigzag(varint(t));
+        *id = (int)(int16_t)zigzag(t);
     return !t->bad;
 }
 
@@ -62,7 +68,7 @@ int64_t thrift_int(struct thrift *t, enum thrift_type type)
         t->bad = true;
         return 0;
     }
-    return zigzag(varint(t));
+    return zigzag(t);
 }
 
 bool thrift_bool(struct thrift *t, enum thrift_type type)
@@ -74,17 +80,17 @@ bool thrift_bool(struct thrift *t, enum thrift_type type)
 const char *thrift_binary(struct thrift *t, enum thrift_type type, size_t *n)
 {
     uint64_t length = type == THRIFT_BINARY ? varint(t) : 0;
-    const char *start = (const char *)t->at;
+    const char *start = (const char *)t->in.at;
 
     *n = 0;
     t->bad |= type != THRIFT_BINARY;
     if (t->bad)
         return NULL;
-    if (length > (uint64_t)(t->end - t->at)) {
+    if (length > bytes_left(&t->in)) {
         run_out(t);
         return NULL;
     }
-    t->at += length;
+    t->in.at += length;
     *n = (size_t)length;
     return start;
 }
@@ -98,7 +104,7 @@ static int64_t list_head(struct thrift *t, enum thrift_type *element)
     if (n == 15)
         n = varint(t);
     *element = (enum thrift_type)(head & 15);
-    if (n > (uint64_t)(t->end - t->at)) {
+    if (n > bytes_left(&t->in)) {
         run_out(t);
         n = 0;
     }
@@ -136,7 +142,7 @@ static void skip_map(struct thrift *t, int depth)
     uint64_t n = varint(t);
     unsigned types = n ? next_byte(t) : 0;
 
-    if (n > (uint64_t)(t->end - t->at))
+    if (n > bytes_left(&t->in))
         run_out(t);
     for (uint64_t i = 0; i < n && !t->bad; i++) {
         skip(t, (enum thrift_type)(types >> 4), true, depth);
@@ -146,10 +152,10 @@ static void skip_map(struct thrift *t, int depth)
 
 static void skip_bytes(struct thrift *t, uint64_t n)
 {
-    if (!t->bad && n > (uint64_t)(t->end - t->at))
+    if (!t->bad && n > bytes_left(&t->in))
         run_out(t);
     if (!t->bad)
-        t->at += n;
+        t->in.at += n;
 }
 
 static void skip(struct thrift *t, enum thrift_type type, bool in_list, int depth)

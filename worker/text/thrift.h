@@ -13,6 +13,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "core/bytes.h"
+
 enum { THRIFT_MAX_DEPTH = 16 };
 
 enum thrift_type {
@@ -32,7 +34,7 @@ enum thrift_type {
 };
 
 struct thrift {
-    const unsigned char *at, *end;
+    struct bytes in;
     bool bad;
     bool cut; /* it is bad because the bytes end: more of them may help */
 };
