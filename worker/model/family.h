@@ -50,6 +50,22 @@ struct name_map {
     {                                                                                              \
         role##_B, module ".bias"                                                                   \
     }
+#define FAMILY_QK_NORMS(at)                                                                        \
+    {TENSOR_Q_NORM_W, at "q_norm.weight"},                                                         \
+    {                                                                                              \
+        TENSOR_K_NORM_W, at "k_norm.weight"                                                        \
+    }
+/* What Llama's descendants call what they all have. */
+#define FAMILY_LLAMA_NAMES                                                                         \
+    {TENSOR_EMBED, "embed_tokens.weight"}, {TENSOR_NORM1_W, "layers.{i}.input_layernorm.weight"},  \
+        FAMILY_QKV_PROJ("layers.{i}.self_attn."),                                                  \
+        FAMILY_PAIR(TENSOR_OUT, "layers.{i}.self_attn.o_proj"),                                    \
+        {TENSOR_UP_W, "layers.{i}.mlp.gate_proj.weight", 0, 2},                                    \
+        {TENSOR_UP_W, "layers.{i}.mlp.up_proj.weight", 1, 2},                                      \
+        {TENSOR_DOWN_W, "layers.{i}.mlp.down_proj.weight"}, {TENSOR_FINAL_NORM_W, "norm.weight"},  \
+    {                                                                                              \
+        TENSOR_HEAD_W, "lm_head.weight", .bare = true                                              \
+    }
 
 struct family {
     const char *model_type;
@@ -73,6 +89,9 @@ extern const struct family family_opt, family_gpt2, family_gpt_neox, family_gptj
 extern const struct family family_bloom, family_falcon;
 extern const struct family family_llama, family_mistral, family_qwen2, family_qwen3, family_phi3;
 extern const struct family family_gemma, family_gemma2, family_gemma3, family_cohere;
+
+/* Prefixes "model." and none; and the buffers of rope that older files carry. */
+extern const char *const family_model_prefixes[], *const family_rope_buffers[];
 
 const struct name_map *family_names(const struct family *family, const struct decoder_config *c);
 

@@ -40,30 +40,16 @@ out:
     return rc;
 }
 
-#define LAYER "layers.{i}."
-
 static const struct name_map names[] = {
-    {TENSOR_EMBED, "embed_tokens.weight"},
-    {TENSOR_NORM1_W, LAYER "input_layernorm.weight"},
-    FAMILY_QKV_PROJ(LAYER "self_attn."),
-    {TENSOR_Q_NORM_W, LAYER "self_attn.q_norm.weight"},
-    {TENSOR_K_NORM_W, LAYER "self_attn.k_norm.weight"},
-    FAMILY_PAIR(TENSOR_OUT, LAYER "self_attn.o_proj"),
-    {TENSOR_UP_W, LAYER "mlp.gate_proj.weight", 0, 2},
-    {TENSOR_UP_W, LAYER "mlp.up_proj.weight", 1, 2},
-    {TENSOR_DOWN_W, LAYER "mlp.down_proj.weight"},
-    {TENSOR_FINAL_NORM_W, "norm.weight"},
-    {TENSOR_HEAD_W, "lm_head.weight", .bare = true},
+    FAMILY_LLAMA_NAMES,
+    FAMILY_QK_NORMS("layers.{i}.self_attn."),
     {.name = NULL},
 };
 
-static const char *const prefixes[] = {"model.", "", NULL};
-static const char *const ignored[] = {"layers.*.self_attn.rotary_emb.inv_freq", NULL};
-
 const struct family family_cohere = {
     .model_type = "cohere",
-    .prefixes = prefixes,
-    .ignored = ignored,
+    .prefixes = family_model_prefixes,
+    .ignored = family_rope_buffers,
     .names = names,
     .lora_targets = family_lora_q_v,
     .parse = parse,

@@ -94,45 +94,33 @@ out:
 }
 
 #define LAYER "layers.{i}."
-#define SHARED                                                                                     \
-    {TENSOR_EMBED, "embed_tokens.weight"}, {TENSOR_NORM1_W, LAYER "input_layernorm.weight"},       \
-        FAMILY_QKV_PROJ(LAYER "self_attn."), FAMILY_PAIR(TENSOR_OUT, LAYER "self_attn.o_proj"),    \
-        {TENSOR_UP_W, LAYER "mlp.gate_proj.weight", 0, 2},                                         \
-        {TENSOR_UP_W, LAYER "mlp.up_proj.weight", 1, 2},                                           \
-        {TENSOR_DOWN_W, LAYER "mlp.down_proj.weight"}, {TENSOR_FINAL_NORM_W, "norm.weight"},       \
-    {                                                                                              \
-        TENSOR_HEAD_W, "lm_head.weight", .bare = true                                              \
-    }
 
 static const struct name_map names[] = {
-    SHARED,
+    FAMILY_LLAMA_NAMES,
     {TENSOR_NORM2_W, LAYER "post_attention_layernorm.weight"},
     {.name = NULL},
 };
 
 /* The q and k norms are Gemma 3's. */
 static const struct name_map sandwich_names[] = {
-    SHARED,
-    {TENSOR_Q_NORM_W, LAYER "self_attn.q_norm.weight"},
-    {TENSOR_K_NORM_W, LAYER "self_attn.k_norm.weight"},
+    FAMILY_LLAMA_NAMES,
+    FAMILY_QK_NORMS(LAYER "self_attn."),
     {TENSOR_POST_ATTN_NORM_W, LAYER "post_attention_layernorm.weight"},
     {TENSOR_NORM2_W, LAYER "pre_feedforward_layernorm.weight"},
     {TENSOR_POST_MLP_NORM_W, LAYER "post_feedforward_layernorm.weight"},
     {.name = NULL},
 };
 
-static const char *const prefixes[] = {"model.", "", NULL};
 /* As the text part of a model that also sees images, in either of the two ways to save one. */
 static const char *const text_prefixes[] = {"model.", "language_model.model.",
                                             "model.language_model.", "", NULL};
-static const char *const ignored[] = {"layers.*.self_attn.rotary_emb.inv_freq", NULL};
 static const char *const text_ignored[] = {"vision_tower.*", "multi_modal_projector.*",
                                            "language_model.lm_head.weight", NULL};
 
 const struct family family_gemma = {
     .model_type = "gemma",
-    .prefixes = prefixes,
-    .ignored = ignored,
+    .prefixes = family_model_prefixes,
+    .ignored = family_rope_buffers,
     .names = names,
     .lora_targets = family_lora_q_v,
     .parse = parse_gemma,
@@ -140,8 +128,8 @@ const struct family family_gemma = {
 
 const struct family family_gemma2 = {
     .model_type = "gemma2",
-    .prefixes = prefixes,
-    .ignored = ignored,
+    .prefixes = family_model_prefixes,
+    .ignored = family_rope_buffers,
     .names = sandwich_names,
     .lora_targets = family_lora_q_v,
     .parse = parse_gemma2,

@@ -114,20 +114,12 @@ out:
 #define LAYER "layers.{i}."
 
 static const struct name_map names[] = {
-    {TENSOR_EMBED, "embed_tokens.weight"},
-    {TENSOR_NORM1_W, LAYER "input_layernorm.weight"},
-    FAMILY_QKV_PROJ(LAYER "self_attn."),
-    {TENSOR_Q_NORM_W, LAYER "self_attn.q_norm.weight"},
-    {TENSOR_K_NORM_W, LAYER "self_attn.k_norm.weight"},
-    FAMILY_PAIR(TENSOR_OUT, LAYER "self_attn.o_proj"),
+    FAMILY_LLAMA_NAMES,
+    FAMILY_QK_NORMS(LAYER "self_attn."),
     {TENSOR_NORM2_W, LAYER "post_attention_layernorm.weight"},
-    {TENSOR_UP_W, LAYER "mlp.gate_proj.weight", 0, 2},
-    {TENSOR_UP_W, LAYER "mlp.up_proj.weight", 1, 2},
     {TENSOR_UP_B, LAYER "mlp.gate_proj.bias", 0, 2},
     {TENSOR_UP_B, LAYER "mlp.up_proj.bias", 1, 2},
-    FAMILY_PAIR(TENSOR_DOWN, LAYER "mlp.down_proj"),
-    {TENSOR_FINAL_NORM_W, "norm.weight"},
-    {TENSOR_HEAD_W, "lm_head.weight", .bare = true},
+    {TENSOR_DOWN_B, LAYER "mlp.down_proj.bias"},
     {.name = NULL},
 };
 
@@ -144,13 +136,10 @@ static const struct name_map phi3_names[] = {
     {.name = NULL},
 };
 
-static const char *const prefixes[] = {"model.", "", NULL};
-static const char *const ignored[] = {"layers.*.self_attn.rotary_emb.inv_freq", NULL};
-
 const struct family family_llama = {
     .model_type = "llama",
-    .prefixes = prefixes,
-    .ignored = ignored,
+    .prefixes = family_model_prefixes,
+    .ignored = family_rope_buffers,
     .names = names,
     .lora_targets = family_lora_q_v,
     .parse = parse_llama,
@@ -158,8 +147,8 @@ const struct family family_llama = {
 
 const struct family family_mistral = {
     .model_type = "mistral",
-    .prefixes = prefixes,
-    .ignored = ignored,
+    .prefixes = family_model_prefixes,
+    .ignored = family_rope_buffers,
     .names = names,
     .lora_targets = family_lora_q_v,
     .parse = parse_mistral,
@@ -167,8 +156,8 @@ const struct family family_mistral = {
 
 const struct family family_qwen2 = {
     .model_type = "qwen2",
-    .prefixes = prefixes,
-    .ignored = ignored,
+    .prefixes = family_model_prefixes,
+    .ignored = family_rope_buffers,
     .names = names,
     .lora_targets = family_lora_q_v,
     .parse = parse_qwen2,
@@ -176,8 +165,8 @@ const struct family family_qwen2 = {
 
 const struct family family_qwen3 = {
     .model_type = "qwen3",
-    .prefixes = prefixes,
-    .ignored = ignored,
+    .prefixes = family_model_prefixes,
+    .ignored = family_rope_buffers,
     .names = names,
     .lora_targets = family_lora_q_v,
     .parse = parse_qwen3,
@@ -188,8 +177,8 @@ static const char *const phi3_lora_targets[] = {"qkv_proj", NULL};
 
 const struct family family_phi3 = {
     .model_type = "phi3",
-    .prefixes = prefixes,
-    .ignored = ignored,
+    .prefixes = family_model_prefixes,
+    .ignored = family_rope_buffers,
     .names = phi3_names,
     .lora_targets = phi3_lora_targets,
     .parse = parse_phi3,

@@ -46,15 +46,12 @@ static const struct name_map names[] = {
     {.name = NULL},
 };
 
-static const char *const prefixes[] = {"model.", "", NULL};
-static const char *const ignored[] = {"layers.*.self_attn.rotary_emb.inv_freq", NULL};
-
 static const char *const lora_targets[] = {"q_proj", "v_proj", "fc1", "fc2", NULL};
 
 const struct family family_phi = {
     .model_type = "phi",
-    .prefixes = prefixes,
-    .ignored = ignored,
+    .prefixes = family_model_prefixes,
+    .ignored = family_rope_buffers,
     .names = names,
     .lora_targets = lora_targets,
     .parse = parse,
