@@ -31,7 +31,7 @@ struct scheduler_config {
     const char *worker_path; /* the castor-worker program */
     int64_t cpu_slots;       /* jobs that may run at once on the CPU; 1 */
     int64_t gpu_slots;    /* -1 = as many as GPUs are found; none with a warning if looking fails */
-    int64_t plan_seconds; /* deadline of the --plan child; 600 (it may download configs) */
+    int64_t plan_seconds; /* deadline of the --plan child, downloads left out (plan_child.h); 600 */
     size_t plan_memory;   /* memory limit of that child, bytes; 0 = 8 GiB */
     const struct hub_endpoint *hub_endpoints; /* besides the environment's own; copied */
     int64_t n_hub_endpoints;
