@@ -80,11 +80,26 @@ static void product(const struct tile *t, int64_t depth, float alpha, const stru
     }
 }
 
+/* What follows the product of n elements from `at` on. y is made of what pre keeps, as backward
+ * makes it again where it was not kept. */
+static void finish_row(const struct linear_args *a, int64_t n, int64_t at, float *product,
+                       const float *bias, const float *residual, float *y)
+{
+    bf16 *pre = a->pre ? (bf16 *)a->pre + at : NULL;
+
+    if (pre) {
+        fast_finish_row(ACT_NONE, n, product, bias, NULL, NULL, product);
+        bf16_store(pre, product, n);
+        bf16_load(product, pre, n);
+    }
+    fast_finish_row(a->act, n, product, pre ? NULL : bias, residual, NULL, y);
+}
+
 static void forward_tile(const struct linear_args *a, const struct tile *t)
 {
     struct operand x = {a->x, ld_or(a->ldx, a->I), false}, w = {a->w, a->I, false};
     int64_t ldy = ld_or(a->ldy, a->O);
-    float out[ROWS * COLS], bias[COLS], residual[COLS], pre[COLS], y[COLS];
+    float out[ROWS * COLS], bias[COLS], residual[COLS], y[COLS];
 
     product(t, a->I, alpha_of(a), &x, &w, false, out, COLS);
     if (a->bias)
@@ -93,10 +108,8 @@ static void forward_tile(const struct linear_args *a, const struct tile *t)
         int64_t at = (t->r0 + r) * ldy + t->c0;
         if (a->residual)
             bf16_load(residual, (const bf16 *)a->residual + at, t->cols);
-        fast_finish_row(a->act, t->cols, out + r * COLS, a->bias ? bias : NULL,
-                        a->residual ? residual : NULL, a->pre ? pre : NULL, y);
-        if (a->pre)
-            bf16_store((bf16 *)a->pre + at, pre, t->cols);
+        finish_row(a, t->cols, at, out + r * COLS, a->bias ? bias : NULL,
+                   a->residual ? residual : NULL, y);
         bf16_store((bf16 *)a->y + at, y, t->cols);
     }
 }

@@ -199,6 +199,34 @@ static void fused_is_composed(enum act_kind act)
     case_fini(&activation);
 }
 
+/* What is kept for backward makes y again, to the bit: a plan may make it again or keep it. */
+static void kept_makes_again(enum act_kind act)
+{
+    static const struct linear_shape SHAPE = {37, 48, 300, 0, 0, 0};
+    struct forward_options options = {.act = act, .bias = true, .pre = true};
+    size_t bytes = (size_t)(SHAPE.N * SHAPE.O) * sizeof(double);
+    struct op_case fused, activation;
+
+    forward_case(&fused, &SHAPE, &options);
+    act_case(&activation, false, act, false, SHAPE.N, SHAPE.O, false);
+    for (int ti = 0; ti < targets_count(); ti++) {
+        const struct target *t = targets_get(ti);
+        struct result r, again;
+        if (t->device->kind != DEVICE_CPU)
+            continue;
+        case_run(&fused, t, t->table, 1, &r);
+        memcpy(case_data(&activation, "x"), r.v[case_index(&fused, "pre")], bytes);
+        case_run(&activation, t, t->table, 1, &again);
+        expect(memcmp(r.v[case_index(&fused, "y")], again.v[case_index(&activation, "y")], bytes) ==
+                   0,
+               "%s on %s: y is not what act makes of pre", fused.title, t->table->name);
+        result_fini(&r);
+        result_fini(&again);
+    }
+    case_fini(&fused);
+    case_fini(&activation);
+}
+
 static void linear_tables(const struct linear_shape *s)
 {
     struct op_case c;
@@ -339,6 +367,7 @@ int main(void)
         act_gradients(ACTS[act], false);
         act_gradients(ACTS[act], true);
         fused_is_composed(ACTS[act]);
+        kept_makes_again(ACTS[act]);
     }
     for (size_t i = 0; i < sizeof SHAPES / sizeof SHAPES[0]; i++) {
         linear_tables(&SHAPES[i]);
