@@ -62,6 +62,25 @@ static double decode_seconds(const struct plan *p, int64_t block, const struct d
     return bytes / d->memory_rate;
 }
 
+/* What adapters pass over: their products are too thin to take time otherwise. Forward reads x, and
+ * reads and writes y; backward reads dy twice and x, and reads and writes dx (block_adapter.c). */
+static double adapter_seconds(const struct plan *p, enum plan_list list, int64_t block,
+                              bool backward, const struct device_profile *d)
+{
+    const struct block_desc *b = &p->in.model->blocks[block];
+    const struct block_shape *s = &p->shapes[list];
+    double width = 0;
+    for (int64_t k = 0; k + 1 < b->n_tensors; k++) {
+        const struct tensor_desc *a = &p->in.model->tensors[b->tensors[k]];
+        if (a->parts == 0) /* else B is behind it */
+            continue;
+        const struct tensor_desc *next = &p->in.model->tensors[b->tensors[++k]];
+        double in = (double)a->cols, out = (double)next->rows;
+        width += backward ? 3 * in + 2 * out : in + 2 * out;
+    }
+    return (double)(s->B * s->T) * width * (double)dtype_size(p->types.compute) / d->memory_rate;
+}
+
 /* Layers take the time of their products and of the passes over memory beside them, a third of
  * these in forward; at best, blocks take that of products alone. */
 static double block_seconds(const struct plan *p, enum plan_list list, const struct instr *i,
@@ -78,7 +97,8 @@ static double block_seconds(const struct plan *p, enum plan_list list, const str
         return flops / d->flops_bf16;
     double pass = (double)(s->B * s->T * p->in.model->config.hidden) *
                   (double)dtype_size(p->types.compute) / d->memory_rate;
-    return decode + flops / fmin(d->flops_layer, d->flops_bf16) +
+    double adapters = adapter_seconds(p, list, i->block, backward, d);
+    return decode + adapters + flops / fmin(d->flops_layer, d->flops_bf16) +
            pass * d->layer_passes * (backward ? 2.0 : 1.0) / 3.0;
 }
 
