@@ -160,8 +160,22 @@ static void decoded_case(struct op_case *to, const struct op_case *c, const stru
     }
 }
 
+/* In all outputs. */
+static void compare(const struct op_case *c, const struct op_case *plain, const char *table,
+                    const struct result *got, const struct result *want)
+{
+    for (int i = 0; i < c->n; i++) {
+        const struct bind *b = &c->b[i];
+        if (b->role == ROLE_IN)
+            continue;
+        size_t bytes = (size_t)(b->rows * b->cols) * sizeof(double);
+        expect(memcmp(got->v[i], want->v[case_index(plain, b->name)], bytes) == 0,
+               "%s on %s: %s is not that of the decoded matrix", c->title, table, b->name);
+    }
+}
+
 static void same_as_decoded(const struct op_case *c, const struct shape *s,
-                            enum quant_format format, const char *name, const char *out)
+                            enum quant_format format, const char *name)
 {
     struct op_case plain;
 
@@ -171,12 +185,9 @@ static void same_as_decoded(const struct op_case *c, const struct shape *s,
         struct result got, want;
         case_run(c, t, t->table, 1, &got);
         case_run(&plain, t, t->table, 1, &want);
-        expect(got.rc == want.rc, "%s on %s: error %d", c->title, t->table->name, got.rc);
-        int at = case_index(c, out), to = case_index(&plain, out);
-        size_t n = (size_t)(c->b[at].rows * c->b[at].cols);
-        if (got.rc == 0 && want.rc == 0)
-            expect(memcmp(got.v[at], want.v[to], n * sizeof(double)) == 0,
-                   "%s on %s: %s is not that of the decoded matrix", c->title, t->table->name, out);
+        if (expect(got.rc == want.rc, "%s on %s: error %d", c->title, t->table->name, got.rc) &&
+            got.rc == 0)
+            compare(c, &plain, t->table->name, &got, &want);
         result_fini(&got);
         result_fini(&want);
     }
@@ -189,21 +200,21 @@ static void check_shape(const struct shape *s, const struct options *o)
     struct op_case c;
 
     forward_case(&c, s, o);
-    same_as_decoded(&c, s, o->format, "w", "y");
+    same_as_decoded(&c, s, o->format, "w");
     check_tables(&c);
     case_fini(&c);
     back.act = o->add ? ACT_NONE : o->act;
     data_case(&c, s, &back);
-    same_as_decoded(&c, s, o->format, "w", "dx");
+    same_as_decoded(&c, s, o->format, "w");
     check_tables(&c);
     case_fini(&c);
+    if (o->add)
+        return;
     weight_case(&c, s, o);
     check_tables(&c);
     case_fini(&c);
     round8_case(&c, s, o);
-    same_as_decoded(&c, s, o->format, "x", "rows");
-    same_as_decoded(&c, s, o->format, "x", "cols");
-    same_as_decoded(&c, s, o->format, "x", "scale");
+    same_as_decoded(&c, s, o->format, "x");
     case_fini(&c);
 }
 
@@ -218,7 +229,6 @@ int main(void)
     harness_open();
     for (size_t i = 0; i < sizeof SHAPES / sizeof SHAPES[0]; i++)
         for (int format = QUANT_NF4; format <= QUANT_INT8; format++) {
-            check_shape(&SHAPES[i], &(struct options){.format = (enum quant_format)format});
             check_shape(&SHAPES[i], &(struct options){.format = (enum quant_format)format,
                                                       .bias = true,
                                                       .act = ACT_GELU_TANH});
