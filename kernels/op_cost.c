@@ -171,8 +171,11 @@ static void describe_linear(enum op op, const struct linear_args *a, char *out, 
     bool act = op == OP_LINEAR_FWD        ? a->act != ACT_NONE
                : op == OP_LINEAR_BWD_DATA ? a->act_x != ACT_NONE
                                           : false;
-    snprintf(out, cap, "%lldx%lldx%lld%s%s%s%s", (long long)a->N, (long long)a->I, (long long)a->O,
-             bias, op == OP_LINEAR_FWD && a->residual ? " residual" : "", act ? " act" : "",
+    static const char *const formats[] = {"", " nf4", " int8"};
+    const char *weight = formats[op == OP_LINEAR_BWD_WEIGHT ? QUANT_NONE : a->quant.format];
+    snprintf(out, cap, "%lldx%lldx%lld%s%s%s%s%s", (long long)a->N, (long long)a->I,
+             (long long)a->O, weight, bias, op == OP_LINEAR_FWD && a->residual ? " residual" : "",
+             act ? " act" : "",
              op == OP_LINEAR_BWD_WEIGHT && a->dw_accum == ACCUM_ADD ? " add" : "");
 }
 

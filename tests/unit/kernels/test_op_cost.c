@@ -93,3 +93,17 @@ Test(op_cost, of_passes)
     expect(&bf16, OP_SUMSQ, &sumsq, 0, 20);
     expect(&bf16, OP_LOSS, &loss, 0, 28);
 }
+
+Test(op_cost, says_in_what_a_weight_lies)
+{
+    struct linear_args a = {.N = 8, .I = 64, .O = 5, .quant = {.format = QUANT_NF4}};
+    char text[64];
+
+    op_describe(OP_LINEAR_FWD, &a, text, sizeof text);
+    cr_expect_str_eq(text, "8x64x5 nf4");
+    a.quant.format = QUANT_INT8;
+    op_describe(OP_LINEAR_BWD_DATA, &a, text, sizeof text);
+    cr_expect_str_eq(text, "8x64x5 int8");
+    op_describe(OP_LINEAR_BWD_WEIGHT, &a, text, sizeof text);
+    cr_expect_str_eq(text, "8x64x5");
+}
