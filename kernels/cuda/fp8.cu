@@ -87,7 +87,8 @@ static __device__ __forceinline__ void keep_largest(uint32_t pair, float *amax)
         atomicMax(reinterpret_cast<unsigned int *>(amax), top << 16);
 }
 
-template <enum round8_of OF, bool GATED, int W> __global__ void amax_kernel(source m, float *amax)
+template <enum round8_of OF, bool GATED, int W>
+__global__ void __launch_bounds__(THREADS, WAVES) amax_kernel(source m, float *amax)
 {
     typedef maker<OF, GATED> made;
     uint32_t in_row = (uint32_t)(m.width / W), n = (uint32_t)m.N * in_row;

@@ -273,23 +273,17 @@ static void bench_norm(int64_t N, int64_t C, enum norm_kind kind)
 static const void *take_rounded(int64_t rows, int64_t cols, enum fp8_format format,
                                 const struct fp8_scale **scale)
 {
-    static const float ZERO[4];
     struct round8_args a = {.format = format, .N = rows, .C = cols};
 
     a.x = take((size_t)(rows * cols) * 2);
     a.rows = take((size_t)(rows * cols));
-    a.scale = take_floats(ZERO, 4);
-    if (ops->round8(stream, &a) != 0) {
-        fprintf(stderr, "gpu_ops: no rounding to 8 bits here\n");
-        exit(2);
-    }
-    *scale = a.scale;
+    *scale = a.scale = take_floats((const float[4]){0}, 4);
+    must(ops->round8(stream, &a), &(struct err){0});
     return a.rows;
 }
 
 static void bench_round8(int64_t N, int64_t C, enum round8_of of, bool known, bool both)
 {
-    static const float ONES[4] = {1, 1};
     static const char *const OF[] = {"", " silu", " silu gradient"};
     const double in[] = {2, 4, 3}, n = (double)N * (double)C;
     bool gated = of != ROUND8_X;
@@ -303,7 +297,7 @@ static void bench_round8(int64_t N, int64_t C, enum round8_of of, bool known, bo
         return;
     a.x = take((size_t)(N * C) * (of == ROUND8_ACT ? 4 : 2));
     a.dy = take((size_t)(N * C));
-    a.scale = take_floats(ONES, 4);
+    a.scale = take_floats((const float[4]){1, 1}, 4);
     a.rows = both ? take((size_t)(N * C)) : NULL;
     a.cols = take((size_t)(N * C));
     report(name, OP_ROUND8, &a, n * (in[of] * (known ? 1 : 2) + (both ? 2 : 1)), 0);
@@ -328,10 +322,8 @@ static void bench_linear(int64_t N, int64_t I, int64_t O, enum act_kind act, boo
         a.bias = take((size_t)O * 2);
         a.y = take(y);
         a.pre = act == ACT_GELU_TANH ? take(y) : NULL;
-        if (fp8) {
-            a.x8 = take_rounded(N, I, FP8_E4M3, &a.x_scale);
-            a.w8 = take_rounded(O, I, FP8_E4M3, &a.w_scale);
-        }
+        a.x8 = fp8 ? take_rounded(N, I, FP8_E4M3, &a.x_scale) : NULL;
+        a.w8 = fp8 ? take_rounded(O, I, FP8_E4M3, &a.w_scale) : NULL;
         a.workspace = take(ops->workspace(OP_LINEAR_FWD, &a));
         report(name, OP_LINEAR_FWD, &a, io, flops);
     }
@@ -344,10 +336,8 @@ static void bench_linear(int64_t N, int64_t I, int64_t O, enum act_kind act, boo
         a.w = take(w);
         a.dx = take(y);
         a.pre_x = act ? take(y) : NULL;
-        if (fp8) {
-            a.dy8 = take_rounded(N, I, FP8_E5M2, &a.dy_scale);
-            a.w8 = take_rounded(O, I, FP8_E4M3, &a.w_scale);
-        }
+        a.dy8 = fp8 ? take_rounded(N, I, FP8_E5M2, &a.dy_scale) : NULL;
+        a.w8 = fp8 ? take_rounded(O, I, FP8_E4M3, &a.w_scale) : NULL;
         a.workspace = take(ops->workspace(OP_LINEAR_BWD_DATA, &a));
         report(name, OP_LINEAR_BWD_DATA, &a, io, flops);
     }
@@ -363,10 +353,8 @@ static void bench_linear(int64_t N, int64_t I, int64_t O, enum act_kind act, boo
         a.dy = take(y);
         a.dw = take(2 * w);
         a.dbias = bias ? take((size_t)O * 4) : NULL;
-        if (fp8) {
-            a.x8 = take_rounded(I, N, FP8_E4M3, &a.x_scale);
-            a.dy8 = take_rounded(O, N, FP8_E5M2, &a.dy_scale);
-        }
+        a.x8 = fp8 ? take_rounded(I, N, FP8_E4M3, &a.x_scale) : NULL;
+        a.dy8 = fp8 ? take_rounded(O, N, FP8_E5M2, &a.dy_scale) : NULL;
         a.workspace = take(ops->workspace(OP_LINEAR_BWD_WEIGHT, &a));
         report(name, OP_LINEAR_BWD_WEIGHT, &a, io + 6.0 * (double)I * (double)O, flops);
     }
@@ -577,7 +565,6 @@ int main(int argc, char **argv)
 {
     struct err err = {0};
     void *p = NULL;
-
     bool tune = argc > 1 && strcmp(argv[1], "-t") == 0;
     only = argc > 1 + tune ? argv[1 + tune] : NULL;
     setvbuf(stdout, NULL, _IOLBF, 0);

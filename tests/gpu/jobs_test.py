@@ -32,6 +32,16 @@ def same_job_same_bits(root):
         equal(differences(runs[0].output(), runs[1].output()), [])
 
 
+def fp8_anywhere_same_bits(root):
+    runs = [job(root, policy, "fp8", placement={"policy": policy}) for policy in ("cuda", "cpu", "auto")]
+    for run in runs:
+        equal(run.run().returncode, 0)
+        equal(run.losses(), runs[0].losses())
+        equal(differences(run.output(), runs[0].output()), [])
+    losses = runs[0].losses()
+    assert losses[len(losses)][0] < losses[1][0] - 0.5, losses
+
+
 def resumes_with_its_loss_scale(root):
     whole = job(root, "whole", "fp16")
     equal(whole.run().returncode, 0)
@@ -118,5 +128,5 @@ def a_fault_fails_its_job_alone(root):
 
 
 if __name__ == "__main__":
-    rig.main([same_job_same_bits, resumes_with_its_loss_scale, too_little_memory, profiles_a_step,
+    rig.main([same_job_same_bits, fp8_anywhere_same_bits, resumes_with_its_loss_scale, too_little_memory, profiles_a_step,
               plans_from_a_stored_profile, a_fault_fails_its_job_alone], __doc__)

@@ -38,6 +38,7 @@ static void ctx_init(struct block_ctx *c, const struct block_run *r, bool dry, s
         .stat = dtype_size(r->ops->stat),
         .saved = {.base = dry ? NULL : r->saved},
         .scratch = {.base = dry ? NULL : r->scratch},
+        .held = {.base = dry ? NULL : r->held},
         .err = err,
     };
 }
@@ -86,6 +87,8 @@ struct block_bytes block_sizes(const struct model *m, int64_t block,
     assert(rc == 0);
     bytes.saved = c.saved.peak;
     bytes.forward_scratch = scratch_bytes(&c);
+    bytes.held = c.held_least;
+    bytes.held_copies = c.held.peak;
 
     ctx_init(&c, &r, true, NULL);
     rc = backward(&c);

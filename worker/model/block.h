@@ -44,6 +44,9 @@ struct block_bytes {
     size_t saved;           /* kept from forward to backward, per micro-batch (0 unless train) */
     size_t forward_scratch; /* gone after the call */
     size_t backward_scratch;
+    size_t held;        /* kept through a step, for all micro-batches (0 unless fp8 and train) */
+    size_t held_copies; /* that, and the weights rounded for forward, made once a step instead of
+                           once a micro-batch */
 };
 
 /* Bytes for a block under a shape, with this op table's types and workspaces. Every size is a
@@ -91,6 +94,9 @@ struct block_run {
     void *y;       /* (B*T, hidden) = output of embedding and layers. NULL in a layer's forward with
                       train: recomputation, which fills `saved` and skips what only y needs */
     void *saved, *scratch;
+    void *held;         /* of held or held_copies bytes, or NULL where they are 0 */
+    bool held_copies;   /* which of them */
+    bool first_forward; /* forward: the step's first of this block, which fills `held` */
 
     /* backward */
     const void *dy; /* (B*T, hidden): gradient of y; unused by the head */

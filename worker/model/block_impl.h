@@ -40,10 +40,11 @@ enum product { PRODUCT_QKV, PRODUCT_OUT, PRODUCT_UP, PRODUCT_DOWN, PRODUCTS };
 enum { PRODUCT_PARTS = PRODUCTS + 2 }; /* the first may come in three */
 struct products {
     struct fp8_scale *x;  /* (PRODUCTS): kept from forward to backward    */
-    struct fp8_scale *w;  /* (PRODUCT_PARTS): likewise                    */
+    struct fp8_scale *w;  /* (PRODUCT_PARTS): kept through the step       */
     struct fp8_scale *dy; /* (PRODUCT_PARTS): backward                    */
-    void *kept[PRODUCTS]; /* x8, transposed: kept likewise; or NULL       */
+    void *kept[PRODUCTS]; /* x8, transposed: kept as x is; or NULL        */
     bool keeps[PRODUCTS];
+    void *w_kept[PRODUCTS];           /* w8 of forward, kept as w is; or scratch   */
     void *x8, *w8, *dy8, *dy8_turned; /* of the product at hand */
 };
 
@@ -58,11 +59,12 @@ struct block_ctx {
     bool bottom;           /* nothing that trains needs the gradient of this block's input */
     int64_t N;             /* B * T */
     size_t real, grad, stat; /* bytes an element */
-    struct region saved, scratch;
+    struct region saved, scratch, held;
     struct adapters_work adapters;
     struct products products;
     void *workspace;
     size_t workspace_bytes; /* dry: the largest any op asked for */
+    size_t held_least;      /* dry: of `held`, without what need not be kept there */
     struct err *err;
 };
 
@@ -110,8 +112,8 @@ int block_round8(struct block_ctx *c, struct round8_args *a);
  * gradient dy is, where that need not be stored because the product is of 8 bits; else NULL and x
  * or dy is there. Of several parts of one product the first comes first: they share x.
  *
- * Buffers: scales and what is kept of x from `g`, those products whose `keeps` is set; and scratch.
- */
+ * Buffers: scales and what is kept of x from `g`, those products whose `keeps` is set; what is kept
+ * through the step; and scratch. */
 void block_products_take(struct block_ctx *c, struct region *g, const bool keeps[PRODUCTS]);
 void block_products_take_work(struct block_ctx *c, bool backward);
 /* Before the first product of a forward or a backward. */
@@ -119,8 +121,8 @@ int block_products_start(struct block_ctx *c, bool backward);
 int block_product_fwd(struct block_ctx *c, enum product which, int part, struct linear_args *a,
                       const struct act_args *x_from);
 /* What backward wants to know of a product that recomputation leaves out. */
-int block_product_recall(struct block_ctx *c, enum product which, int part,
-                         const struct linear_args *a, const struct act_args *x_from);
+int block_product_recall(struct block_ctx *c, enum product which, const struct linear_args *a,
+                         const struct act_args *x_from);
 /* dw and dbias, unless they are NULL; and dx, if `data`. */
 int block_product_bwd(struct block_ctx *c, enum product which, int part, struct linear_args *a,
                       const struct act_args *x_from, const struct act_args *dy_from, bool data);

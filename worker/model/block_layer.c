@@ -149,7 +149,7 @@ static int project_out(struct block_ctx *c, const struct layer_kept *k, const vo
     block_use_matrix(c, TENSOR_OUT_W, 0, &out_proj);
     TRY(block_adapter_inner(c, TENSOR_OUT_W, c->N, 0, k->attn.o, k->attn.out_inner));
     if (y == NULL && !c->dry)
-        TRY(block_product_recall(c, PRODUCT_OUT, 0, &out_proj, NULL));
+        TRY(block_product_recall(c, PRODUCT_OUT, &out_proj, NULL));
     else
         TRY(linear_residual(c, PRODUCT_OUT, &out_proj, NULL, k->attn.out_inner, residual,
                             DROPOUT_ATTN_OUT));
@@ -227,7 +227,7 @@ static int mlp_forward(struct block_ctx *c, const void *in, const struct layer_k
     TRY(mlp_up(c, in, k, act));
     TRY(block_adapter_inner(c, TENSOR_DOWN_W, c->N, 0, down.x, k->down_inner));
     if (y == NULL && !c->dry) /* recomputation */
-        TRY(block_product_recall(c, PRODUCT_DOWN, 0, &down, x_from));
+        TRY(block_product_recall(c, PRODUCT_DOWN, &down, x_from));
     else
         TRY(linear_residual(c, PRODUCT_DOWN, &down, x_from, k->down_inner, residual,
                             DROPOUT_MLP_OUT));

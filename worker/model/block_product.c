@@ -3,9 +3,10 @@
  *
  * With shape.fp8 the operands are rounded to 8 bits first (op_table.h: round8), each tensor as a
  * whole, and each once for all that multiplies it: x for the parts of qkv, dy for both gradients,
- * in one pass. The largest magnitudes of x and w, found in forward, are kept for backward, which
- * rounds the same tensors again, transposed; of x that copy itself may be kept. An activation's
- * output or gradient is rounded as it is made and not stored.
+ * in one pass. The largest magnitude of x, found in forward, is kept for backward, which rounds the
+ * same tensor again, transposed; that copy itself may be kept. Weights do not change in a step:
+ * their magnitudes, and where there is room their copies for forward, are made once. An
+ * activation's output or gradient is rounded as it is made and not stored.
  */
 #include "worker/model/block_impl.h"
 
@@ -37,14 +38,23 @@ static struct sides sides_of(const struct block_ctx *c, enum product which)
     }
 }
 
+static int64_t matrix_elements(const struct block_ctx *c, enum product which)
+{
+    return sides_of(c, which).in * sides_of(c, which).out;
+}
+
 void block_products_take(struct block_ctx *c, struct region *g, const bool keeps[PRODUCTS])
 {
+    bool train = c->r->shape.train;
     struct products *p = &c->products;
 
     if (!rounds(c))
         return;
-    p->x = region_take(g, PRODUCTS + PRODUCT_PARTS, sizeof *p->x);
-    p->w = block_at(p->x, PRODUCTS, sizeof *p->x);
+    p->x = region_take(g, PRODUCTS, sizeof *p->x);
+    p->w = region_take(train ? &c->held : g, PRODUCT_PARTS, sizeof *p->w);
+    c->held_least = c->held.used;
+    for (int i = 0; i < PRODUCTS && train && (c->dry || c->r->held_copies); i++)
+        p->w_kept[i] = region_take(&c->held, matrix_elements(c, (enum product)i), 1);
     for (int i = 0; i < PRODUCTS; i++) {
         p->keeps[i] = keeps[i];
         if (keeps[i])
@@ -67,7 +77,8 @@ void block_products_take_work(struct block_ctx *c, bool backward)
 
         most.in = made && s.in > most.in ? s.in : most.in;
         most.out = s.out > most.out ? s.out : most.out;
-        matrix = s.in * s.out > matrix ? s.in * s.out : matrix;
+        if (matrix_elements(c, (enum product)i) > matrix)
+            matrix = matrix_elements(c, (enum product)i);
     }
     p->x8 = region_take(g, c->N * most.in, 1);
     p->w8 = region_take(g, matrix, 1);
@@ -78,15 +89,31 @@ void block_products_take_work(struct block_ctx *c, bool backward)
     p->dy8_turned = region_take(g, c->N * most.out, 1);
 }
 
+static int zero_scales(struct block_ctx *c, struct fp8_scale *scales, size_t n)
+{
+    return device_zero(c->r->device, c->r->stream, scales, n * sizeof *scales, c->err);
+}
+
+/* Whether this forward is the one that finds the magnitudes of weights. */
+static bool finds_weights(const struct block_ctx *c)
+{
+    return c->r->first_forward || !c->r->shape.train;
+}
+
 int block_products_start(struct block_ctx *c, bool backward)
 {
     const struct products *p = &c->products;
-    size_t n = backward ? PRODUCT_PARTS : PRODUCTS + PRODUCT_PARTS;
+    int rc = 0;
 
     if (!rounds(c) || c->dry)
         return 0;
-    return device_zero(c->r->device, c->r->stream, backward ? p->dy : p->x, n * sizeof *p->x,
-                       c->err);
+    if (backward)
+        return zero_scales(c, p->dy, PRODUCT_PARTS);
+    TRY(zero_scales(c, p->x, PRODUCTS));
+    if (finds_weights(c))
+        TRY(zero_scales(c, p->w, PRODUCT_PARTS));
+out:
+    return rc;
 }
 
 static struct fp8_scale *part_scale(struct fp8_scale *of, enum product which, int part)
@@ -139,45 +166,63 @@ static void narrow(struct linear_args *a)
     a->quant = (struct op_quant){0};
 }
 
+/* The row of qkv's matrix that a part begins at. */
+static int64_t part_row(const struct block_ctx *c, int part)
+{
+    const struct decoder_config *cfg = c->cfg;
+
+    return part == 0 ? 0 : (cfg->heads + (part - 1) * cfg->kv_heads) * cfg->head_dim;
+}
+
+/* Forward's copy of w: to where it is kept, at the first forward of the step, or to scratch. */
+static int narrow_weight(struct block_ctx *c, enum product which, int part, struct linear_args *a)
+{
+    struct products *p = &c->products;
+    struct round8_args w = w_matrix(c, which, part, a);
+    bool keeps = c->r->shape.train && c->r->held_copies;
+    int rc = 0;
+
+    w.known = !finds_weights(c);
+    w.rows = keeps ? block_at(p->w_kept[which], part_row(c, part) * a->I, 1) : p->w8;
+    if (!keeps || !w.known)
+        TRY(block_round8(c, &w));
+    a->w8 = w.rows;
+    a->w_scale = w.scale;
+out:
+    return rc;
+}
+
 int block_product_fwd(struct block_ctx *c, enum product which, int part, struct linear_args *a,
                       const struct act_args *x_from)
 {
     struct products *p = &c->products;
-    struct round8_args x = x_matrix(c, which, a, x_from), w = w_matrix(c, which, part, a);
+    struct round8_args x = x_matrix(c, which, a, x_from);
     int rc = 0;
 
     if (!rounds(c))
         return block_linear_fwd(c, a);
     x.rows = p->x8;
     x.cols = p->kept[which];
-    w.rows = p->w8;
     if (part == 0)
         TRY(block_round8(c, &x));
-    TRY(block_round8(c, &w));
+    TRY(narrow_weight(c, which, part, a));
     narrow(a);
     a->x8 = p->x8;
-    a->w8 = p->w8;
     a->x_scale = x.scale;
-    a->w_scale = w.scale;
     TRY(block_linear_fwd(c, a));
 out:
     return rc;
 }
 
-int block_product_recall(struct block_ctx *c, enum product which, int part,
-                         const struct linear_args *a, const struct act_args *x_from)
+int block_product_recall(struct block_ctx *c, enum product which, const struct linear_args *a,
+                         const struct act_args *x_from)
 {
-    struct round8_args x = x_matrix(c, which, a, x_from), w = w_matrix(c, which, part, a);
-    int rc = 0;
+    struct round8_args x = x_matrix(c, which, a, x_from);
 
     if (!rounds(c))
         return 0;
     x.cols = c->products.kept[which];
-    if (part == 0)
-        TRY(block_round8(c, &x));
-    TRY(block_round8(c, &w));
-out:
-    return rc;
+    return block_round8(c, &x);
 }
 
 /* dw in 8 bits, of x and dy transposed. dy's other copy, where it is wanted, is made with it. */

@@ -23,6 +23,7 @@ struct emit {
     int32_t *x_at;                    /* by block and micro-batch: its input, gpu             */
     int32_t *x_host;                  /* likewise in host memory, NO_PLACE = it stays         */
     int32_t *saved_at;                /* likewise: saved tensors kept for backward            */
+    int32_t *held_at;                 /* by block: what is held through the step              */
     int32_t *d_at;                    /* by micro-batch: the gradient on its way down         */
     int32_t scratch, remade;          /* that a visit's micro-batches share: work space, and  */
                                       /* saved tensors that are made again                    */
@@ -55,14 +56,15 @@ static void emit_init(struct emit *e, struct plan *p)
                        .x_host = no_places(n * p->in.micro_batches),
                        .saved_at = no_places(n * p->in.micro_batches),
                        .d_at = no_places(p->in.micro_batches),
+                       .held_at = no_places(n),
                        .updated = xcalloc((size_t)chunks, sizeof(bool))};
     plan_train_itinerary(p, &e->it);
 }
 
 static void emit_fini(struct emit *e)
 {
-    int32_t *all[] = {e->param_at, e->grad_at, e->sum_at,   e->spilled,
-                      e->x_at,     e->x_host,  e->saved_at, e->d_at};
+    int32_t *all[] = {e->param_at, e->grad_at,  e->sum_at, e->spilled, e->x_at,
+                      e->x_host,   e->saved_at, e->d_at,   e->held_at};
     for (size_t k = 0; k < sizeof all / sizeof all[0]; k++)
         free(all[k]);
     free(e->updated);
@@ -102,6 +104,13 @@ static int32_t add_saved(struct emit *e, int64_t block)
 {
     size_t bytes = e->p->sizes[LIST_TRAIN][block].saved;
     return bytes > 0 ? plan_add_place(e->p, TIER_GPU, PURPOSE_ACTIVATIONS, bytes, false) : NO_PLACE;
+}
+
+static int32_t add_held(struct emit *e, int64_t block)
+{
+    const struct block_bytes *s = &e->p->sizes[LIST_TRAIN][block];
+    size_t bytes = plan_holds_copies(e->p, block) ? s->held_copies : s->held;
+    return bytes > 0 ? plan_add_place(e->p, TIER_GPU, PURPOSE_WEIGHTS, bytes, false) : NO_PLACE;
 }
 
 /* What the micro-batches of a visit use one after the other. */
@@ -161,10 +170,11 @@ static void load_next_boundary(struct emit *e, int64_t v, int64_t micro)
  */
 
 static void add_block(struct emit *e, enum instr_op op, int64_t block, int64_t micro,
-                      struct block_operands o)
+                      struct block_operands o, bool first_forward)
 {
     struct instr i = instr_make(op, QUEUE_COMPUTE);
     o.scratch = e->scratch;
+    o.held = e->held_at[block];
     i.block = (int32_t)block;
     i.micro = (int32_t)micro;
     i.operands = plan_add_operands(e->p, o);
@@ -172,6 +182,7 @@ static void add_block(struct emit *e, enum instr_op op, int64_t block, int64_t m
         i.first_grad = micro == 0;
         i.last_grad = micro == e->p->in.micro_batches - 1;
     }
+    i.first_forward = first_forward;
     instr_list_add(e->list, i);
 }
 
@@ -182,7 +193,9 @@ static void forward(struct emit *e, int64_t block, int64_t micro)
     o.x = e->x_at[at];
     o.y = e->x_at[above] = add_boundary(e, TIER_GPU);
     o.saved = keeps_saved(e, block) ? (e->saved_at[at] = add_saved(e, block)) : e->remade;
-    add_block(e, INSTR_FORWARD, block, micro, o);
+    if (micro == 0)
+        e->held_at[block] = add_held(e, block);
+    add_block(e, INSTR_FORWARD, block, micro, o, micro == 0);
     save_boundary(e, block + 1, micro);
 }
 
@@ -195,7 +208,7 @@ static void backward(struct emit *e, int64_t block, int64_t micro)
     o.x = e->x_at[at];
     o.saved = keeps_saved(e, block) && block < e->n_blocks - 1 ? e->saved_at[at] : e->remade;
     if (!keeps_saved(e, block))
-        add_block(e, INSTR_FORWARD, block, micro, o);
+        add_block(e, INSTR_FORWARD, block, micro, o, false);
     for (int32_t k = 0; k < o.n_chunks; k++)
         if (p->chunks.chunks[o.chunk[k]].trainable)
             o.grad[k] =
@@ -210,7 +223,7 @@ static void backward(struct emit *e, int64_t block, int64_t micro)
     if (!plan_needs_params(p, block, true))
         for (int32_t k = 0; k < o.n_chunks; k++)
             o.param[k] = NO_PLACE;
-    add_block(e, INSTR_BACKWARD, block, micro, o);
+    add_block(e, INSTR_BACKWARD, block, micro, o, false);
 }
 
 /* ---- gradients and updates ----------------------------------------------------------------------

@@ -13,7 +13,8 @@ struct block_operands plan_operands(const struct plan *p, int64_t block, const i
                                .dy = NO_PLACE,
                                .dx = NO_PLACE,
                                .saved = NO_PLACE,
-                               .scratch = NO_PLACE};
+                               .scratch = NO_PLACE,
+                               .held = NO_PLACE};
     int64_t chunks[BLOCK_MAX_CHUNKS];
     o.n_chunks = (int32_t)plan_block_chunks(p, block, chunks);
     for (int32_t k = 0; k < o.n_chunks; k++) {

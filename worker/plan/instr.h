@@ -83,7 +83,7 @@ struct block_operands {
     int32_t param[BLOCK_MAX_CHUNKS];
     int32_t grad[BLOCK_MAX_CHUNKS]; /* this block's slot of the chunk's gradient */
     int32_t x, y, dy, dx;           /* boundary activations and their gradients  */
-    int32_t saved, scratch;
+    int32_t saved, scratch, held;   /* block.h */
 };
 
 struct instr {
@@ -100,6 +100,7 @@ struct instr {
                                   old state lies in `state` and the new one goes to `shadow`, in the
                                   next one the other way around                                 */
     int32_t operands;          /* FORWARD, BACKWARD: index into the plan's operands             */
+    bool first_forward;        /* FORWARD: the block's first in this step                         */
     bool first_grad;           /* BACKWARD: first to touch its chunks' gradients in this step   */
     bool last_grad;            /* BACKWARD: the last one                                        */
     int32_t wait[QUEUE_COUNT]; /* by queue: instruction number, -1 = none */

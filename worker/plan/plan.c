@@ -48,3 +48,9 @@ void plan_destroy(struct plan *p)
     free(p->operands);
     free(p);
 }
+
+bool plan_holds_copies(const struct plan *p, int64_t block)
+{
+    const struct block_desc *b = &p->in.model->blocks[block];
+    return p->in.fp8 && b->kind == BLOCK_LAYER && b->layer < p->chosen.rounded;
+}

@@ -72,12 +72,14 @@ struct plan_choices {
     int64_t slice;    /* elements of a slice of optimizer state on host or disk, a multiple of
                          CHUNK_ALIGN                                                      */
     int64_t cheap;    /* 1: saved tensors include what one pass makes again: block.h        */
+    int64_t rounded;  /* so many first layers hold their weights' 8-bit copies through the step:
+                         block.h                                                          */
     int64_t linger;   /* 1: what leaves the gpu keeps its place while the next block runs, so that
                          this need not wait for the copy                                  */
 };
 #define PLAN_CHOICES_AUTO                                                                          \
     ((struct plan_choices){PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO,       \
-                           PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO})
+                           PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO})
 
 struct plan_input {
     const struct model *model;            /* borrowed, outlives the plan */
@@ -160,6 +162,8 @@ struct plan {
 int plan_build(const struct plan_input *in, struct plan **out, struct err *err);
 void plan_destroy(struct plan *p);
 
+/* Whether the block's rounded weights are held through the step (plan_choices.rounded). */
+bool plan_holds_copies(const struct plan *p, int64_t block);
 /* Bytes of a slice's state. */
 size_t plan_slice_bytes(const struct plan *p, const struct plan_slice *s);
 /* Rows (tokens) of a whole step, and the bytes of its batch and of its results. */

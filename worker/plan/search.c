@@ -55,6 +55,7 @@ static struct plan_choices forced(const struct search *s, struct plan_choices c)
     FORCE(prefetch);
     FORCE(early);
     FORCE(slice);
+    FORCE(rounded);
     FORCE(linger);
 #undef FORCE
     return c;
@@ -162,9 +163,13 @@ static void search_resident(struct search *s, struct plan_choices c)
     c.group = 1;
     c.resident = s->n_chunks;
     c.keep = s->layers;
-    for (c.cheap = 1; c.cheap >= 0; c.cheap--)
-        if (consider(s, c))
-            return;
+    for (c.cheap = 1; c.cheap >= 0; c.cheap--) {
+        if (!fits_in(s, c, ALL_TIERS, false))
+            continue;
+        best_that_fits(s, &c, &c.rounded, 0, s->in->fp8 ? s->layers : 0, ALL_TIERS);
+        consider(s, c);
+        return;
+    }
     c.cheap = 0;
     for (int k = 0; k < 4; k++) {
         c.group = k < 2 ? 1 : s->in->micro_batches;

@@ -31,6 +31,7 @@ static void touch_block(const struct plan *p, enum plan_list list, const struct 
     add(t, p->io.batch, true, false);
     add(t, o->x, true, false);
     add(t, o->scratch, false, true);
+    add(t, o->held, !i->first_forward, i->first_forward);
     if (backward) {
         add(t, o->dy, true, false);
         add(t, o->saved, !head, head);

@@ -227,6 +227,7 @@ struct micro {
     bool train;
     void **acts;  /* by block: its output */
     void **saved; /* by block */
+    void **held;  /* likewise */
     void *dstream, *scratch, *row_loss;
     size_t act_bytes, saved_bytes, scratch_bytes, loss_bytes;
     struct block_run run;
@@ -261,6 +262,7 @@ static void micro_open(struct micro *u, struct rig *r, int64_t first, int64_t ro
     u->loss_bytes = (size_t)(rows * r->T) * dtype_size(r->ops->stat);
     u->acts = xcalloc((size_t)r->m.n_blocks, sizeof(void *));
     u->saved = xcalloc((size_t)r->m.n_blocks, sizeof(void *));
+    u->held = xcalloc((size_t)r->m.n_blocks, sizeof(void *));
     u->dstream = device_new(r, u->act_bytes);
     u->row_loss = device_new(r, u->loss_bytes);
     u->run = (struct block_run){
@@ -285,10 +287,12 @@ static void micro_open(struct micro *u, struct rig *r, int64_t first, int64_t ro
         .seed = r->seed,
         .step = r->step,
         .first_sequence = first,
+        .held_copies = r->held_copies,
     };
     for (int64_t b = 0; b < r->m.n_blocks; b++) {
         u->acts[b] = device_new(r, u->act_bytes);
         u->saved[b] = device_new(r, block_sizes(&r->m, b, &shape, r->ops).saved);
+        u->held[b] = device_new(r, block_sizes(&r->m, b, &shape, r->ops).held_copies);
     }
 }
 
@@ -300,6 +304,7 @@ static void micro_close(struct micro *u)
     for (int64_t b = 0; b < r->m.n_blocks; b++) {
         device_free(r->device, u->acts[b], u->act_bytes);
         device_free(r->device, u->saved[b], block_sizes(&r->m, b, &shape, r->ops).saved);
+        device_free(r->device, u->held[b], block_sizes(&r->m, b, &shape, r->ops).held_copies);
     }
     for (int64_t i = 0; i < u->rows * r->T; i++)
         r->row_loss[u->first * r->T + i] =
@@ -308,6 +313,7 @@ static void micro_close(struct micro *u)
     device_free(r->device, u->row_loss, u->loss_bytes);
     free(u->acts);
     free(u->saved);
+    free(u->held);
 }
 
 static void micro_block(struct micro *u, int64_t b, bool backward)
@@ -330,6 +336,7 @@ static void micro_block(struct micro *u, int64_t b, bool backward)
     u->run.block = b;
     u->run.x = b > 0 ? u->acts[b - 1] : NULL;
     u->run.saved = u->saved[b];
+    u->run.held = u->held[b];
     u->run.scratch = device_new(r, scratch);
     ok(backward ? block_backward(&u->run, &err) : block_forward(&u->run, &err), &err);
     device_free(r->device, u->run.scratch, scratch);
@@ -339,11 +346,9 @@ static void micro_forward(struct micro *u, int64_t last)
 {
     for (int64_t b = 0; b <= last; b++) {
         u->run.y = u->acts[b];
-        u->run.shape.train =
-            u->train && !(u->r->recompute && u->r->m.blocks[b].kind == BLOCK_LAYER);
+        u->run.first_forward = true;
         micro_block(u, b, false);
     }
-    u->run.shape.train = u->train;
 }
 
 static void micro_backward(struct micro *u)
@@ -351,7 +356,9 @@ static void micro_backward(struct micro *u)
     u->run.dy = u->run.dx = u->dstream;
     for (int64_t b = u->r->m.n_blocks - 1; b >= model_first_trained(&u->r->m); b--) {
         if (u->r->recompute && u->r->m.blocks[b].kind == BLOCK_LAYER) {
+            memset(u->saved[b], 0xFF, block_sizes(&u->r->m, b, &u->run.shape, u->r->ops).saved);
             u->run.y = NULL;
+            u->run.first_forward = false;
             micro_block(u, b, false);
         }
         micro_block(u, b, true);

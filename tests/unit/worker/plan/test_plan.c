@@ -151,6 +151,29 @@ Test(plan, refuses_what_does_not_fit_and_accepts_what_just_does)
     rig_fini(&r);
 }
 
+Test(plan, holds_as_many_rounded_layers_as_fit)
+{
+    struct rig r;
+    rig_init(&r, 6, 2);
+    r.in.policy = PLACE_CUDA;
+    struct plan *p = build(&r);
+    cr_expect_eq(p->chosen.rounded, 0);
+    plan_destroy(p);
+    r.in.fp8 = true;
+    p = build(&r);
+    cr_expect_eq(p->chosen.rounded, 6);
+    size_t most = p->claim[TIER_GPU];
+    plan_destroy(p);
+    r.in.limit[TIER_GPU] = most - 1; /* something is held less before less is kept for backward */
+    p = build(&r);
+    cr_expect_eq(p->chosen.cheap, 1);
+    cr_expect_lt(p->chosen.rounded, 6);
+    cr_expect_gt(p->chosen.rounded, 0);
+    cr_expect_lt(p->claim[TIER_GPU], most);
+    plan_destroy(p);
+    rig_fini(&r);
+}
+
 Test(plan, time_is_that_of_the_busiest_queue_at_least)
 {
     struct device_profile profile = {.flops_f32 = 1e9,
