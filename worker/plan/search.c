@@ -291,27 +291,41 @@ static bool claims_less(const struct search *s, struct plan_choices c,
     return less;
 }
 
-/* What hardly changes where things lie is tried on the fastest plan alone: how many updates run as
- * gradients arrive (too few, and the processor has nothing to do in backward; too many, and it has
- * nothing to do in the next forward, which waits for the last of them; with clip also whether there
- * is memory for their second states), and places that linger, for which fewer parameters stay over
- * the turn. */
-static void refine(struct search *s)
+/* Places that linger, for which fewer parameters stay over the turn. */
+static bool linger(struct search *s, struct plan_choices c, int64_t most_turns)
+{
+    c.linger = 1;
+    c.turn = 0;
+    if (!fits_in(s, c, ALL_TIERS, false))
+        return false;
+    best_that_fits(s, &c, &c.turn, 0, most_turns, ALL_TIERS);
+    return consider(s, c);
+}
+
+/* Fewer chunks that are resident leave memory in which others stay over the turn, and a queue waits
+ * less for the other: halving the step where none of the steps helps. */
+static void refine_residency(struct search *s)
+{
+    for (int64_t step = s->best->chosen.resident / 2; step > 0; step /= 2) {
+        struct plan_choices c = s->best->chosen;
+        int64_t groups = (s->in->micro_batches + c.group - 1) / c.group;
+        if (c.resident < step)
+            continue;
+        c.resident -= step;
+        linger(s, c, 2 * s->in->model->n_blocks * groups);
+    }
+}
+
+/* How many updates run as gradients arrive: too few, and the processor has nothing to do in
+ * backward; too many, and it has nothing to do in the next forward, which waits for the last of
+ * them; with clip also whether there is memory for their second states. */
+static void refine_early(struct search *s)
 {
     struct plan_choices c = s->best->chosen;
-    if (c.resident == s->n_chunks && !c.offload_boundaries)
-        return;
-    c.linger = 1;
-    int64_t turn = c.turn;
-    c.turn = 0;
-    if (fits_in(s, c, ALL_TIERS, false)) {
-        best_that_fits(s, &c, &c.turn, 0, turn, ALL_TIERS);
-        consider(s, c);
-    }
-    c = s->best->chosen;
     size_t claim[TIER_COUNT];
-    memcpy(claim, s->best->claim, sizeof claim);
     int64_t most = s->n_chunks;
+
+    memcpy(claim, s->best->claim, sizeof claim);
     if (s->in->clip)
         most = best_that_fits(s, &c, &c.early, 0, most, ALL_TIERS);
     for (int64_t k = 1; k <= EARLY_STEPS; k++) {
@@ -320,6 +334,21 @@ static void refine(struct search *s)
         if (!claims_less(s, c, claim))
             consider(s, c);
     }
+}
+
+/* What hardly changes the kind of plan is tried on the fastest one alone. */
+static void refine(struct search *s)
+{
+    struct plan_choices c = s->best->chosen;
+    if (c.resident == s->n_chunks && !c.offload_boundaries)
+        return;
+    linger(s, c, c.turn);
+    refine_early(s);
+    if (c.resident == s->n_chunks || s->in->force.resident != PLAN_AUTO)
+        return;
+    refine_residency(s);
+    if (s->best->chosen.resident != c.resident)
+        refine_early(s);
 }
 
 /* ---- refusing -----------------------------------------------------------------------------------
