@@ -26,8 +26,8 @@ enum {
     LENGTH = 1024,
     ROWS = 8,
     VOCAB = 1024,
-    WARM_UP = 3,
-    STEPS = 5
+    WARM_UP = 40, /* steps, of 10 to 40 ms: until the GPU has no more power to spare */
+    STEPS = 15
 };
 
 struct trial {
@@ -130,11 +130,18 @@ static void finish(struct trial *t)
         device_close(t->device);
 }
 
-/* Seconds of the fastest step, and the flops of one layer. */
+static int ascending(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* Seconds of a step, the median, and the flops of one layer. */
 static int time_steps(int hidden, int64_t layers, double *seconds, double *flops, struct err *err)
 {
     struct trial t = {0};
     struct step_result result;
+    double took[STEPS];
     int rc = 0;
 
     TRY(start(&t, hidden, layers, err));
@@ -144,10 +151,11 @@ static int time_steps(int hidden, int64_t layers, double *seconds, double *flops
         double begun = clock_monotonic();
         TRY(executor_step(t.executor, 0, &in, err));
         TRY(executor_collect(t.executor, 0, &result, err));
-        double took = clock_monotonic() - begun;
-        if (step > WARM_UP && (step == WARM_UP + 1 || took < *seconds))
-            *seconds = took;
+        if (step > WARM_UP)
+            took[step - WARM_UP - 1] = clock_monotonic() - begun;
     }
+    qsort(took, STEPS, sizeof *took, ascending);
+    *seconds = took[STEPS / 2];
     const struct block_shape *s = &t.plan->shapes[LIST_TRAIN];
     *flops = block_flops(&t.model, 1, s, false) + block_flops(&t.model, 1, s, true);
 out:
@@ -181,12 +189,10 @@ int probe_layers(struct device_profile *profile, struct err *err)
     double ratio = (double)NARROW / WIDE;
     double products = (narrow - wide * ratio) / (narrow_flops - wide_flops * ratio);
     double passes = (wide - wide_flops * products) / (pass * WIDE);
-    bool sensible = products > 0 && passes >= 1 && 1 / products >= profile->flops_bf16 / 4;
-    profile->flops_layer = sensible ? fmin(1 / products, profile->flops_bf16) : wide_flops / wide;
-    profile->layer_passes =
-        sensible ? (wide - wide_flops / profile->flops_layer) / (pass * WIDE) : 1;
-    if (profile->layer_passes < 1)
-        profile->layer_passes = 1;
+    /* A wide layer draws more power, so the fit's rate may be higher than any that is reached. */
+    bool sensible = products > 0 && passes >= 1 && 1 / products <= 2 * profile->flops_bf16;
+    profile->flops_layer = sensible ? 1 / products : wide_flops / wide;
+    profile->layer_passes = sensible ? passes : 1;
 out:
     return rc;
 }

@@ -98,8 +98,8 @@ static double block_seconds(const struct plan *p, enum plan_list list, const str
     double pass = (double)(s->B * s->T * p->in.model->config.hidden) *
                   (double)dtype_size(p->types.compute) / d->memory_rate;
     double adapters = adapter_seconds(p, list, i->block, backward, d);
-    return decode + adapters + flops / fmin(d->flops_layer, d->flops_bf16) +
-           pass * d->layer_passes * (backward ? 2.0 : 1.0) / 3.0;
+    double passes = pass * d->layer_passes * (backward ? 2.0 : 1.0) / 3.0;
+    return decode + adapters + fmax(flops / d->flops_layer + passes, flops / d->flops_bf16);
 }
 
 static double instr_seconds(const struct plan *p, enum plan_list list, const struct instr *i,
