@@ -158,6 +158,7 @@ out:
 
 struct updates {
     struct update_pool *pool;
+    char *aside; /* or NULL: in place */
     struct adamw_args args;
     double seconds;
     int rc;
@@ -190,10 +191,13 @@ static struct adamw_args update_args(char *memory, enum dtype param)
 static void *run_updates(void *ud)
 {
     struct updates *u = ud;
+    size_t part = (size_t)UPDATE_PARAMS * sizeof(float);
     double times[PROBE_RUNS];
     for (int k = -1; k < PROBE_RUNS && u->rc == 0; k++) {
         double start = clock_monotonic();
-        u->rc = update_pool_adamw(u->pool, &u->args);
+        u->rc = u->aside ? update_pool_adamw_aside(u->pool, &u->args, u->aside, u->aside + part,
+                                                   u->aside + 2 * part)
+                         : update_pool_adamw(u->pool, &u->args);
         if (k >= 0)
             times[k] = clock_monotonic() - start;
     }
@@ -232,7 +236,7 @@ static int update_rates(const struct copies *copies, struct device_profile *out,
 {
     bool cuda = copies->device->kind == DEVICE_CUDA;
     const struct op_table *ops = cuda ? NULL : device_ops(copies->device, DT_F32);
-    size_t bytes = 4 * (size_t)UPDATE_PARAMS * sizeof(float);
+    size_t part = (size_t)UPDATE_PARAMS * sizeof(float), bytes = 7 * part;
     void *memory = NULL;
     struct updates u = {0};
     int rc = 0;
@@ -245,6 +249,9 @@ static int update_rates(const struct copies *copies, struct device_profile *out,
     TRY(update_pool_create(update_pool_all_threads(), ops, &u.pool, err));
     TRY(update_rate(&u, NULL, &out->cpu_update_rate, err));
     TRY(update_rate(&u, copies, &out->cpu_update_copy_rate, err));
+    u.args.param = (char *)memory + 3 * part; /* a type beside a master: only such go aside */
+    u.aside = (char *)memory + 4 * part;
+    TRY(update_rate(&u, NULL, &out->cpu_update_aside_rate, err));
     /* no ceiling is lower than what has been seen */
     out->host_memory_rate = fmax(out->host_memory_rate, out->cpu_update_rate * UPDATE_BYTES);
 out:

@@ -3,6 +3,11 @@
  * moments in float, the master in float or split. One loop reads, computes and writes, so that the
  * processor computes on one block while the next ones are on their way from memory.
  */
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "kernels/adamw_aside.h"
 #include "kernels/cpu/cpu_common.h"
 #include "kernels/cpu/fast.h"
 #include "kernels/cpu/fast_math.h"
@@ -81,4 +86,91 @@ FAST_CLONES void fast_adamw_split_span(const struct adamw_consts *consts, int64_
         update(&c, BLOCK, grad + i, NULL, remainder + i, m + i, v + i, param + i);
     }
     update(&c, n - i, grad + i, NULL, remainder + i, m + i, v + i, param + i);
+}
+
+/* ---- aside --------------------------------------------------------------------------------------
+ */
+
+FAST_INLINE void fetch_once(const void *at, size_t bytes)
+{
+    for (size_t k = 0; k < bytes; k += LINE)
+        __builtin_prefetch((const char *)at + k, 0, 3);
+}
+
+/* Past the caches. `from` is aligned to a line. */
+FAST_INLINE void store_block(float *to, const float *from)
+{
+#if defined(__x86_64__)
+    for (int k = 0; k < BLOCK; k += 4)
+        _mm_stream_ps(to + k, _mm_load_ps(from + k));
+#else
+    memcpy(to, from, BLOCK * sizeof *from);
+#endif
+}
+
+/* A block's new state, in buffers; its gradient may lie in the parameter's place. */
+FAST_INLINE void update_aside(const struct adamw_consts *c, int64_t n,
+                              const uint16_t *restrict grad, const float *restrict master,
+                              const float *restrict m, const float *restrict v,
+                              float (*restrict new)[BLOCK], uint16_t *restrict param)
+{
+    for (int64_t i = 0; i < n; i++) {
+        float w = master[i], mi = m[i], vi = v[i];
+        adamw_element(c, from_bf16(grad[i]), &w, &mi, &vi);
+        new[0][i] = w;
+        new[1][i] = mi;
+        new[2][i] = vi;
+        param[i] = adamw_param_bf16(w);
+    }
+}
+
+FAST_CLONES static void aside_span(const struct adamw_consts *consts, int64_t n,
+                                   const uint16_t *grad, const float *const old[3],
+                                   float *const new[3], uint16_t *param)
+{
+    struct adamw_consts c = *consts;
+    _Alignas(LINE) float s[3][BLOCK];
+    _Alignas(LINE) uint16_t g[BLOCK];
+    const float *master = old[0], *m = old[1], *v = old[2];
+    int64_t i = 0;
+    for (; i + BLOCK <= n; i += BLOCK) {
+        fetch_once(grad + i + AHEAD, BLOCK * sizeof *grad);
+        fetch(param + i + AHEAD, BLOCK * sizeof *param);
+        fetch_once(master + i + AHEAD, BLOCK * sizeof *master);
+        fetch_once(m + i + AHEAD, BLOCK * sizeof *m);
+        fetch_once(v + i + AHEAD, BLOCK * sizeof *v);
+        memcpy(g, grad + i, sizeof g);
+        update_aside(&c, BLOCK, g, master + i, m + i, v + i, s, param + i);
+        for (int k = 0; k < 3; k++)
+            store_block(new[k] + i, s[k]);
+    }
+    memcpy(g, grad + i, (size_t)(n - i) * sizeof *g);
+    update_aside(&c, n - i, g, master + i, m + i, v + i, s, param + i);
+    for (int k = 0; k < 3; k++)
+        memcpy(new[k] + i, s[k], (size_t)(n - i) * sizeof *s[k]);
+}
+
+bool adamw_goes_aside(const struct adamw_args *a)
+{
+    return a->param && a->grad_type == DT_BF16 && a->param_type == DT_BF16 &&
+           a->master_type == DT_F32 && a->moment_type == DT_F32;
+}
+
+void adamw_aside(const struct adamw_args *a, void *master, void *m, void *v)
+{
+    struct adamw_consts decayed = cpu_adamw_consts(a, true), plain = cpu_adamw_consts(a, false);
+    int64_t cut = a->n_decay < a->n ? a->n_decay : a->n;
+    const float *old[3] = {a->master, a->m, a->v}, *old_plain[3];
+    float *new[3] = {master, m, v}, *new_plain[3];
+
+    for (int k = 0; k < 3; k++) {
+        old_plain[k] = old[k] + cut;
+        new_plain[k] = new[k] + cut;
+    }
+    aside_span(&decayed, cut, a->grad, old, new, a->param);
+    aside_span(&plain, a->n - cut, (const uint16_t *)a->grad + cut, old_plain, new_plain,
+               (uint16_t *)a->param + cut);
+#if defined(__x86_64__)
+    _mm_sfence();
+#endif
 }

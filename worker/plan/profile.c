@@ -20,12 +20,13 @@ const struct device_profile device_profile_nominal = {.flops_f32 = 4e14,
                                                       .host_memory_rate = 160e9,
                                                       .cpu_update_rate = 4.4e9,
                                                       .cpu_update_copy_rate = 3.4e9,
+                                                      .cpu_update_aside_rate = 4.0e9,
                                                       .disk_read_rate = 1.1e9,
                                                       .disk_write_rate = 1.5e9,
                                                       .disk_read_both_rate = 0.6e9,
                                                       .disk_write_both_rate = 0.6e9};
 
-enum { PROFILE_VERSION = 4, PROFILE_MAX_BYTES = 1 << 16 };
+enum { PROFILE_VERSION = 5, PROFILE_MAX_BYTES = 1 << 16 };
 
 struct rate_field {
     const char *key;
@@ -44,6 +45,7 @@ static const struct rate_field rates[] = {
     {"host_memory_rate", offsetof(struct device_profile, host_memory_rate)},
     {"cpu_update_rate", offsetof(struct device_profile, cpu_update_rate)},
     {"cpu_update_copy_rate", offsetof(struct device_profile, cpu_update_copy_rate)},
+    {"cpu_update_aside_rate", offsetof(struct device_profile, cpu_update_aside_rate)},
     {"disk_read_rate", offsetof(struct device_profile, disk_read_rate)},
     {"disk_write_rate", offsetof(struct device_profile, disk_write_rate)},
     {"disk_read_both_rate", offsetof(struct device_profile, disk_read_both_rate)},

@@ -18,8 +18,8 @@ struct device_profile {
     int64_t memory_free;          /* of these, what a process of its own found free          */
     int64_t host_memory;          /* bytes                                          */
     double flops_f32, flops_bf16; /* GEMM, multiply-add = 2                      */
-    double flops_layer;           /* of the products inside whole layers in bf16    */
-    double layer_passes;          /* and so often such a layer, forward and backward, moves its
+    double flops_layer;           /* a fit to layers of several widths: their products' rate, ... */
+    double layer_passes;          /* ... and how often a layer, forward and backward, moves its
                                      rows of hidden values through device memory    */
     double memory_rate;           /* device memory, bytes read + written a second   */
     double h2d_rate, d2h_rate;    /* pinned                                         */
@@ -27,6 +27,7 @@ struct device_profile {
     double host_memory_rate;                /* bytes read + written a second, all processors   */
     double cpu_update_rate;                 /* AdamW on the CPU, parameters a second          */
     double cpu_update_copy_rate;            /* while copies run both ways                     */
+    double cpu_update_aside_rate;           /* alone, the new state to another place */
     double disk_read_rate, disk_write_rate; /* past the page cache, of one volume */
     double disk_read_both_rate, disk_write_both_rate; /* each, while the other runs         */
 };

@@ -102,6 +102,13 @@ static double block_seconds(const struct plan *p, enum plan_list list, const str
     return decode + adapters + fmax(flops / d->flops_layer + passes, flops / d->flops_bf16);
 }
 
+static double cpu_update_seconds(const struct plan *p, const struct instr *i,
+                                 const struct device_profile *d)
+{
+    double rate = i->shadow == NO_PLACE ? d->cpu_update_rate : d->cpu_update_aside_rate;
+    return (double)p->chunk[i->chunk].slices[i->slice].n / rate;
+}
+
 static double instr_seconds(const struct plan *p, enum plan_list list, const struct instr *i,
                             const struct device_profile *d, bool at_best)
 {
@@ -114,7 +121,7 @@ static double instr_seconds(const struct plan *p, enum plan_list list, const str
                d->memory_rate;
     case INSTR_UPDATE:
         if (i->queue == QUEUE_CPU)
-            return (double)p->chunk[i->chunk].slices[i->slice].n / d->cpu_update_rate;
+            return cpu_update_seconds(p, i, d);
         return update_bytes(p, i) / d->memory_rate;
     case INSTR_CONFIRM: /* it holds */
         return 0;
@@ -325,7 +332,7 @@ static void set_speculation(const struct plan *p, const struct instr_list *l,
     for (int64_t n = 0; n < l->n; n++) {
         const struct instr *i = &l->items[n];
         if (i->op == INSTR_CONFIRM && speculation != SPECULATION_HOLDS)
-            alone[n] = (double)p->chunk[i->chunk].slices[i->slice].n / d->cpu_update_rate;
+            alone[n] = cpu_update_seconds(p, i, d);
         if (i->op == INSTR_UPDATE && i->shadow != NO_PLACE && speculation == SPECULATION_OFF)
             alone[n] = 0;
     }

@@ -7,19 +7,14 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 #include "core/alloc.h"
+#include "kernels/adamw_aside.h"
 #include "kernels/device.h"
 
 enum {
     COPY_PIECE = 1 << 22, /* bytes */
     PIECE = 1 << 16,    /* elements: far more than a piece's overhead, few enough to end together */
-    ASIDE = 1 << 11,    /* elements of a block that is updated aside */
-    AHEAD = 2,          /* blocks that are fetched before they are copied */
-    LINE = 64,          /* bytes of a cache line */
     SPINS = 1 << 12,    /* looks at the ticket before sleeping: some 50 microseconds */
     SPINS_DONE = 1 << 8 /* before yielding, for the last pieces of others */
 };
@@ -37,7 +32,7 @@ struct update_pool {
 
     int (*run)(struct update_pool *p, int64_t piece); /* the update, or a copy */
     struct adamw_args args;
-    char *aside[3]; /* where new master, m and v go */
+    void *aside[3]; /* where new master, m and v go */
     char *to;
     const char *from; /* NULL: zeros */
     size_t bytes;
@@ -84,12 +79,6 @@ static uint64_t work(struct update_pool *p)
         t = __atomic_load_n(&p->ticket, __ATOMIC_ACQUIRE);
     }
     return t;
-}
-
-static void fetch(const char *at, size_t bytes)
-{
-    for (size_t k = 0; k < bytes; k += LINE)
-        __builtin_prefetch(at + k, 0, 3);
 }
 
 static void relax(void)
@@ -244,44 +233,22 @@ int update_pool_adamw(struct update_pool *p, const struct adamw_args *a)
     return run_all(p, run_update, (a->n + PIECE - 1) / PIECE);
 }
 
-/* `to` past the caches, which would read it before they write it. */
-static void store_past_caches(char *to, const char *from, size_t bytes)
-{
-    size_t k = 0;
-#if defined(__x86_64__)
-    for (; (uintptr_t)to % 16 == 0 && k + 16 <= bytes; k += 16)
-        _mm_stream_si128((__m128i *)(to + k), _mm_load_si128((const __m128i *)(from + k)));
-#endif
-    memcpy(to + k, from + k, bytes - k);
-}
-
-/* Block after block in buffers that a core's own cache holds. */
 static int run_aside(struct update_pool *p, int64_t piece)
 {
-    _Alignas(64) char master[ASIDE * sizeof(double)], m[sizeof master], v[sizeof master];
-    char *buffer[3] = {master, m, v};
-    struct adamw_args whole = part_of(&p->args, piece * PIECE, PIECE);
-    int rc = 0;
+    struct adamw_args a = part_of(&p->args, piece * PIECE, PIECE);
+    void **old[3] = {&a.master, &a.m, &a.v};
+    enum dtype types[3] = {a.master_type, a.moment_type, a.moment_type};
+    void *new[3];
 
-    for (int64_t first = 0; first < whole.n && rc == 0; first += ASIDE) {
-        struct adamw_args a = part_of(&whole, first, ASIDE);
-        void **at[3] = {&a.master, &a.m, &a.v};
-        size_t each[3] = {dtype_size(a.master_type), dtype_size(a.moment_type),
-                          dtype_size(a.moment_type)};
-        for (int k = 0; k < 3; k++) {
-            fetch((const char *)*at[k] + AHEAD * ASIDE * each[k], ASIDE * each[k]);
-            memcpy(buffer[k], *at[k], (size_t)a.n * each[k]);
-            *at[k] = buffer[k];
-        }
-        rc = p->ops->adamw(p->stream, &a);
-        for (int k = 0; k < 3; k++)
-            store_past_caches(p->aside[k] + (size_t)(piece * PIECE + first) * each[k], buffer[k],
-                              (size_t)a.n * each[k]);
+    for (int k = 0; k < 3; k++)
+        new[k] = advanced(p->aside[k], piece * PIECE, types[k]);
+    if (adamw_goes_aside(&a)) {
+        adamw_aside(&a, new[0], new[1], new[2]);
+        return 0;
     }
-#if defined(__x86_64__)
-    _mm_sfence();
-#endif
-    return rc;
+    for (int k = 0; k < 3; k++)
+        *old[k] = memcpy(new[k], *old[k], (size_t)a.n * dtype_size(types[k]));
+    return p->ops->adamw(p->stream, &a);
 }
 
 int update_pool_adamw_aside(struct update_pool *p, const struct adamw_args *a, void *master,

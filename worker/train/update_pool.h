@@ -30,8 +30,8 @@ void update_pool_destroy(struct update_pool *p);
 
 /* The table's return code. Everything has been written when it returns. */
 int update_pool_adamw(struct update_pool *p, const struct adamw_args *a);
-/* Likewise, but master and moments stay as they are, and the new ones go where they are told: past
- * the caches, so that memory moves the same bytes. Beside a master alone. */
+/* Likewise, but master and moments stay as they are, and the new ones go where they are told:
+ * kernels/adamw_aside.h. Beside a whole master alone. */
 int update_pool_adamw_aside(struct update_pool *p, const struct adamw_args *a, void *master,
                             void *m, void *v);
 /* Copy what memcpy would, or zeros where `from` is NULL: between updates, for loading. */

@@ -154,3 +154,43 @@ Test(overlap, a_slow_disk_is_never_idle)
     }
     rig_fini(&r);
 }
+
+/* Clipping takes backward from the processor; updates ahead of the norm give it back, where writing
+ * a second state costs less than that. */
+Test(overlap, speculative_updates_run_in_backward_where_that_is_faster)
+{
+    struct device_profile profile = {.flops_f32 = 1e9,
+                                     .flops_bf16 = 1e9,
+                                     .flops_layer = 1e9,
+                                     .layer_passes = 1,
+                                     .memory_rate = 1e12,
+                                     .h2d_rate = 1e12,
+                                     .d2h_rate = 1e12,
+                                     .h2d_both_rate = 1e12,
+                                     .d2h_both_rate = 1e12,
+                                     .host_memory_rate = 1e12,
+                                     .cpu_update_rate = 4e6,
+                                     .cpu_update_copy_rate = 4e6};
+    struct plan_simulation sim[4];
+    int64_t early[4];
+    struct rig r;
+    rig_init(&r, 8, 1);
+    r.in.ops = device_ops(r.device, DT_BF16);
+    r.in.policy = PLACE_CPU;
+    r.in.profile = &profile;
+    for (int k = 0; k < 4; k++) { /* without clip; with clip as ever, ahead, ahead but slowly */
+        r.in.clip = k > 0;
+        r.in.force.early = k == 1 ? 0 : PLAN_AUTO;
+        profile.cpu_update_aside_rate = k == 3 ? 4e5 : 4e6;
+        struct plan *p = build(&r);
+        cr_assert_eq(plan_simulate(p, LIST_TRAIN, &sim[k], NULL), 0);
+        early[k] = p->chosen.early;
+        plan_destroy(p);
+    }
+    cr_expect_lt(sim[2].seconds, 0.95 * sim[1].seconds, "%g, %g", sim[2].seconds, sim[1].seconds);
+    cr_expect_lt(sim[2].seconds, 1.05 * sim[0].seconds, "%g, %g", sim[2].seconds, sim[0].seconds);
+    cr_expect_gt(sim[2].break_even, 0.1);
+    cr_expect_leq(sim[2].break_even, 1);
+    cr_expect(early[2] > 0 && early[3] == 0 && sim[1].break_even == 0 && sim[3].break_even == 0);
+    rig_fini(&r);
+}

@@ -337,6 +337,7 @@ Test(profile, survives_a_round_trip_and_refuses_nonsense)
                                 .host_memory_rate = 9e10,
                                 .cpu_update_rate = 6e8,
                                 .cpu_update_copy_rate = 5e8,
+                                .cpu_update_aside_rate = 4e8,
                                 .disk_read_rate = 7e8,
                                 .disk_write_rate = 8e8,
                                 .disk_read_both_rate = 5e8,
@@ -351,6 +352,7 @@ Test(profile, survives_a_round_trip_and_refuses_nonsense)
     cr_expect_eq(out.host_memory, 6);
     cr_expect_eq(out.disk_write_rate, 8e8);
     cr_expect_eq(out.disk_write_both_rate, 6e8);
+    cr_expect_eq(out.cpu_update_aside_rate, 4e8);
     in.memory_rate = 0; /* a rate of nothing would make every plan take forever */
     cr_assert_eq(device_profile_save(path, &in, &err), 0);
     cr_expect_eq(device_profile_load(path, &out, &err), ERR_INVALID);
