@@ -1,7 +1,7 @@
 /*
  * castor-worker --probe [DIRECTORY]: the device profile of this machine. Each rate is the median of
  * PROBE_RUNS runs long enough to leave caches and start-up behind, and those of the disk, which is
- * the one of DIRECTORY, are of seconds; the whole takes some ten of them.
+ * the one of DIRECTORY, are of seconds; the whole takes half a minute a device.
  */
 #include <stdio.h>
 #include <stdlib.h>
