@@ -9,6 +9,7 @@
 #include "worker/train/event_writer.h"
 #include "worker/train/executor.h"
 #include "worker/train/session.h"
+#include "worker/train/speculation.h"
 #include "worker/train/trainer.h"
 
 enum run_end { RUN_GOES_ON, RUN_CANCELLED, RUN_PAUSED, RUN_PREEMPTED, RUN_EARLY_STOP };
@@ -23,8 +24,7 @@ struct run {
     struct plan *plan;
     double planned_seconds, bound_seconds; /* of a step */
     double cpu_update_share;
-    double break_even;                   /* plan_simulation */
-    double clip_rate;                    /* share of the steps that clipped, smoothed */
+    struct speculation speculation;
     int64_t clipped_steps, redone_steps; /* of this attempt */
     struct comm *comm;
     struct crumb *crumb;

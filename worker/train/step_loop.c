@@ -59,7 +59,7 @@ int run_queue_step(struct run *r, int64_t step, struct run_step *out, struct err
     int64_t batch = s->spec.hyper.batch_size.value;
     int64_t row = (step - 1) % s->steps_per_epoch * batch;
     struct run_step q = {.learning_rate = lr_at(&s->spec.optimization, step, s->total_steps),
-                         .speculates = r->clip_rate < r->break_even};
+                         .speculates = speculation_next(&r->speculation)};
     int rc = 0;
 
     for (int64_t m = 0; m < s->micro_batches; m++) {
@@ -97,11 +97,11 @@ static struct event_memory tier_memory(const struct run *r, enum plan_tier tier,
         .planned_peak = (int64_t)r->plan->claim[tier], .peak = (int64_t)peak, .now = (int64_t)now};
 }
 
-/* Clipping undoes what speculative updates did: the steps to come know how often that happens. */
-static void count_clips(struct run *r, const struct pending *p, const struct step_result *res)
+static void count_clips(struct run *r, const struct pending *p, const struct step_result *res,
+                        double seconds)
 {
     bool undone = res->clipped || !res->finite;
-    r->clip_rate = 0.9 * r->clip_rate + 0.1 * undone;
+    speculation_note(&r->speculation, p->given.speculates, undone, seconds);
     r->clipped_steps += res->clipped;
     r->redone_steps += undone && p->given.speculates;
 }
@@ -116,7 +116,7 @@ static int report_step(struct loop *l, const struct pending *p, const struct ste
     double speed = (double)p->given.tokens / seconds;
 
     r->speed = r->speed > 0 ? 0.9 * r->speed + 0.1 * speed : speed;
-    count_clips(r, p, res);
+    count_clips(r, p, res, seconds);
     r->state.step = p->step;
     r->state.trained_tokens += p->given.tokens;
     r->state.train_loss = res->loss_sum / n;

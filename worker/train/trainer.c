@@ -167,7 +167,7 @@ static int prepare_plan(struct run *r, struct err *err)
     TRY(plan_simulate(r->plan, LIST_TRAIN, &sim, err));
     r->planned_seconds = sim.seconds;
     r->bound_seconds = sim.bound;
-    r->break_even = sim.break_even;
+    r->speculation.break_even = sim.break_even;
     r->cpu_update_share = cpu_update_share(r->plan);
     TRY(session_report(&r->session, r->plan, kind, r->device->name, &report, err));
     json_t *j = plan_report_to_json(&report);
