@@ -21,6 +21,7 @@ struct attn_params {
     void *o, *dq, *dk, *dv;
     float *lse, *delta; /* (B, H, T) */
     int chunk;          /* heads at a time: attn_hopper.cuh */
+    int *next;          /* the item that no block has taken yet, or NULL: attn_hopper.cuh */
     const int2 *spans;  /* least and greatest first_key of each tile of rows, or NULL */
 };
 
@@ -57,6 +58,7 @@ static inline struct attn_params attn_resolve(const struct attn_args *a)
     p.lse = (float *)a->lse;
     p.delta = (float *)a->workspace;
     p.spans = NULL;
+    p.next = NULL;
     p.chunk = p.B * p.H; /* all */
     return p;
 }

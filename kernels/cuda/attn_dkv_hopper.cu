@@ -5,29 +5,16 @@
  */
 #include "kernels/cuda/attn_hopper.cuh"
 
-/* DEFER: the sums of a tile run under the arithmetic of the next. */
-template <typename T, int D, int NC, int STAGES, bool DEFER_>
-struct dkv_shape : pass_shape<T, D, NC, SPAN, STAGES, D == 64 ? 0 : 2, 2 * SPAN> {
+/* At D 256 the warpgroups share 64 keys, one sums dv and one dk: for both there is no room. */
+template <int D, int NC> static constexpr int dkv_keys = D <= 128 ? NC * 64 : 64;
+
+/* DEFER: the sums of a tile run under the arithmetic of the next; k and v are then operands in
+ * registers. Without it they must not be: ptxas 13.0 has the sums' operands overwrite them. */
+template <typename T, int D, int NC, int STAGES, int AHEAD, bool DEFER_>
+struct dkv_shape : pass_shape<T, D, NC, dkv_keys<D, NC>, SPAN, STAGES, 2, AHEAD, 2 * SPAN> {
     static constexpr int BQ = SPAN;
-    static constexpr bool REGISTERS = D == 64, DEFER = DEFER_; /* k and v as operands */
+    static constexpr bool DEFER = DEFER_;
 };
-
-struct dkv_item {
-    int b, kv, key0;
-};
-
-template <typename S>
-__device__ __forceinline__ struct dkv_item dkv_item(const struct attn_params &p, int at)
-{
-    struct item_place place = item_place(p, at, p.B * p.KV, (p.S + S::BM - 1) / S::BM);
-    /* The first keys are seen by most queries. */
-    return {place.head / p.KV, place.head % p.KV, place.block * S::BM};
-}
-
-template <typename S> __host__ __device__ static inline int dkv_items(const struct attn_params &p)
-{
-    return p.B * p.KV * ((p.S + S::BM - 1) / S::BM);
-}
 
 struct tile_walk { /* the tiles of queries that a block of keys meets, head after head */
     int h, h_end, tile, tile_begin, tile_end, clear;
@@ -47,49 +34,18 @@ __device__ __forceinline__ void walk_settle(struct tile_walk &w, const struct at
     }
 }
 
+/* By one thread. */
 template <typename S>
-__device__ __forceinline__ void dkv_fill(const struct attn_params &p, int b,
-                                         const struct tile_walk &w, const struct stages<S> &shared,
+__device__ __forceinline__ void dkv_fill(const struct pass_params &pass,
+                                         const struct stages<S> &shared, int b, int h, int row,
                                          int stage)
 {
-    using T = typename S::T;
-    int row = w.tile * S::BQ, i = threadIdx.x % S::BQ;
-    T *tile = shared.tiles + stage * 2 * S::TILE;
-    const T *q = (const T *)p.q + (int64_t)b * p.T * p.ldq + (int64_t)w.h * p.D;
-    const T *d = (const T *)p.dout + (int64_t)b * p.T * p.ldo + (int64_t)w.h * p.D;
-    panel_fill<T, S::BQ, S::D>(tile, q, p.ldq, row, p.T, p.D);
-    panel_fill<T, S::BQ, S::D>(tile + S::TILE, d, p.ldo, row, p.T, p.D);
-    bool second = threadIdx.x % GROUP >= S::BQ, inside = row + i < p.T;
-    const float *from = (second ? p.delta : lse2_of(p)) + ((int64_t)b * p.H + w.h) * p.T;
-    float *to = shared.stats + (stage * 2 + second) * S::BQ + i; /* lse, delta */
-    copy4_async(to, from + (inside ? row + i : 0), inside);
-}
-
-template <typename S>
-__device__ __forceinline__ void dkv_copy(const struct attn_params &p,
-                                         const struct stages<S> &shared, int at, ring<S::STAGES> &r)
-{
-    struct dkv_item item = dkv_item<S>(p, at);
-    int key_last = min(item.key0 + S::BM, p.S) - 1, state;
-    struct tile_walk w;
-    w.h = item.kv * p.group;
-    w.h_end = w.h + p.group;
-    w.tile = w.tile_begin = item.key0 / S::BQ; /* query i sees keys up to i */
-    w.tile_end = (p.T + S::BQ - 1) / S::BQ;
-    walk_settle<S::BQ>(w, p, item.b, key_last);
-    do {
-        struct stage_head head = {w.tile * S::BQ, w.h, w.clear, 0};
-        barrier_wait(&shared.empty[r.at], r.phase ^ 1);
-        if (w.h < w.h_end) {
-            head.state = STAGE_TILE;
-            dkv_fill<S>(p, item.b, w, shared, r.at);
-            w.tile++;
-            walk_settle<S::BQ>(w, p, item.b, key_last);
-        }
-        head.state = state = head.state | (w.h < w.h_end ? 0 : STAGE_LAST);
-        stage_filled(shared, r.at, head);
-        r.next();
-    } while (!(state & STAGE_LAST));
+    uint32_t full = shared.full + stage * 8;
+    barrier_expect(full, 2 * S::TILE_BYTES + S::STATS * 4);
+    tile_fetch<S::BQ, S::D>(shared.tile(stage, 0), &pass.q, full, h, row, b);
+    tile_fetch<S::BQ, S::D>(shared.tile(stage, 1), &pass.d, full, h, row, b);
+    bulk_fetch(shared_address(shared.stats + stage * S::STATS),
+               pass.p.delta + stats_row(pass.p, b, h, row), S::STATS * 4, full);
 }
 
 /* Where a warpgroup stands: keys from `key0`, its thread's first `key`, queries from `row0`. */
@@ -97,8 +53,13 @@ struct dkv_place {
     int b, h, key0, key, row0;
 };
 
+static __device__ __forceinline__ enum mask dkv_mask(const struct dkv_place &at, int clear)
+{
+    return tile_mask(at.key0, at.key0 + 63, at.row0, clear);
+}
+
 /* Scores to probabilities; rows are keys, columns queries. */
-template <int BQ, bool MASKED>
+template <int BQ, enum mask MASK>
 __device__ __forceinline__ void dkv_probabilities(const struct attn_params &p,
                                                   const struct dkv_place &at, const float *lse,
                                                   float (&s)[BQ / 8][4])
@@ -111,13 +72,13 @@ __device__ __forceinline__ void dkv_probabilities(const struct attn_params &p,
 #pragma unroll
         for (int odd = 0; odd < 2; odd++) {
             int i = at.row0 + column + odd;
-            int first = MASKED ? attn_first(p, at.b, min(i, p.T - 1)) : 0;
+            int first = MASK == MASK_FIRST ? attn_first(p, at.b, min(i, p.T - 1)) : 0;
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 int key = at.key + half * 8;
                 float &x = s[n][half * 2 + odd];
                 x = fast_exp2(fmaf(x, scale, odd ? -lse2.y : -lse2.x));
-                if (MASKED && (key > i || key < first))
+                if (MASK != MASK_NONE && (key > i || key < first))
                     x = 0;
             }
         }
@@ -129,10 +90,13 @@ __device__ __forceinline__ void dkv_probabilities(const struct attn_params &p,
                                                   const struct dkv_place &at, int clear,
                                                   const float *lse, float (&s)[BQ / 8][4])
 {
-    if (at.key0 + 63 > at.row0 || at.key0 < clear)
-        dkv_probabilities<BQ, true>(p, at, lse, s);
+    enum mask mask = dkv_mask(at, clear);
+    if (mask == MASK_FIRST)
+        dkv_probabilities<BQ, MASK_FIRST>(p, at, lse, s);
+    else if (mask == MASK_CAUSAL)
+        dkv_probabilities<BQ, MASK_CAUSAL>(p, at, lse, s);
     else
-        dkv_probabilities<BQ, false>(p, at, lse, s);
+        dkv_probabilities<BQ, MASK_NONE>(p, at, lse, s);
 }
 
 /* Their gradients, from dp = v dout^T: ds = p (dp - delta), without `scale`. */
@@ -146,6 +110,25 @@ __device__ __forceinline__ void dkv_gradients(const float *delta, const float (&
 #pragma unroll
         for (int e = 0; e < 4; e++)
             dp[n][e] = s[n][e] * (dp[n][e] - (e % 2 ? d.y : d.x));
+    }
+}
+
+/* Both. The caller waits for sums behind this branch: ptxas moves a wait up within a block. */
+template <int BQ>
+__device__ __forceinline__ void dkv_both(const struct attn_params &p, const struct dkv_place &at,
+                                         int clear, const float *lse, const float *delta,
+                                         float (&s)[BQ / 8][4], float (&dp)[BQ / 8][4])
+{
+    enum mask mask = dkv_mask(at, clear);
+    if (mask == MASK_FIRST) {
+        dkv_probabilities<BQ, MASK_FIRST>(p, at, lse, s);
+        dkv_gradients<BQ>(delta, s, dp);
+    } else if (mask == MASK_CAUSAL) {
+        dkv_probabilities<BQ, MASK_CAUSAL>(p, at, lse, s);
+        dkv_gradients<BQ>(delta, s, dp);
+    } else {
+        dkv_probabilities<BQ, MASK_NONE>(p, at, lse, s);
+        dkv_gradients<BQ>(delta, s, dp);
     }
 }
 
@@ -212,7 +195,7 @@ __device__ __forceinline__ void dkv_extra(const struct attn_params &p, const str
 }
 
 template <typename S> struct dkv_rows {
-    kept_rows<typename S::T, S::D, S::REGISTERS> k, v;
+    kept_rows<S::D, S::BM, S::DEFER> k, v;
     float dk[S::D / 8][4], dv[S::D / 8][4];
 };
 
@@ -222,7 +205,7 @@ __device__ __forceinline__ void dv_sum(const struct stages<S> &shared, int stage
                                        const uint32_t (&a)[S::BQ / 16][4], struct dkv_rows<S> &rows)
 {
     wgmma_begin();
-    tile_sum<typename S::T, S::D, S::BQ>(rows.dv, a, shared.tiles + (stage * 2 + 1) * S::TILE);
+    tile_sum<typename S::T, S::D, S::BQ>(rows.dv, a, shared.tile(stage, 1));
     wgmma_commit();
 }
 
@@ -232,7 +215,7 @@ __device__ __forceinline__ void dk_sum(const struct stages<S> &shared, int stage
                                        const uint32_t (&a)[S::BQ / 16][4], struct dkv_rows<S> &rows)
 {
     wgmma_begin();
-    tile_sum<typename S::T, S::D, S::BQ>(rows.dk, a, shared.tiles + stage * 2 * S::TILE);
+    tile_sum<typename S::T, S::D, S::BQ>(rows.dk, a, shared.tile(stage, 0));
     wgmma_commit();
 }
 
@@ -244,6 +227,18 @@ __device__ __forceinline__ void dkv_sums_done(const struct stages<S> &shared, in
     acc_settle(rows.dk);
     acc_settle(rows.dv);
     stage_release(shared, stage);
+}
+
+/* Both, to the end. */
+template <typename S>
+__device__ __forceinline__ void dkv_sums(const struct stages<S> &shared, int stage,
+                                         const uint32_t (&a)[S::BQ / 16][4],
+                                         const uint32_t (&c)[S::BQ / 16][4],
+                                         struct dkv_rows<S> &rows)
+{
+    dv_sum<S>(shared, stage, a, rows);
+    dk_sum<S>(shared, stage, c, rows);
+    dkv_sums_done<S>(shared, stage, rows);
 }
 
 /* Probabilities and gradients of one tile as operands a and c. The sums of the tile before, of
@@ -258,29 +253,26 @@ __device__ __forceinline__ void dkv_tile(const struct attn_params &p,
 {
     using T = typename S::T;
     constexpr int D = S::D, BQ = S::BQ, BEHIND = FIRST ? 0 : 2;
-    const T *q = shared.tiles + stage * 2 * S::TILE;
-    const float *lse = shared.stats + stage * 2 * BQ, *delta = lse + BQ;
+    const float *lse = shared.stats + stage * S::STATS, *delta = lse + BQ;
     float s[BQ / 8][4], dp[BQ / 8][4];
-    wgmma_publish();
     wgmma_begin();
-    kept_product<T, D, BQ>(s, rows.k, q);
+    kept_product<T, D, BQ>(s, rows.k, shared.tile(stage, 0));
     wgmma_commit();
-    kept_product<T, D, BQ>(dp, rows.v, q + S::TILE);
+    kept_product<T, D, BQ>(dp, rows.v, shared.tile(stage, 1));
     wgmma_commit();
     if (!FIRST) {
         dv_sum<S>(shared, busy, a, rows);
         dk_sum<S>(shared, busy, c, rows);
     }
-    wgmma_wait<BEHIND + 1>();
-    acc_settle(s);
-    if (!EXTRA)
-        dkv_probabilities<BQ>(p, at, clear, lse, s);
     wgmma_wait<BEHIND>();
+    acc_settle(s);
     acc_settle(dp);
     if (EXTRA)
         dkv_extra<BQ>(p, at, clear, lse, delta, s, dp);
     else
-        dkv_gradients<BQ>(delta, s, dp);
+        dkv_both<BQ>(p, at, clear, lse, delta, s, dp);
+    acc_settle(s);
+    acc_settle(dp);
     if (!FIRST)
         dkv_sums_done<S>(shared, busy, rows);
     pack_operand<T, BQ>(a, s);
@@ -296,15 +288,13 @@ __device__ __forceinline__ void dkv_whole_tile(const struct attn_params &p,
 {
     using T = typename S::T;
     constexpr int D = S::D, BQ = S::BQ;
-    const T *q = shared.tiles + stage * 2 * S::TILE;
-    const float *lse = shared.stats + stage * 2 * BQ, *delta = lse + BQ;
+    const float *lse = shared.stats + stage * S::STATS, *delta = lse + BQ;
     float s[BQ / 8][4], dp[BQ / 8][4];
     uint32_t a[BQ / 16][4];
-    wgmma_publish();
     wgmma_begin();
-    kept_product<T, D, BQ>(s, rows.k, q);
+    kept_product<T, D, BQ>(s, rows.k, shared.tile(stage, 0));
     wgmma_commit();
-    kept_product<T, D, BQ>(dp, rows.v, q + S::TILE);
+    kept_product<T, D, BQ>(dp, rows.v, shared.tile(stage, 1));
     wgmma_commit();
     if (EXTRA) {
         wgmma_wait<0>();
@@ -329,83 +319,249 @@ __device__ __forceinline__ void dkv_whole_tile(const struct attn_params &p,
     dkv_sums_done<S>(shared, stage, rows);
 }
 
+/* The tiles of one item, of a warpgroup with keys from `first` on. */
 template <typename S, bool EXTRA>
-__device__ __forceinline__ void dkv_compute(const struct attn_params &p,
-                                            const struct stages<S> &shared,
-                                            const struct dkv_item &item, ring<S::STAGES> &r)
+__device__ __forceinline__ void dkv_tiles(const struct attn_params &p,
+                                          const struct stages<S> &shared, int b, int first,
+                                          struct dkv_rows<S> &rows, ring<S::STAGES> &r)
 {
-    using T = typename S::T;
-    constexpr int D = S::D;
-    int first = item.key0 + threadIdx.x / GROUP * 64, busy = -1, state;
-    struct dkv_rows<S> rows;
-    int64_t token = (int64_t)item.b * p.S, column = (int64_t)item.kv * p.D;
-    const T *k = (const T *)p.k + token * p.ldk + column;
-    const T *v = (const T *)p.v + token * p.ldv + column;
-    pair_load<T, D>(rows.k, rows.v, shared.kept, k, p.ldk, v, p.ldv, first, p.S, p.D);
-    rows_clear(rows.dk);
-    rows_clear(rows.dv);
     uint32_t a[S::BQ / 16][4], c[S::BQ / 16][4];
+    int key = first + threadIdx.x % GROUP / 32 * 16 + threadIdx.x % 32 / 4;
+    int busy = -1; /* the stage whose sums are not yet queued */
+    bool last;
     do {
-        barrier_wait(&shared.full[r.at], r.phase);
+        stage_wait(shared, r);
         struct stage_head head = shared.heads[r.at];
-        state = head.state;
-        if ((state & STAGE_TILE) && head.first + S::BQ > first && first < p.S) {
-            int key = first + threadIdx.x % GROUP / 32 * 16 + threadIdx.x % 32 / 4;
-            struct dkv_place place = {item.b, head.head, first, key, head.first};
-            if (!S::DEFER) {
-                dkv_whole_tile<S, EXTRA>(p, shared, place, head.clear, r.at, rows);
-            } else {
-                if (busy < 0)
-                    dkv_tile<S, EXTRA, true>(p, shared, place, head.clear, r.at, busy, a, c, rows);
-                else
-                    dkv_tile<S, EXTRA, false>(p, shared, place, head.clear, r.at, busy, a, c, rows);
-                busy = r.at;
-            }
+        int row0 = uniform(head.row0), clear = uniform(head.clear);
+        struct dkv_place place = {b, uniform(head.head), first, key, row0};
+        last = uniform(head.last);
+        if (row0 + S::BQ > first && first < p.S) {
+            if (!S::DEFER)
+                dkv_whole_tile<S, EXTRA>(p, shared, place, clear, r.at, rows);
+            else if (busy < 0)
+                dkv_tile<S, EXTRA, true>(p, shared, place, clear, r.at, busy, a, c, rows);
+            else
+                dkv_tile<S, EXTRA, false>(p, shared, place, clear, r.at, busy, a, c, rows);
+            busy = S::DEFER ? r.at : -1;
         } else {
+            if (busy >= 0)
+                dkv_sums<S>(shared, busy, a, c, rows);
+            busy = -1;
             stage_release(shared, r.at);
         }
         r.next();
-    } while (!(state & STAGE_LAST));
-    if (busy >= 0) {
-        dv_sum<S>(shared, busy, a, rows);
-        dk_sum<S>(shared, busy, c, rows);
-        dkv_sums_done<S>(shared, busy, rows);
-    }
-    const float scale[2] = {p.scale, p.scale}, kept[2] = {p.dropout.scale, p.dropout.scale};
-    T *dk = (T *)p.dk + (int64_t)item.b * p.S * p.ldk + (int64_t)item.kv * p.D;
-    T *dv = (T *)p.dv + (int64_t)item.b * p.S * p.ldv + (int64_t)item.kv * p.D;
-    rows_store<T, D>(dk, p.ldk, first, p.S, p.D, scale, rows.dk);
-    rows_store<T, D>(dv, p.ldv, first, p.S, p.D, kept, rows.dv);
+    } while (!last);
+    if (busy >= 0)
+        dkv_sums<S>(shared, busy, a, c, rows);
 }
 
-template <typename S, bool EXTRA> struct dkv_pass {
+template <typename S> struct dkv_frame {
     using shape = S;
     __host__ __device__ static int items(const struct attn_params &p)
     {
-        return dkv_items<S>(p);
+        return p.B * p.KV * ((p.S + S::BM - 1) / S::BM);
     }
-    __device__ __forceinline__ static void copy(const struct attn_params &p,
-                                                const struct stages<S> &shared, int at,
-                                                ring<S::STAGES> &r)
+
+    /* The first keys are seen by most queries. */
+    __device__ __forceinline__ static struct pass_item item(const struct attn_params &p, int at)
     {
-        dkv_copy<S>(p, shared, at, r);
+        struct item_place place = item_place(p, at, p.B * p.KV, (p.S + S::BM - 1) / S::BM);
+        return {place.head / p.KV, place.head % p.KV, place.block * S::BM, 0, 0};
     }
-    __device__ __forceinline__ static void compute(const struct attn_params &p,
-                                                   const struct stages<S> &shared, int at,
-                                                   ring<S::STAGES> &r)
+
+    __device__ __forceinline__ static void fetch_kept(const struct pass_params &pass,
+                                                      const struct stages<S> &shared,
+                                                      const struct pass_item &item, int stage)
     {
-        dkv_compute<S, EXTRA>(p, shared, dkv_item<S>(p, at), r);
+        uint32_t full = shared.kept_full + stage * 8;
+        barrier_expect(full, S::KEPT_BYTES);
+        tile_fetch<S::BM, S::D>(shared.kept_tile(stage, 0), &pass.k, full, item.head, item.row0,
+                                item.b);
+        tile_fetch<S::BM, S::D>(shared.kept_tile(stage, 1), &pass.v, full, item.head, item.row0,
+                                item.b);
+    }
+
+    __device__ __forceinline__ static void fetch_tiles(const struct pass_params &pass,
+                                                       const struct stages<S> &shared,
+                                                       const struct pass_item &item,
+                                                       ring<S::STAGES> &r)
+    {
+        const struct attn_params &p = pass.p;
+        int key_last = min(item.row0 + S::BM, p.S) - 1;
+        struct tile_walk w;
+        w.h = item.head * p.group;
+        w.h_end = w.h + p.group;
+        w.tile = w.tile_begin = item.row0 / S::BQ; /* query i sees keys up to i */
+        w.tile_end = (p.T + S::BQ - 1) / S::BQ;
+        walk_settle<S::BQ>(w, p, item.b, key_last);
+        struct stage_head head;
+        do {
+            bool some = w.h < w.h_end; /* else one empty stage, which no key is before */
+            head = {some ? w.tile * S::BQ : -S::BQ, w.h, w.clear, 0};
+            w.tile++;
+            walk_settle<S::BQ>(w, p, item.b, key_last);
+            head.last = w.h >= w.h_end;
+            barrier_wait(shared.empty + r.at * 8, r.phase ^ 1);
+            if (threadIdx.x % 32 == 0) {
+                shared.heads[r.at] = head;
+                if (some)
+                    dkv_fill(pass, shared, item.b, head.head, head.row0, r.at);
+                else
+                    barrier_arrive(shared.full + r.at * 8);
+            }
+            r.next();
+        } while (!head.last);
     }
 };
 
-template <typename T> static int attn_dkv(cudaStream_t s, const struct attn_params &p)
+template <typename S, bool EXTRA> struct dkv_pass : dkv_frame<S> {
+    __device__ __forceinline__ static void compute(const struct attn_params &p,
+                                                   const struct stages<S> &shared, int group,
+                                                   const struct pass_item &item,
+                                                   struct pass_rings<S> &r)
+    {
+        using T = typename S::T;
+        int first = item.row0 + group * 64;
+        struct dkv_rows<S> rows;
+        kept_take(rows.k, shared.kept_tile(r.item.at, 0) + group * 64 * 128);
+        kept_take(rows.v, shared.kept_tile(r.item.at, 1) + group * 64 * 128);
+        if (S::DEFER)
+            item_release(shared, r.item.at);
+        rows_clear(rows.dk);
+        rows_clear(rows.dv);
+        dkv_tiles<S, EXTRA>(p, shared, item.b, first, rows, r.tile);
+        if (!S::DEFER)
+            item_release(shared, r.item.at);
+        const float scale[2] = {p.scale, p.scale}, kept[2] = {p.dropout.scale, p.dropout.scale};
+        T *dk = (T *)p.dk + (int64_t)item.b * p.S * p.ldk + (int64_t)item.head * p.D;
+        T *dv = (T *)p.dv + (int64_t)item.b * p.S * p.ldv + (int64_t)item.head * p.D;
+        rows_store<T, S::D>(dk, p.ldk, first, p.S, p.D, scale, rows.dk);
+        rows_store<T, S::D>(dv, p.ldv, first, p.S, p.D, kept, rows.dv);
+    }
+};
+
+/* --- the same where two warpgroups share the keys --- */
+
+/* One tile: its probabilities times dout, added to dv. */
+template <typename S, bool EXTRA>
+__device__ __forceinline__ void dv_tile(const struct attn_params &p, const struct stages<S> &shared,
+                                        const struct dkv_place &at, int clear, int stage,
+                                        const kept_rows<S::D, S::BM, false> &k,
+                                        float (&dv)[S::D / 8][4])
+{
+    using T = typename S::T;
+    const float *lse = shared.stats + stage * S::STATS;
+    float s[S::BQ / 8][4], dp[S::BQ / 8][4];
+    uint32_t a[S::BQ / 16][4];
+    wgmma_begin();
+    kept_product<T, S::D, S::BQ>(s, k, shared.tile(stage, 0));
+    wgmma_commit();
+    wgmma_wait<0>();
+    acc_settle(s);
+    rows_clear(dp); /* unused */
+    if (EXTRA)
+        dkv_extra<S::BQ>(p, at, clear, lse, lse + S::BQ, s, dp);
+    else
+        dkv_probabilities<S::BQ>(p, at, clear, lse, s);
+    pack_operand<T, S::BQ>(a, s);
+    wgmma_begin();
+    tile_sum<T, S::D, S::BQ>(dv, a, shared.tile(stage, 1));
+    wgmma_commit();
+    wgmma_wait<0>();
+    acc_settle(dv);
+}
+
+/* One tile: the gradients of its scores times q, added to dk. */
+template <typename S, bool EXTRA>
+__device__ __forceinline__ void dk_tile(const struct attn_params &p, const struct stages<S> &shared,
+                                        const struct dkv_place &at, int clear, int stage,
+                                        const kept_rows<S::D, S::BM, false> &k,
+                                        const kept_rows<S::D, S::BM, false> &v,
+                                        float (&dk)[S::D / 8][4])
+{
+    using T = typename S::T;
+    const float *lse = shared.stats + stage * S::STATS;
+    float s[S::BQ / 8][4], dp[S::BQ / 8][4];
+    uint32_t a[S::BQ / 16][4];
+    wgmma_begin();
+    kept_product<T, S::D, S::BQ>(s, k, shared.tile(stage, 0));
+    kept_product<T, S::D, S::BQ>(dp, v, shared.tile(stage, 1));
+    wgmma_commit();
+    wgmma_wait<0>();
+    acc_settle(s);
+    acc_settle(dp);
+    if (EXTRA)
+        dkv_extra<S::BQ>(p, at, clear, lse, lse + S::BQ, s, dp);
+    else
+        dkv_both<S::BQ>(p, at, clear, lse, lse + S::BQ, s, dp);
+    pack_operand<T, S::BQ>(a, dp);
+    wgmma_begin();
+    tile_sum<T, S::D, S::BQ>(dk, a, shared.tile(stage, 0));
+    wgmma_commit();
+    wgmma_wait<0>();
+    acc_settle(dk);
+}
+
+template <typename S, bool EXTRA> struct dkv_shared_pass : dkv_frame<S> {
+    __device__ __forceinline__ static void compute(const struct attn_params &p,
+                                                   const struct stages<S> &shared, int group,
+                                                   const struct pass_item &item,
+                                                   struct pass_rings<S> &r)
+    {
+        using T = typename S::T;
+        int first = item.row0, key = first + threadIdx.x % GROUP / 32 * 16 + threadIdx.x % 32 / 4;
+        kept_rows<S::D, S::BM, false> k, v;
+        kept_take(k, shared.kept_tile(r.item.at, 0));
+        kept_take(v, shared.kept_tile(r.item.at, 1));
+        float sum[S::D / 8][4];
+        bool last;
+        rows_clear(sum);
+        do {
+            stage_wait(shared, r.tile);
+            struct stage_head head = shared.heads[r.tile.at];
+            int row0 = uniform(head.row0), clear = uniform(head.clear);
+            struct dkv_place at = {item.b, uniform(head.head), first, key, row0};
+            last = uniform(head.last);
+            if (row0 < 0)
+                ; /* an empty stage */
+            else if (group == 0)
+                dv_tile<S, EXTRA>(p, shared, at, clear, r.tile.at, k, sum);
+            else
+                dk_tile<S, EXTRA>(p, shared, at, clear, r.tile.at, k, v, sum);
+            stage_release(shared, r.tile.at);
+            r.tile.next();
+        } while (!last);
+        item_release(shared, r.item.at);
+        const float factor = group == 0 ? p.dropout.scale : p.scale, scale[2] = {factor, factor};
+        int64_t ld = group == 0 ? p.ldv : p.ldk;
+        T *to =
+            (T *)(group == 0 ? p.dv : p.dk) + (int64_t)item.b * p.S * ld + (int64_t)item.head * p.D;
+        rows_store<T, S::D>(to, ld, first, p.S, p.D, scale, sum);
+    }
+};
+
+/* --- launching --- */
+
+template <typename S, bool EXTRA>
+static int attn_dkv_launch(cudaStream_t s, const struct attn_params &p)
+{
+    using P =
+        typename std::conditional<S::D <= 128, dkv_pass<S, EXTRA>, dkv_shared_pass<S, EXTRA>>::type;
+    return attn_pass_launch<P>(s, p, S::BQ, S::BM);
+}
+
+template <typename T> static int attn_dkv(cudaStream_t s, struct attn_params p)
 {
     bool extra = attn_has_scores(p) || p.dropout.on;
+    p.chunk = heads_at_once((int64_t)p.T * p.D * 4 * p.group); /* q and dout */
     if (p.D <= 64)
-        return extra ? attn_pass_launch<dkv_pass<dkv_shape<T, 64, 2, 6, false>, true>>(s, p)
-                     : attn_pass_launch<dkv_pass<dkv_shape<T, 64, 2, 6, true>, false>>(s, p);
-    return extra ? attn_pass_launch<dkv_pass<dkv_shape<T, 128, 2, 4, false>, true>>(s, p)
-                 : attn_pass_launch<dkv_pass<dkv_shape<T, 128, 2, 4, false>, false>>(s, p);
+        return extra ? attn_dkv_launch<dkv_shape<T, 64, 2, 6, 2, false>, true>(s, p)
+                     : attn_dkv_launch<dkv_shape<T, 64, 2, 6, 2, true>, false>(s, p);
+    if (p.D <= 128)
+        return extra ? attn_dkv_launch<dkv_shape<T, 128, 2, 4, 1, false>, true>(s, p)
+                     : attn_dkv_launch<dkv_shape<T, 128, 2, 4, 1, false>, false>(s, p);
+    return extra ? attn_dkv_launch<dkv_shape<T, 256, 2, 2, 1, false>, true>(s, p)
+                 : attn_dkv_launch<dkv_shape<T, 256, 2, 2, 1, false>, false>(s, p);
 }
 
 int launch_attn_dkv_hopper(cudaStream_t s, enum dtype real, const struct attn_params &p)

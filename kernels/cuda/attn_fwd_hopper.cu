@@ -6,13 +6,17 @@
  */
 #include "kernels/cuda/attn_hopper.cuh"
 
-template <typename T, int D, int NC_, int BN_, int STAGES>
-struct fwd_shape : pass_shape<T, D, NC_, BN_, STAGES, NC_ == 2 && D <= 128 ? 0 : 1> {
+template <typename T, int D, int NC, int BN_, int STAGES, int AHEAD>
+struct fwd_shape : pass_shape<T, D, NC, NC * 64, BN_, STAGES, 1, AHEAD> {
     static constexpr int BN = BN_;
-    static constexpr bool REGISTERS = NC_ == 2 && D <= 128; /* q as operand, where it has room */
 };
 
-/* Scores of one tile to probabilities, 2^(s scale - max), with the running maximum and sum; `old`
+/* How far above the running maximum, in powers of 2, a score may lie before that maximum and all
+ * that was summed by it are brought up to it (FlashAttention-4: Zadouri et al., 2026): mostly
+ * never after the first tiles. Weights then reach 2^8, which float16 holds. */
+#define TOP_SLACK 8.0f
+
+/* Scores of one tile to probabilities, 2^(s scale - top), with the running maximum and sum; `old`
  * is what the output so far has to be multiplied by. */
 template <int BN>
 __device__ __forceinline__ void softmax_tile(float (&s)[BN / 8][4], float (&top)[2],
@@ -24,7 +28,8 @@ __device__ __forceinline__ void softmax_tile(float (&s)[BN / 8][4], float (&top)
 #pragma unroll
         for (int n = 0; n < BN / 8; n++)
             most = fmaxf(most, fmaxf(s[n][half * 2], s[n][half * 2 + 1]));
-        most = fmaxf(top[half], quad_max(most) * scale);
+        most = quad_max(most) * scale;
+        most = most > top[half] + TOP_SLACK ? most : top[half];
         /* A row that has seen nothing yet keeps factor 1 and weights 0. */
         float base = most == -INFINITY ? 0.0f : most, part[2] = {0, 0};
         old[half] = fast_exp2(top[half] - base);
@@ -59,20 +64,21 @@ __device__ __forceinline__ void score_tile(const struct attn_params &p, float sl
     }
 }
 
-template <int BN>
+template <int BN, enum mask MASK>
 __device__ __forceinline__ void mask_tile(const struct attn_params &p, int b, int row, int key0,
                                           float (&s)[BN / 8][4])
 {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        int r = row + half * 8, last = r + p.S - p.T, first = attn_first(p, b, min(r, p.T - 1));
+        int r = row + half * 8, key = key0 + threadIdx.x % 4 * 2, last = r + p.S - p.T - key;
+        int first = MASK == MASK_FIRST ? attn_first(p, b, min(r, p.T - 1)) - key : 0;
 #pragma unroll
         for (int n = 0; n < BN / 8; n++) {
 #pragma unroll
-            for (int e = half * 2; e < half * 2 + 2; e++) {
-                int key = key0 + n * 8 + threadIdx.x % 4 * 2 + e % 2;
-                if (key < first || key > last)
-                    s[n][e] = -INFINITY;
+            for (int e = 0; e < 2; e++) {
+                int i = n * 8 + e;
+                if (i > last || (MASK == MASK_FIRST && i < first))
+                    s[n][half * 2 + e] = -INFINITY;
             }
         }
     }
@@ -95,18 +101,23 @@ __device__ __forceinline__ void drop_tile(const struct attn_params &p, int b, in
     }
 }
 
-/* The state of a warpgroup's 64 rows. */
+/* A warpgroup's 64 queries of an item, from `first` on; their greatest first key. */
+struct query_item {
+    int b, h, first, most;
+};
+
+/* Their state. */
 template <int D> struct fwd_rows {
     float o[D / 8][4], top[2], sum[2];
 };
 
 template <typename S>
 __device__ __forceinline__ void fwd_store(const struct attn_params &p,
-                                          const struct query_item &item, int first,
+                                          const struct query_item &item,
                                           struct fwd_rows<S::D> &rows)
 {
     using T = typename S::T;
-    int lane = threadIdx.x % 32, row = first + threadIdx.x % GROUP / 32 * 16 + lane / 4;
+    int lane = threadIdx.x % 32, row = item.first + threadIdx.x % GROUP / 32 * 16 + lane / 4;
     float inverse[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -118,21 +129,24 @@ __device__ __forceinline__ void fwd_store(const struct attn_params &p,
                 total > 0 ? rows.top[half] / LOG2E + logf(total) : -INFINITY;
     }
     T *o = (T *)p.o + (int64_t)item.b * p.T * p.ldo + (int64_t)item.h * p.D;
-    rows_store<T, S::D>(o, p.ldo, first, p.T, p.D, inverse, rows.o);
+    rows_store<T, S::D>(o, p.ldo, item.first, p.T, p.D, inverse, rows.o);
 }
 
 template <typename S, bool EXTRA>
 __device__ __forceinline__ void fwd_scores(const struct attn_params &p,
-                                           const struct query_item &item, int first, int most,
-                                           int key0, float (&s)[S::BN / 8][4],
-                                           struct fwd_rows<S::D> &rows, float (&old)[2])
+                                           const struct query_item &item, int key0,
+                                           float (&s)[S::BN / 8][4], struct fwd_rows<S::D> &rows,
+                                           float (&old)[2])
 {
-    int row = first + threadIdx.x % GROUP / 32 * 16 + threadIdx.x % 32 / 4;
+    int row = item.first + threadIdx.x % GROUP / 32 * 16 + threadIdx.x % 32 / 4;
     bool plain = !EXTRA || !attn_has_scores(p);
     if (!plain)
         score_tile<S::BN>(p, attn_slope(p, item.h), row, key0, s);
-    if (key0 < most || key0 + S::BN - 1 > first + p.S - p.T)
-        mask_tile<S::BN>(p, item.b, row, key0, s);
+    enum mask mask = tile_mask(key0, key0 + S::BN - 1, item.first + p.S - p.T, item.most);
+    if (mask == MASK_FIRST)
+        mask_tile<S::BN, MASK_FIRST>(p, item.b, row, key0, s);
+    else if (mask == MASK_CAUSAL)
+        mask_tile<S::BN, MASK_CAUSAL>(p, item.b, row, key0, s);
     softmax_tile<S::BN>(s, rows.top, rows.sum, old, plain ? p.scale * LOG2E : 1.0f);
     if (EXTRA && p.dropout.on)
         drop_tile<S::BN>(p, item.b, item.h, row, key0, s);
@@ -144,7 +158,7 @@ __device__ __forceinline__ void fwd_sum(const struct stages<S> &shared, int stag
                                         const uint32_t (&a)[S::BN / 16][4], float (&o)[S::D / 8][4])
 {
     wgmma_begin();
-    tile_sum<typename S::T, S::D, S::BN>(o, a, shared.tiles + (stage * 2 + 1) * S::TILE);
+    tile_sum<typename S::T, S::D, S::BN>(o, a, shared.tile(stage, 1));
     wgmma_commit();
 }
 
@@ -163,16 +177,14 @@ __device__ __forceinline__ void fwd_sum_done(const struct stages<S> &shared, int
 template <typename S, bool EXTRA, bool FIRST>
 __device__ __forceinline__ void fwd_tile(const struct attn_params &p,
                                          const struct stages<S> &shared,
-                                         const struct query_item &item, int first, int most,
-                                         int key0, int stage, int busy,
-                                         const kept_rows<typename S::T, S::D, S::REGISTERS> &q,
+                                         const struct query_item &item, int key0, int stage,
+                                         int busy, const kept_rows<S::D, S::BM, false> &q,
                                          uint32_t (&a)[S::BN / 16][4], struct fwd_rows<S::D> &rows)
 {
     using T = typename S::T;
     float s[S::BN / 8][4], old[2];
-    wgmma_publish();
     wgmma_begin();
-    kept_product<T, S::D, S::BN>(s, q, shared.tiles + stage * 2 * S::TILE);
+    kept_product<T, S::D, S::BN>(s, q, shared.tile(stage, 0));
     wgmma_commit();
     if (FIRST) {
         wgmma_wait<0>();
@@ -181,85 +193,82 @@ __device__ __forceinline__ void fwd_tile(const struct attn_params &p,
         wgmma_wait<1>();
     }
     acc_settle(s);
-    fwd_scores<S, EXTRA>(p, item, first, most, key0, s, rows, old);
-    if (!FIRST)
+    fwd_scores<S, EXTRA>(p, item, key0, s, rows, old);
+    acc_settle(s);
+    /* The wait stands behind a branch: within a block ptxas moves it up, before the softmax. */
+    if (__any_sync(FULL_WARP, old[0] != 1 || old[1] != 1)) {
+        if (!FIRST)
+            fwd_sum_done<S>(shared, busy, rows.o);
+        rows_scale(rows.o, old);
+    } else if (!FIRST) {
         fwd_sum_done<S>(shared, busy, rows.o);
-#pragma unroll
-    for (int n = 0; n < S::D / 8; n++) {
-#pragma unroll
-        for (int e = 0; e < 4; e++)
-            rows.o[n][e] *= old[e / 2];
     }
     pack_operand<T, S::BN>(a, s);
 }
 
-/* One item of one warpgroup. */
+/* The tiles of one item that a warpgroup needs. */
 template <typename S, bool EXTRA>
-__device__ __forceinline__ void fwd_compute(const struct attn_params &p,
-                                            const struct stages<S> &shared,
-                                            const struct query_item &item, ring<S::STAGES> &r)
+__device__ __forceinline__ void fwd_tiles(const struct attn_params &p,
+                                          const struct stages<S> &shared,
+                                          const struct query_item &item, int key0, int n,
+                                          const kept_rows<S::D, S::BM, false> &q,
+                                          struct fwd_rows<S::D> &rows, ring<S::STAGES> &r)
 {
-    using T = typename S::T;
-    constexpr int D = S::D, BN = S::BN;
-    int first = item.row0 + threadIdx.x / GROUP * 64, last = first + 63 + p.S - p.T;
-    int2 span = first_keys(p, item.b, first, first + 64);
-    kept_rows<T, D, S::REGISTERS> q;
-    const T *from = (const T *)p.q + (int64_t)item.b * p.T * p.ldq + (int64_t)item.h * p.D;
-    rows_load<T, D>(q, shared.kept, from, p.ldq, first, p.T, p.D);
-    struct fwd_rows<D> rows;
-    rows.top[0] = rows.top[1] = -INFINITY;
-    rows.sum[0] = rows.sum[1] = 0;
-    rows_clear(rows.o);
-    int busy = -1, state;
-    uint32_t a[BN / 16][4];
-    do {
-        barrier_wait(&shared.full[r.at], r.phase);
-        struct stage_head head = shared.heads[r.at];
-        state = head.state;
-        if ((state & STAGE_TILE) && head.first <= last && head.first + BN > span.x && first < p.T) {
-            if (busy < 0)
-                fwd_tile<S, EXTRA, true>(p, shared, item, first, span.y, head.first, r.at, busy, q,
-                                         a, rows);
-            else
-                fwd_tile<S, EXTRA, false>(p, shared, item, first, span.y, head.first, r.at, busy, q,
-                                          a, rows);
-            busy = r.at;
-        } else {
-            stage_release(shared, r.at);
-        }
-        r.next();
-    } while (!(state & STAGE_LAST));
-    if (busy >= 0) {
-        fwd_sum<S>(shared, busy, a, rows.o);
-        fwd_sum_done<S>(shared, busy, rows.o);
+    uint32_t a[S::BN / 16][4];
+    int busy = 0;
+    for (int i = 0; i < n; i++, key0 += S::BN, busy = r.at, r.next()) {
+        stage_wait(shared, r);
+        if (i == 0)
+            fwd_tile<S, EXTRA, true>(p, shared, item, key0, r.at, busy, q, a, rows);
+        else
+            fwd_tile<S, EXTRA, false>(p, shared, item, key0, r.at, busy, q, a, rows);
     }
-    fwd_store<S>(p, item, first, rows);
+    fwd_sum<S>(shared, busy, a, rows.o);
+    fwd_sum_done<S>(shared, busy, rows.o);
 }
 
-template <typename S, bool EXTRA> struct fwd_pass {
-    using shape = S;
-    __host__ __device__ static int items(const struct attn_params &p)
+template <typename S, bool EXTRA> struct fwd_pass : query_pass<S> {
+    __device__ __forceinline__ static void fetch_kept(const struct pass_params &pass,
+                                                      const struct stages<S> &shared,
+                                                      const struct pass_item &item, int stage)
     {
-        return query_items<S>(p);
+        uint32_t full = shared.kept_full + stage * 8;
+        barrier_expect(full, S::KEPT_BYTES);
+        tile_fetch<S::BM, S::D>(shared.kept_tile(stage, 0), &pass.q, full, item.head, item.row0,
+                                item.b);
     }
-    __device__ __forceinline__ static void copy(const struct attn_params &p,
-                                                const struct stages<S> &shared, int at,
-                                                ring<S::STAGES> &r)
-    {
-        keys_copy<S, S::BN>(p, shared, at, r);
-    }
+
     __device__ __forceinline__ static void compute(const struct attn_params &p,
-                                                   const struct stages<S> &shared, int at,
-                                                   ring<S::STAGES> &r)
+                                                   const struct stages<S> &shared, int group,
+                                                   const struct pass_item &item,
+                                                   struct pass_rings<S> &r)
     {
-        fwd_compute<S, EXTRA>(p, shared, query_item<S>(p, at), r);
+        int first = item.row0 + group * 64;
+        struct tile_range t = query_tiles<S>(p, item, first);
+        struct query_item place = {item.b, item.head, first, t.most};
+        kept_rows<S::D, S::BM, false> q;
+        kept_take(q, shared.kept_tile(r.item.at, 0) + group * 64 * 128);
+        struct fwd_rows<S::D> rows;
+        rows.top[0] = rows.top[1] = -INFINITY;
+        rows.sum[0] = rows.sum[1] = 0;
+        rows_clear(rows.o);
+        if (t.begin < t.end) {
+            tiles_skip(shared, t.begin, r.tile);
+            fwd_tiles<S, EXTRA>(p, shared, place, item.begin + t.begin * S::BN, t.end - t.begin, q,
+                                rows, r.tile);
+            tiles_skip(shared, item.tiles - t.end, r.tile);
+        } else {
+            tiles_skip(shared, item.tiles, r.tile);
+        }
+        item_release(shared, r.item.at);
+        fwd_store<S>(p, place, rows);
     }
 };
 
 template <typename S, bool EXTRA> static int attn_fwd_launch(cudaStream_t s, struct attn_params p)
 {
     p.chunk = heads_at_once((int64_t)p.S * p.D * 4 / p.group); /* k and v */
-    return attn_pass_launch<fwd_pass<S, EXTRA>>(s, p);
+    return attn_pass_launch<fwd_pass<S, EXTRA>>(s, p, S::BM, S::BN);
 }
 
 template <typename T> static int attn_fwd(cudaStream_t s, const struct attn_args *a)
@@ -269,13 +278,13 @@ template <typename T> static int attn_fwd(cudaStream_t s, const struct attn_args
     if (a->B * a->H * a->T == 0)
         return 0;
     if (p.D <= 64)
-        return extra ? attn_fwd_launch<fwd_shape<T, 64, 2, 128, 4>, true>(s, p)
-                     : attn_fwd_launch<fwd_shape<T, 64, 3, 128, 4>, false>(s, p);
+        return extra ? attn_fwd_launch<fwd_shape<T, 64, 2, 128, 4, 2>, true>(s, p)
+                     : attn_fwd_launch<fwd_shape<T, 64, 3, 128, 4, 2>, false>(s, p);
     if (p.D <= 128)
-        return extra ? attn_fwd_launch<fwd_shape<T, 128, 2, 128, 3>, true>(s, p)
-                     : attn_fwd_launch<fwd_shape<T, 128, 2, 128, 3>, false>(s, p);
-    return extra ? attn_fwd_launch<fwd_shape<T, 256, 2, 64, 2>, true>(s, p)
-                 : attn_fwd_launch<fwd_shape<T, 256, 2, 64, 2>, false>(s, p);
+        return extra ? attn_fwd_launch<fwd_shape<T, 128, 2, 128, 3, 1>, true>(s, p)
+                     : attn_fwd_launch<fwd_shape<T, 128, 2, 128, 3, 1>, false>(s, p);
+    return extra ? attn_fwd_launch<fwd_shape<T, 256, 2, 64, 2, 1>, true>(s, p)
+                 : attn_fwd_launch<fwd_shape<T, 256, 2, 64, 2, 1>, false>(s, p);
 }
 
 extern "C" int launch_attn_fwd_hopper(cudaStream_t s, enum dtype real, const struct attn_args *a)

@@ -1,22 +1,25 @@
 /*
- * What the attention kernels of Hopper (sm_90a) share. A block is NC warpgroups that compute, 64
- * rows each, and one that copies: tiles travel through a ring of stages in shared memory, each with
- * a barrier that says it is full and one that says it is empty (FlashAttention-3: Shah et al.,
- * 2024), so that no two warpgroups ever wait for each other and the products of one run under the
- * arithmetic of another. Blocks are persistent: block i takes the items i, i + gridDim.x, ... of a
- * list, the longest first (in forward a few heads at a time, so that what they read stays in the L2
- * cache), and the copying warpgroup is already in the next item while the others finish the last.
- * Results do not depend on the number of blocks.
+ * The frame of the attention kernels of Hopper (sm_90a). A block is NC warpgroups that compute,
+ * mostly 64 rows each, and one warp that copies: tiles travel through a ring of stages in shared
+ * memory, each with a barrier that says it is full and one that says it is empty (FlashAttention-3:
+ * Shah et al., 2024), so that the products of one warpgroup run under the arithmetic of another.
+ * Blocks are persistent: each takes items of a list, a few heads at a time, so that what they read
+ * stays in the L2 cache, and of these the longest first; and the copying warp is already in the
+ * next item while the others finish the last: the rows that an item keeps have a ring of their own.
+ * Results do not depend on which block takes which item.
  *
- * Head dimensions: multiples of 8 up to D (64, 128, in forward 256), the rest of D being zeros.
+ * What steers a warpgroup, stage numbers and addresses among it, is the same in all of its threads
+ * and known to be: only then do the operands' descriptors stay in uniform registers.
+ *
+ * Head dimensions: multiples of 8 up to D (64, 128, 256), the rest of D being zeros.
  */
 #ifndef CASTOR_KERNELS_CUDA_ATTN_HOPPER_CUH
 #define CASTOR_KERNELS_CUDA_ATTN_HOPPER_CUH
 
-#include "kernels/cuda/attention.cuh"
-#include "kernels/cuda/wgmma.cuh"
+#include <type_traits>
 
-enum { GROUP = 128 }; /* threads of a warpgroup */
+#include "kernels/cuda/attn_rows.cuh"
+#include "kernels/cuda/tma.cuh"
 
 /* Registers a thread of each role: 65,536 in all (with 3 or 4 warpgroups). */
 template <int NC> struct role_registers;
@@ -36,41 +39,10 @@ template <int N> __device__ __forceinline__ void registers_lower()
     WGMMA_ASM("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
 }
 
-/* --- barriers of shared memory (mbarrier) --- */
-
-static __device__ __forceinline__ void barrier_init(uint64_t *bar, int arrivals)
+/* x, which is the same in all lanes, as a value that the compiler knows to be. */
+static __device__ __forceinline__ int uniform(int x)
 {
-    WGMMA_ASM("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(bar)), "r"(arrivals)
-              : "memory");
-}
-
-static __device__ __forceinline__ void barrier_arrive(uint64_t *bar)
-{
-    WGMMA_ASM("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(bar)) : "memory");
-}
-
-/* Arrive once the copies that this thread has queued are done. */
-static __device__ __forceinline__ void barrier_arrive_copied(uint64_t *bar)
-{
-    WGMMA_ASM("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(bar))
-              : "memory");
-}
-
-static __device__ __forceinline__ void barrier_wait(uint64_t *bar, uint32_t phase)
-{
-    uint32_t done = 0;
-    while (!done)
-        WGMMA_ASM("{.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-                  "selp.u32 %0, 1, 0, p;}"
-                  : "=r"(done)
-                  : "r"(shared_address(bar)), "r"(phase)
-                  : "memory");
-}
-
-/* Barrier of one warpgroup. */
-static __device__ __forceinline__ void group_sync(int group)
-{
-    WGMMA_ASM("bar.sync %0, %1;" ::"r"(group + 1), "n"((int)GROUP) : "memory");
+    return __shfl_sync(FULL_WARP, x, 0);
 }
 
 /* A place in a ring of N stages. */
@@ -79,276 +51,241 @@ template <int N> struct ring {
     uint32_t phase = 0;
     __device__ __forceinline__ void next()
     {
-        if (++at == N) {
-            at = 0;
-            phase ^= 1;
-        }
+        bool wraps = at == N - 1;
+        at = wraps ? 0 : at + 1;
+        phase ^= wraps;
     }
 };
 
-/* What a stage holds, for the warpgroups that compute. */
-enum { STAGE_TILE = 1, STAGE_LAST = 2 }; /* it has a tile; the item ends with it */
+/* --- what a launch gets --- */
+
+struct pass_params {
+    struct attn_params p;
+    CUtensorMap q, k, v, d; /* d: of dout, in backward */
+};
+
+/* Boxes of as many rows as a pass fetches at a time of queries' and of keys' tensors. */
+template <typename T>
+static int pass_resolve(struct pass_params *pass, const struct attn_params &p, int query_rows,
+                        int key_rows)
+{
+    constexpr bool BF16 = std::is_same<T, __nv_bfloat16>::value;
+    const struct tensor_rows q = {p.q, p.B, p.T, p.H, p.D, p.ldq};
+    const struct tensor_rows k = {p.k, p.B, p.S, p.KV, p.D, p.ldk};
+    const struct tensor_rows v = {p.v, p.B, p.S, p.KV, p.D, p.ldv};
+    const struct tensor_rows d = {p.dout ? p.dout : p.q, p.B, p.T, p.H, p.D,
+                                  p.dout ? p.ldo : p.ldq};
+    pass->p = p;
+    int rc = tensor_map(&pass->q, BF16, &q, query_rows);
+    if (rc == 0)
+        rc = tensor_map(&pass->k, BF16, &k, key_rows);
+    if (rc == 0)
+        rc = tensor_map(&pass->v, BF16, &v, key_rows);
+    if (rc == 0)
+        rc = tensor_map(&pass->d, BF16, &d, query_rows);
+    return rc;
+}
+
+/* --- the frame of a pass --- */
+
+/* NC warpgroups compute on stages of two tiles of ROWS rows, and of STATS floats. An item is BM
+ * rows, of which it keeps KEPT tiles and KEPT_STATS floats, with AHEAD stages. */
+template <typename T_, int D_, int NC_, int BM_, int ROWS_, int STAGES_, int KEPT_, int AHEAD_,
+          int STATS_ = 0, int KEPT_STATS_ = 0>
+struct pass_shape {
+    using T = T_;
+    static constexpr int D = D_, NC = NC_, ROWS = ROWS_, STAGES = STAGES_, AHEAD = AHEAD_;
+    static constexpr int THREADS = (NC + 1) * GROUP, BM = BM_;
+    static constexpr int STATS = STATS_, KEPT_STATS = KEPT_STATS_;
+    static constexpr int TILE_BYTES = ROWS * D * 2;
+    static constexpr int ROWS_BYTES = BM * D * 2, KEPT_BYTES = KEPT_ * ROWS_BYTES;
+    static constexpr size_t BYTES = (size_t)STAGES * (2 * TILE_BYTES + STATS * 4) +
+                                    (size_t)AHEAD * (KEPT_BYTES + KEPT_STATS * 4) + 1024;
+};
+
+/* An item, as the copying warp hands it on: row `row0` on of a head (queries: of H; keys: of KV);
+ * its tiles, of queries' passes from row `begin` on. */
+struct pass_item {
+    int b, head, row0, begin, tiles;
+};
+
+/* What goes with a tile of the keys' pass: its first query, its head, greatest first key. */
 struct stage_head {
-    int first, head, clear, state; /* first row of the tile; query head; see its kernel */
+    int row0, head, clear, last;
 };
 
-/* --- copying --- */
+/* Shared memory. A stage has tiles 0 and 1; kept tiles are numbered likewise. */
+template <typename S> struct stages {
+    uint32_t tiles, kept, full, empty, kept_full, kept_empty; /* addresses */
+    float *stats, *kept_stats;
+    struct pass_item *items;
+    struct stage_head *heads;
 
-/* A warpgroup queues the copy of ROWS rows from `first` on; rows from `rows` on and columns from
- * `width` on become zeros. */
-template <typename T, int ROWS, int D>
-__device__ __forceinline__ void panel_fill(T *tile, const T *base, int64_t ld, int first, int rows,
-                                           int width)
+    __device__ __forceinline__ uint32_t tile(int stage, int n) const
+    {
+        return tiles + (stage * 2 + n) * S::TILE_BYTES;
+    }
+    __device__ __forceinline__ uint32_t kept_tile(int stage, int n) const
+    {
+        return kept + stage * S::KEPT_BYTES + n * S::ROWS_BYTES;
+    }
+};
+
+/* Where the copying warp or a warpgroup stands. */
+template <typename S> struct pass_rings {
+    ring<S::STAGES> tile;
+    ring<S::AHEAD> item;
+};
+
+template <typename S>
+__device__ __forceinline__ void stage_wait(const struct stages<S> &shared, const ring<S::STAGES> &r)
 {
-    if constexpr (D > 128) { /* two panels at a time */
-        panel_fill<T, ROWS, 128>(tile, base, ld, first, rows, width);
-        panel_fill<T, ROWS, D - 128>(tile + ROWS * 128, base + 128, ld, first, rows, width - 128);
-        return;
-    }
-    constexpr int CHUNKS = (D > 128 ? 128 : D) / 8;
-    constexpr int STEP = GROUP / CHUNKS; /* a multiple of 8: same swizzle */
-    int r = threadIdx.x % GROUP / CHUNKS, c = threadIdx.x % CHUNKS;
-    T *to = tile + panel_offset(ROWS, r, c);
-    const T *from = base + (int64_t)(first + r) * ld + c * 8;
-#pragma unroll 4 /* few registers are left for this */
-    for (int i = 0; i < ROWS / STEP; i++) {
-        bool inside = first + r + i * STEP < rows && c * 8 < width;
-        copy16_async(to + i * STEP * 64, inside ? from : base, inside);
-        from += STEP * ld;
-    }
+    barrier_wait(shared.full + r.at * 8, r.phase);
 }
 
-/* --- 64 rows of D that a warpgroup keeps as A operand, in registers or in shared memory --- */
-
-template <typename T, int D, bool REGISTERS> struct kept_rows {
-    uint32_t a[D / 16][4];
-};
-template <typename T, int D> struct kept_rows<T, D, false> {
-    T *tile;
-};
-
-template <typename T, int D>
-__device__ __forceinline__ void kept_load(kept_rows<T, D, true> &k, const T *base, int64_t ld,
-                                          int first, int rows, int width)
+/* A thread has read what it needs of a stage. Each arrives for itself: compute-sanitizer's
+ * racecheck does not follow an order that goes by __syncwarp and one lane's arrival. */
+template <typename S>
+__device__ __forceinline__ void stage_release(const struct stages<S> &shared, int stage)
 {
-    int lane = threadIdx.x % 32, row = first + threadIdx.x % GROUP / 32 * 16 + lane / 4;
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        int r = row + half * 8;
-        const T *from = base + (int64_t)r * ld + lane % 4 * 2;
-#pragma unroll
-        for (int c = 0; c < D / 8; c++) {
-            bool inside = r < rows && c * 8 < width;
-            k.a[c / 2][c % 2 * 2 + half] = inside ? *(const uint32_t *)(from + c * 8) : 0;
+    barrier_arrive(shared.empty + stage * 8);
+}
+
+/* The same of an item and the rows that it keeps. */
+template <typename S>
+__device__ __forceinline__ void item_release(const struct stages<S> &shared, int stage)
+{
+    barrier_arrive(shared.kept_empty + stage * 8);
+}
+
+template <typename S>
+__device__ __forceinline__ struct pass_item item_wait(const struct stages<S> &shared,
+                                                      const ring<S::AHEAD> &r)
+{
+    barrier_wait(shared.kept_full + r.at * 8, r.phase);
+    struct pass_item item = shared.items[r.at];
+    return {uniform(item.b), uniform(item.head), uniform(item.row0), uniform(item.begin),
+            uniform(item.tiles)};
+}
+
+/* The item that the copying warp takes in round `round`, or what is not below `items`: from p.next
+ * the one that comes next, else block i's share: i, 2 n - 1 - i, 2 n + i, ... of n blocks. */
+static __device__ __forceinline__ int item_next(const struct attn_params &p, int round)
+{
+    int at = 0;
+    if (!p.next)
+        return round * (int)gridDim.x + (int)(round % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
+    if (threadIdx.x % 32 == 0)
+        at = atomicAdd(p.next, 1);
+    return uniform(at);
+}
+
+/* P says what an item is, how it is copied and what is computed:
+ *   using shape = pass_shape<...>;
+ *   static int items(p);
+ *   static item item(p, at);                            the copying warp
+ *   static void fetch_kept(pass, shared, item, stage);  one thread of it
+ *   static void fetch_tiles(pass, shared, item, ring);  the copying warp
+ *   static void compute(p, shared, group, item, rings); each warpgroup that computes */
+template <typename P>
+__device__ __forceinline__ void pass_copy(const struct pass_params &pass,
+                                          const struct stages<typename P::shape> &shared)
+{
+    using S = typename P::shape;
+    struct pass_rings<S> r;
+    int items = P::items(pass.p), at;
+    for (int round = 0; (at = item_next(pass.p, round)) < items; round++) {
+        struct pass_item item = P::item(pass.p, at);
+        barrier_wait(shared.kept_empty + r.item.at * 8, r.item.phase ^ 1);
+        if (threadIdx.x % 32 == 0) {
+            shared.items[r.item.at] = item;
+            P::fetch_kept(pass, shared, item, r.item.at);
         }
+        P::fetch_tiles(pass, shared, item, r.tile);
+        r.item.next();
+    }
+    barrier_wait(shared.kept_empty + r.item.at * 8, r.item.phase ^ 1);
+    if (threadIdx.x % 32 == 0) {
+        shared.items[r.item.at].b = -1; /* no more */
+        barrier_arrive(shared.kept_full + r.item.at * 8);
     }
 }
 
-template <typename T, int D>
-__device__ __forceinline__ void kept_load(kept_rows<T, D, false> &k, const T *base, int64_t ld,
-                                          int first, int rows, int width)
+template <typename P>
+__device__ __forceinline__ void pass_compute(const struct attn_params &p,
+                                             const struct stages<typename P::shape> &shared,
+                                             int group)
 {
-    panel_fill<T, 64, D>(k.tile, base, ld, first, rows, width);
+    struct pass_rings<typename P::shape> r;
+    struct pass_item item;
+    while ((item = item_wait(shared, r.item)).b >= 0) {
+        P::compute(p, shared, group, item, r);
+        r.item.next();
+    }
 }
 
-/* Both ways, for the calling warpgroup. `shared`: room for those of all warpgroups. */
-template <typename T, int D>
-__device__ __forceinline__ void rows_load(kept_rows<T, D, true> &k, T *shared, const T *base,
-                                          int64_t ld, int first, int rows, int width)
+template <typename P>
+__global__ void __launch_bounds__(P::shape::THREADS, 1)
+    attn_pass_kernel(const __grid_constant__ struct pass_params pass)
 {
-    kept_load<T, D>(k, base, ld, first, rows, width);
-}
-
-template <typename T, int D>
-__device__ __forceinline__ void rows_load(kept_rows<T, D, false> &k, T *shared, const T *base,
-                                          int64_t ld, int first, int rows, int width)
-{
-    int group = threadIdx.x / GROUP;
-    k.tile = shared + group * 64 * D;
-    group_sync(group); /* nobody reads those of the last item any more */
-    kept_load<T, D>(k, base, ld, first, rows, width);
-    copy_commit();
-    copy_wait<0>();
-    wgmma_publish();
-    group_sync(group);
-}
-
-/* Two of them at once, of the calling warpgroup. `shared`: room for those of all warpgroups. */
-template <typename T, int D>
-__device__ __forceinline__ void pair_load(kept_rows<T, D, true> &x, kept_rows<T, D, true> &y,
-                                          T *shared, const T *from_x, int64_t ldx, const T *from_y,
-                                          int64_t ldy, int first, int rows, int width)
-{
-    kept_load<T, D>(x, from_x, ldx, first, rows, width);
-    kept_load<T, D>(y, from_y, ldy, first, rows, width);
-}
-
-template <typename T, int D>
-__device__ __forceinline__ void pair_load(kept_rows<T, D, false> &x, kept_rows<T, D, false> &y,
-                                          T *shared, const T *from_x, int64_t ldx, const T *from_y,
-                                          int64_t ldy, int first, int rows, int width)
-{
-    int group = threadIdx.x / GROUP;
-    x.tile = shared + group * 2 * 64 * D;
-    y.tile = x.tile + 64 * D;
-    group_sync(group); /* nobody reads those of the last item any more */
-    kept_load<T, D>(x, from_x, ldx, first, rows, width);
-    kept_load<T, D>(y, from_y, ldy, first, rows, width);
-    copy_commit();
-    copy_wait<0>();
-    wgmma_publish();
-    group_sync(group);
-}
-
-/* s (64, N) = kept rows times the transpose of a tile of N rows. */
-template <typename T, int D, int N>
-__device__ __forceinline__ void kept_product(float (&s)[N / 8][4], const kept_rows<T, D, true> &k,
-                                             const T *tile)
-{
-#pragma unroll
-    for (int kk = 0; kk < D / 16; kk++)
-        wgmma_rows<T, N>(s, k.a[kk],
-                         panel_descriptor(tile + kk / 4 * N * 64 + kk % 4 * 16, 1024, 16), kk > 0);
-}
-
-template <typename T, int D, int N>
-__device__ __forceinline__ void kept_product(float (&s)[N / 8][4], const kept_rows<T, D, false> &k,
-                                             const T *tile)
-{
-#pragma unroll
-    for (int kk = 0; kk < D / 16; kk++)
-        wgmma_rows<T, N>(s, panel_descriptor(k.tile + kk / 4 * 64 * 64 + kk % 4 * 16, 1024, 16),
-                         panel_descriptor(tile + kk / 4 * N * 64 + kk % 4 * 16, 1024, 16), kk > 0);
-}
-
-/* acc (64, D) += a (64, N) times a tile of N rows of D. */
-template <typename T, int D, int N>
-__device__ __forceinline__ void tile_sum(float (&acc)[D / 8][4], const uint32_t (&a)[N / 16][4],
-                                         const T *tile)
-{
-#pragma unroll
-    for (int kk = 0; kk < N / 16; kk++)
-        wgmma_columns<T, D>(acc, a[kk], panel_descriptor(tile + kk * 16 * 64, 1024, N * 128));
-}
-
-template <typename T, int N>
-__device__ __forceinline__ void pack_operand(uint32_t (&a)[N / 16][4], const float (&s)[N / 8][4])
-{
-#pragma unroll
-    for (int kk = 0; kk < N / 16; kk++)
-        acc_to_a<T>(a[kk], s[kk * 2], s[kk * 2 + 1]);
-}
-
-template <int N> __device__ __forceinline__ void rows_clear(float (&acc)[N][4])
-{
-#pragma unroll
-    for (int n = 0; n < N; n++)
-        acc[n][0] = acc[n][1] = acc[n][2] = acc[n][3] = 0;
-}
-
-/* Write a warpgroup's 64 rows from row `first` on, each half's rows scaled by its own factor. */
-template <typename T, int D>
-__device__ __forceinline__ void rows_store(T *base, int64_t ld, int first, int rows, int width,
-                                           const float (&scale)[2], const float (&acc)[D / 8][4])
-{
-    int lane = threadIdx.x % 32, row = first + threadIdx.x % GROUP / 32 * 16 + lane / 4;
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        int r = row + half * 8;
-        if (r >= rows)
-            continue;
-        T *to = base + (int64_t)r * ld + lane % 4 * 2;
-#pragma unroll
-        for (int n = 0; n < D / 8; n++) {
-            if (n * 8 < width)
-                *(uint32_t *)(to + n * 8) =
-                    pack2<T>(acc[n][half * 2] * scale[half], acc[n][half * 2 + 1] * scale[half]);
+    using S = typename P::shape;
+    extern __shared__ uint4 smem[];
+    __shared__ uint64_t barriers[2 * S::STAGES + 2 * S::AHEAD];
+    __shared__ struct pass_item items[S::AHEAD];
+    __shared__ struct stage_head heads[S::STAGES];
+    struct stages<S> shared;
+    uint32_t base = shared_address(smem);
+    shared.tiles = (base + 1023) & ~1023u;
+    shared.kept = shared.tiles + S::STAGES * 2 * S::TILE_BYTES;
+    shared.stats = (float *)((char *)smem + (shared.kept - base) + S::AHEAD * S::KEPT_BYTES);
+    shared.kept_stats = shared.stats + S::STAGES * S::STATS;
+    shared.full = shared_address(barriers);
+    shared.empty = shared.full + S::STAGES * 8;
+    shared.kept_full = shared.empty + S::STAGES * 8;
+    shared.kept_empty = shared.kept_full + S::AHEAD * 8;
+    shared.items = items;
+    shared.heads = heads;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < S::STAGES; i++) {
+            barrier_init(shared.full + i * 8, 1);
+            barrier_init(shared.empty + i * 8, S::NC * GROUP);
         }
+        for (int i = 0; i < S::AHEAD; i++) {
+            barrier_init(shared.kept_full + i * 8, 1);
+            barrier_init(shared.kept_empty + i * 8, S::NC * GROUP);
+        }
+        barrier_publish();
+    }
+    __syncthreads();
+    int group = uniform(threadIdx.x / GROUP);
+    if (group == S::NC) {
+        registers_lower<role_registers<S::NC>::COPY>();
+        if (uniform(threadIdx.x / 32) % 4 == 0)
+            pass_copy<P>(pass, shared);
+    } else {
+        registers_raise<role_registers<S::NC>::COMPUTE>();
+        pass_compute<P>(pass.p, shared, group);
     }
 }
 
-/* Least and greatest first key of the rows from `first` to `end` - 1; a whole warp calls it. */
-static __device__ __forceinline__ int2 first_keys(const struct attn_params &p, int b, int first,
-                                                  int end)
+template <typename P>
+static int attn_pass_launch(cudaStream_t s, const struct attn_params &p, int query_rows,
+                            int key_rows)
 {
-    if (!p.first_key && p.window == 0)
-        return make_int2(0, 0);
-    int least = p.S, most = 0;
-    for (int r = first + threadIdx.x % 32; r < min(end, p.T); r += 32) {
-        int key = attn_first(p, b, r);
-        least = min(least, key);
-        most = max(most, key);
-    }
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) {
-        least = min(least, __shfl_xor_sync(FULL_WARP, least, offset));
-        most = max(most, __shfl_xor_sync(FULL_WARP, most, offset));
-    }
-    return make_int2(least, most);
-}
-
-/* --- dropout: which of the 32 pairs that a thread holds of a 64x64 tile are kept, a bit each.
- * Eight neighbouring keys share one block of random numbers (S and `first` are multiples of 8), so
- * each thread makes four for its warp and the bits change hands. --- */
-
-/* Bit j: whether the pair of query i and key + j is kept; key is a multiple of 8. */
-static __device__ __forceinline__ uint32_t dropout_group(const struct attn_params &p, int b, int h,
-                                                         int i, int key)
-{
-    struct rng_block block =
-        rng_draw4(p.dropout.stream, attn_index(p, b, h, i, key) / DROPOUT_GROUP);
-    uint32_t bits = 0;
-#pragma unroll
-    for (int j = 0; j < DROPOUT_GROUP; j++)
-        bits |= (uint32_t)(dropout_number(&block, j) >= p.dropout.threshold) << j;
-    return bits;
-}
-
-/* Rows are queries, the thread's first `row`; columns are keys from `key0`. Lane 2 h + c of a quad
- * draws half h of its rows, n from 4 c on. */
-static __device__ __forceinline__ uint32_t dropout_bits_rows(const struct attn_params &p, int b,
-                                                             int h, int row, int key0)
-{
-    int lane = threadIdx.x % 32, i = row + lane % 4 / 2 * 8, key = key0 + lane % 2 * 32;
-    uint32_t own = 0, bits = 0;
-#pragma unroll
-    for (int n = 0; n < 4; n++)
-        own |= dropout_group(p, b, h, i, key + n * 8) << n * 8;
-#pragma unroll
-    for (int from = 0; from < 4; from++) {
-        uint32_t word = __shfl_sync(FULL_WARP, own, (lane & ~3) | from);
-        bits |= (word >> lane % 4 * 2 & 0x03030303u) << (from % 2 * 4 + from / 2 * 2);
-    }
-    return bits;
-}
-
-/* x where the element e of n is kept, else 0. */
-static __device__ __forceinline__ float kept_of_rows(uint32_t bits, int n, int e, float x)
-{
-    return bits >> (n % 4 * 8 + n / 4 * 4 + e) & 1 ? x : 0.0f;
-}
-
-/* Rows are keys, the thread's first `key`; columns are queries from `row0`. Of the eight lanes that
- * share columns, lane l draws those of n = l. */
-static __device__ __forceinline__ uint32_t dropout_bits_columns(const struct attn_params &p, int b,
-                                                                int h, int row0, int key)
-{
-    int lane = threadIdx.x % 32, mine = lane / 4, i = row0 + mine * 8 + lane % 4 * 2;
-    uint32_t own = 0, bits = 0;
-#pragma unroll
-    for (int e = 0; e < 4; e++)
-        own |= dropout_group(p, b, h, i + e % 2, key - mine + e / 2 * 8) << e * 8;
-#pragma unroll
-    for (int n = 0; n < 8; n++) {
-        uint32_t word = __shfl_sync(FULL_WARP, own, n * 4 | lane % 4);
-        bits |= (word >> mine & 0x01010101u) << n;
-    }
-    return bits;
-}
-
-static __device__ __forceinline__ float kept_of_columns(uint32_t bits, int n, int e, float x)
-{
-    return bits >> (e * 8 + n) & 1 ? x : 0.0f;
+    using S = typename P::shape;
+    int device = 0, blocks = 1, items = P::items(p);
+    struct pass_params pass;
+    int rc = pass_resolve<typename S::T>(&pass, p, query_rows, key_rows);
+    if (rc != 0)
+        return rc;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&blocks, cudaDevAttrMultiProcessorCount, device);
+    if (cudaFuncSetAttribute(attn_pass_kernel<P>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             (int)S::BYTES) != cudaSuccess)
+        return launch_status();
+    blocks = items < blocks ? items : blocks;
+    attn_pass_kernel<P><<<(unsigned)blocks, (unsigned)S::THREADS, S::BYTES, s>>>(pass);
+    return launch_status();
 }
 
 /* --- items --- */
@@ -376,147 +313,102 @@ static inline int heads_at_once(int64_t bytes)
     return (int)(cache / 4 / (bytes > 0 ? bytes : 1)) + 1;
 }
 
-/* --- the frame of a pass --- */
-
-/* NC warpgroups compute on stages of two tiles of ROWS rows, and of STATS floats. Each keeps KEPT
- * times 64 rows in shared memory. An item is NC * 64 rows. */
-template <typename T_, int D_, int NC_, int ROWS_, int STAGES_, int KEPT, int STATS_ = 0>
-struct pass_shape {
-    using T = T_;
-    static constexpr int D = D_, NC = NC_, STAGES = STAGES_, STATS = STATS_;
-    static constexpr int THREADS = (NC + 1) * GROUP, BM = NC * 64, TILE = ROWS_ * D;
-    static constexpr size_t BYTES =
-        (size_t)(STAGES * 2 * TILE + KEPT * BM * D) * 2 + (size_t)STAGES * STATS * 4 + 1024;
-};
-
-template <typename S> struct stages {
-    typename S::T *tiles, *kept; /* two of each stage; rows of each warpgroup */
-    float *stats;
-    uint64_t *full, *empty;
-    struct stage_head *heads;
-};
-
-/* The copying warpgroup has queued all copies into a stage. */
-template <typename S>
-__device__ __forceinline__ void stage_filled(const struct stages<S> &shared, int stage,
-                                             const struct stage_head &head)
+/* Least and greatest first key of the rows from `first` to `end` - 1; a whole warp calls it. */
+static __device__ __forceinline__ int2 first_keys(const struct attn_params &p, int b, int first,
+                                                  int end)
 {
-    barrier_arrive_copied(&shared.full[stage]);
-    if (threadIdx.x % GROUP == 0) {
-        shared.heads[stage] = head;
-        barrier_arrive(&shared.full[stage]);
+    if (!p.first_key && p.window == 0)
+        return make_int2(0, 0);
+    int least = p.S, most = 0;
+#pragma unroll 1
+    for (int r = first + threadIdx.x % 32; r < min(end, p.T); r += 32) {
+        int key = attn_first(p, b, r);
+        least = min(least, key);
+        most = max(most, key);
     }
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) {
+        least = min(least, __shfl_xor_sync(FULL_WARP, least, offset));
+        most = max(most, __shfl_xor_sync(FULL_WARP, most, offset));
+    }
+    return make_int2(least, most);
 }
 
-/* A thread has read what it needs of a stage. Each arrives for itself: compute-sanitizer's
- * racecheck does not follow an order that goes by __syncwarp and one lane's arrival. */
-template <typename S>
-__device__ __forceinline__ void stage_release(const struct stages<S> &shared, int stage)
-{
-    barrier_arrive(&shared.empty[stage]);
-}
+/* What hides pairs of a tile: nothing, that keys come after their queries, or first keys too. */
+enum mask { MASK_NONE, MASK_CAUSAL, MASK_FIRST };
 
-/* P says what an item is, how it is copied and what is computed:
- *   using shape = pass_shape<...>;
- *   static int items(p);
- *   static void copy(p, stages, at, ring);    the copying warpgroup, item `at`
- *   static void compute(p, stages, at, ring); each of the others */
-template <typename P>
-__global__ void __launch_bounds__(P::shape::THREADS, 1)
-    attn_pass_kernel(const __grid_constant__ struct attn_params p)
+/* Of queries from `row` (as keys count them) on and keys from `key` to `last`; `most`: the queries'
+ * greatest first key. */
+static __device__ __forceinline__ enum mask tile_mask(int key, int last, int row, int most)
 {
-    using S = typename P::shape;
-    extern __shared__ uint4 smem[];
-    __shared__ uint64_t full[S::STAGES], empty[S::STAGES];
-    __shared__ struct stage_head heads[S::STAGES];
-    struct stages<S> shared;
-    shared.tiles = (typename S::T *)(((uintptr_t)smem + 1023) & ~(uintptr_t)1023);
-    shared.kept = shared.tiles + S::STAGES * 2 * S::TILE;
-    shared.stats = (float *)((char *)smem + S::BYTES) - S::STAGES * S::STATS;
-    shared.full = full;
-    shared.empty = empty;
-    shared.heads = heads;
-    if (threadIdx.x < S::STAGES) {
-        barrier_init(&full[threadIdx.x], GROUP + 1);
-        barrier_init(&empty[threadIdx.x], S::NC * GROUP);
-    }
-    __syncthreads();
-    ring<S::STAGES> r;
-    if (threadIdx.x >= S::NC * GROUP) {
-        registers_lower<role_registers<S::NC>::COPY>();
-        for (int at = blockIdx.x; at < P::items(p); at += gridDim.x)
-            P::copy(p, shared, at, r);
-    } else {
-        registers_raise<role_registers<S::NC>::COMPUTE>();
-        for (int at = blockIdx.x; at < P::items(p); at += gridDim.x)
-            P::compute(p, shared, at, r);
-    }
-}
-
-template <typename P> static int attn_pass_launch(cudaStream_t s, const struct attn_params &p)
-{
-    using S = typename P::shape;
-    int device = 0, blocks = 1, items = P::items(p);
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&blocks, cudaDevAttrMultiProcessorCount, device);
-    if (cudaFuncSetAttribute(attn_pass_kernel<P>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             (int)S::BYTES) != cudaSuccess)
-        return launch_status();
-    blocks = items < blocks ? items : blocks;
-    attn_pass_kernel<P><<<(unsigned)blocks, (unsigned)S::THREADS, S::BYTES, s>>>(p);
-    return launch_status();
+    return key < most ? MASK_FIRST : last > row ? MASK_CAUSAL : MASK_NONE;
 }
 
 /* --- passes over queries: an item is BM queries of a head, its stages are keys and values --- */
 
-struct query_item {
-    int b, h, row0;
+template <typename S> struct query_pass {
+    using shape = S;
+    __host__ __device__ static int items(const struct attn_params &p)
+    {
+        return p.B * p.H * ((p.T + S::BM - 1) / S::BM);
+    }
+
+    /* The longest rows come first. Tiles: all that a query of the item may see. */
+    __device__ __forceinline__ static struct pass_item item(const struct attn_params &p, int at)
+    {
+        int blocks = (p.T + S::BM - 1) / S::BM;
+        struct item_place place = item_place(p, at, p.B * p.H, blocks);
+        int b = place.head / p.H, row0 = (blocks - 1 - place.block) * S::BM;
+        int begin = first_keys(p, b, row0, row0 + S::BM).x / S::ROWS * S::ROWS;
+        int keys = min(row0 + S::BM, p.T) + p.S - p.T - begin;
+        return {b, place.head % p.H, row0, begin, max((keys + S::ROWS - 1) / S::ROWS, 0)};
+    }
+
+    __device__ __forceinline__ static void fetch_tiles(const struct pass_params &pass,
+                                                       const struct stages<S> &shared,
+                                                       const struct pass_item &item,
+                                                       ring<S::STAGES> &r)
+    {
+        int kv = item.head / pass.p.group, key = item.begin;
+#pragma unroll 1
+        for (int i = 0; i < item.tiles; i++, key += S::ROWS, r.next()) {
+            barrier_wait(shared.empty + r.at * 8, r.phase ^ 1);
+            if (threadIdx.x % 32 != 0)
+                continue;
+            uint32_t full = shared.full + r.at * 8;
+            barrier_expect(full, 2 * S::TILE_BYTES);
+            tile_fetch<S::ROWS, S::D>(shared.tile(r.at, 0), &pass.k, full, kv, key, item.b);
+            tile_fetch<S::ROWS, S::D>(shared.tile(r.at, 1), &pass.v, full, kv, key, item.b);
+        }
+    }
 };
 
-template <typename S> __host__ __device__ static inline int query_items(const struct attn_params &p)
-{
-    return p.B * p.H * ((p.T + S::BM - 1) / S::BM);
-}
+/* The item's tiles from `begin` to `end` - 1 are those that 64 queries from `first` on may see;
+ * `most`: their greatest first key. */
+struct tile_range {
+    int begin, end, most;
+};
 
 template <typename S>
-__device__ __forceinline__ struct query_item query_item(const struct attn_params &p, int at)
+__device__ __forceinline__ struct tile_range query_tiles(const struct attn_params &p,
+                                                         const struct pass_item &item, int first)
 {
-    int blocks = (p.T + S::BM - 1) / S::BM; /* the longest rows come first */
-    struct item_place place = item_place(p, at, p.B * p.H, blocks);
-    return {place.head / p.H, place.head % p.H, (blocks - 1 - place.block) * S::BM};
+    int2 keys = first_keys(p, item.b, first, first + 64);
+    int last = first + 63 + p.S - p.T - item.begin;
+    int begin = uniform(max(keys.x - item.begin, 0) / S::ROWS);
+    int end = first < p.T ? min(item.tiles, last / S::ROWS + 1) : 0;
+    return {min(begin, item.tiles), max(end, 0), uniform(keys.y)};
 }
 
-/* A warpgroup keeps the stage of its last tile until its next one, or the item's end, while tiles
- * that only those behind it see pass by: with fewer stages the copies would wait for it, and it for
- * them. */
-template <typename S, int ROWS>
-static constexpr int stages_needed = (S::BM - 64 + ROWS - 1) / ROWS + 1;
-
-/* Every tile of ROWS keys that a query of the item may see. */
-template <typename S, int ROWS>
-__device__ __forceinline__ void keys_copy(const struct attn_params &p,
-                                          const struct stages<S> &shared, int at,
-                                          ring<S::STAGES> &r)
+/* Let tiles pass by that others need. */
+template <typename S>
+__device__ __forceinline__ void tiles_skip(const struct stages<S> &shared, int n,
+                                           ring<S::STAGES> &r)
 {
-    static_assert(S::STAGES >= stages_needed<S, ROWS>, "the ring would come to a standstill");
-    using T = typename S::T;
-    struct query_item item = query_item<S>(p, at);
-    int kv = item.h / p.group, last = min(item.row0 + S::BM, p.T) - 1 + p.S - p.T;
-    const T *k = (const T *)p.k + (int64_t)item.b * p.S * p.ldk + (int64_t)kv * p.D;
-    const T *v = (const T *)p.v + (int64_t)item.b * p.S * p.ldv + (int64_t)kv * p.D;
-    int key = first_keys(p, item.b, item.row0, item.row0 + S::BM).x / ROWS * ROWS;
-    bool ends = false;
-    for (; !ends; key += ROWS, r.next()) {
-        bool some = key <= last;
-        ends = key + ROWS > last;
-        barrier_wait(&shared.empty[r.at], r.phase ^ 1);
-        if (some) {
-            T *tile = shared.tiles + r.at * 2 * S::TILE;
-            panel_fill<T, ROWS, S::D>(tile, k, p.ldk, key, p.S, p.D);
-            panel_fill<T, ROWS, S::D>(tile + S::TILE, v, p.ldv, key, p.S, p.D);
-        }
-        stage_filled(shared, r.at,
-                     {key, item.h, 0, (some ? STAGE_TILE : 0) | (ends ? STAGE_LAST : 0)});
+#pragma unroll 1
+    for (; n > 0; n--, r.next()) {
+        stage_wait(shared, r);
+        stage_release(shared, r.at);
     }
 }
 
@@ -524,10 +416,12 @@ __device__ __forceinline__ void keys_copy(const struct attn_params &p,
 
 enum { SPAN = 64 }; /* queries a span of first keys, and a stage of the keys' pass */
 
-/* Of each row 1 / log 2 times lse, behind delta. */
-__host__ __device__ static inline float *lse2_of(const struct attn_params &p)
+/* Statistics of a head's rows: of each SPAN first 1 / log 2 times lse, then delta. */
+__host__ __device__ static inline int64_t stats_row(const struct attn_params &p, int b, int h,
+                                                    int i)
 {
-    return p.delta + (((int64_t)p.B * p.H * p.T + 63) & ~(int64_t)63);
+    int spans = (p.T + SPAN - 1) / SPAN;
+    return (((int64_t)b * p.H + h) * spans + i / SPAN) * 2 * SPAN + i % SPAN;
 }
 
 /* dk and dv, from delta and the spans in p. */

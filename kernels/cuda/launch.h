@@ -52,8 +52,7 @@ int launch_quant_decode(cudaStream_t s, enum dtype real, const struct op_quant *
 int launch_rope(cudaStream_t s, enum dtype real, const struct rope_args *a);
 
 /* Attention: warp-a-row kernels for every case; tensor-core kernels for 16-bit types (sm_80 on);
- * and for head dimensions up to 128, in forward 256, those of Hopper (sm_90a), where dropout needs
- * S and dropout.first to be multiples of 8. */
+ * and those of Hopper (sm_90a), where dropout needs S and dropout.first to be multiples of 8. */
 int launch_attn_fwd_plain(cudaStream_t s, enum dtype real, const struct attn_args *a);
 int launch_attn_bwd_plain(cudaStream_t s, enum dtype real, const struct attn_args *a);
 size_t workspace_attn_bwd_plain(const struct attn_args *a);

@@ -32,11 +32,16 @@ static __device__ __forceinline__ float fast_exp2(float x)
 }
 
 /* Four 8x8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8. */
-static __device__ __forceinline__ void ldmatrix4(uint32_t (&r)[4], const void *row)
+static __device__ __forceinline__ void ldmatrix4_at(uint32_t (&r)[4], uint32_t row)
 {
     MMA_ASM("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
             : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-            : "r"(shared_address(row)));
+            : "r"(row));
+}
+
+static __device__ __forceinline__ void ldmatrix4(uint32_t (&r)[4], const void *row)
+{
+    ldmatrix4_at(r, shared_address(row));
 }
 
 static __device__ __forceinline__ void ldmatrix4_trans(uint32_t (&r)[4], const void *row)

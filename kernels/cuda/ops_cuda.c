@@ -27,11 +27,9 @@ static bool attn_mma_fits(struct stream *s, enum dtype real, const struct attn_a
 
 /* Those of Hopper draw one block of random numbers for eight neighbouring keys, and know no rounded
  * position biases. */
-static bool attn_hopper_fits(struct stream *s, enum dtype real, const struct attn_args *a,
-                             int64_t most_d)
+static bool attn_hopper_fits(struct stream *s, enum dtype real, const struct attn_args *a)
 {
-    return attn_mma_fits(s, real, a) && s->state->capability == 90 && a->D <= most_d &&
-           a->alibi_scale == 0 &&
+    return attn_mma_fits(s, real, a) && s->state->capability == 90 && a->alibi_scale == 0 &&
            (a->dropout.p == 0 ||
             (a->S % DROPOUT_GROUP == 0 && a->dropout.first % DROPOUT_GROUP == 0));
 }
@@ -40,7 +38,7 @@ static int attn_fwd(struct stream *s, enum dtype real, const struct attn_args *a
 {
     if (a->D > 256)
         return ERR_UNSUPPORTED;
-    if (attn_hopper_fits(s, real, a, 256))
+    if (attn_hopper_fits(s, real, a))
         return launch_attn_fwd_hopper(enter(s), real, a);
     if (attn_mma_fits(s, real, a))
         return launch_attn_fwd_mma(enter(s), real, a);
@@ -53,7 +51,7 @@ static int attn_bwd(struct stream *s, enum dtype real, const struct attn_args *a
         return ERR_UNSUPPORTED;
     bool fits = attn_mma_fits(s, real, a) && rows16(a->dout, a->ldo) && rows16(a->dq, a->ldq) &&
                 rows16(a->dk, a->ldk) && rows16(a->dv, a->ldv);
-    if (fits && attn_hopper_fits(s, real, a, 128))
+    if (fits && attn_hopper_fits(s, real, a))
         return launch_attn_bwd_hopper(enter(s), real, a);
     if (fits)
         return launch_attn_bwd_mma(enter(s), real, a);

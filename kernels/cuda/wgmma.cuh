@@ -19,24 +19,17 @@
 #define WGMMA_ASM(...) __trap()
 #endif
 
-/* Element offset of 16-byte chunk `chunk` of row r in a tile of `rows` rows. */
-static __device__ __forceinline__ int panel_offset(int rows, int r, int chunk)
-{
-    return ((chunk / 8 * rows + r) * 8 + ((chunk ^ r) & 7)) * 8;
-}
-
 /* A tile's descriptor; strides in bytes between the 8-row groups of a panel, and between panels
  * where the operand runs over several. */
-static __device__ __forceinline__ uint64_t panel_descriptor(const void *p, int group_stride,
+static __device__ __forceinline__ uint64_t panel_descriptor(uint32_t tile, int group_stride,
                                                             int panel_stride)
 {
-    uint64_t address = (shared_address(p) & 0x3FFFF) >> 4;
-    return address | (uint64_t)(panel_stride >> 4) << 16 | (uint64_t)(group_stride >> 4) << 32 |
-           (uint64_t)1 << 62;
+    uint32_t low = tile >> 4 | (uint32_t)(panel_stride >> 4) << 16; /* addresses have 18 bits */
+    return low | (uint64_t)((uint32_t)(group_stride >> 4) | 1u << 30) << 32;
 }
 
-/* Shared memory written by this thread becomes visible to the asynchronous products; a barrier must
- * follow. */
+/* Shared memory read or written by this thread so far comes before the asynchronous reads and
+ * writes behind a barrier that follows. */
 static __device__ __forceinline__ void wgmma_publish()
 {
     WGMMA_ASM("fence.proxy.async.shared::cta;" ::: "memory");

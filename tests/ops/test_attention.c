@@ -11,7 +11,8 @@ struct variant {
     int64_t B, T, S, H, KV, D;
     float softcap;
     int64_t window;
-    bool packed, alibi, strided;
+    bool packed, alibi;
+    int strided; /* rows of q, k and v as parts of one; of o, this many elements apart */
     float dropout;
     float alibi_scale; /* of rounded biases */
 };
@@ -24,8 +25,8 @@ static const struct variant SMALL[] = {
     {"packed", 2, 6, 6, 2, 2, 2, .packed = true},
     {"alibi", 1, 5, 5, 3, 3, 2, .alibi = true},
     {"dropout", 2, 5, 5, 2, 1, 2, .dropout = 0.4f},
-    {"all", 2, 6, 6, 4, 2, 2, 2.0f, 4, true, true, true, 0.3f},
-    {"all, rounded alibi", 2, 6, 6, 4, 2, 2, 2.0f, 4, true, true, true, 0.3f, 0.7f},
+    {"all", 2, 6, 6, 4, 2, 2, 2.0f, 4, true, true, 4, 0.3f},
+    {"all, rounded alibi", 2, 6, 6, 4, 2, 2, 2.0f, 4, true, true, 4, 0.3f, 0.7f},
 };
 
 static const struct variant TABLES[] = {
@@ -34,36 +35,37 @@ static const struct variant TABLES[] = {
     {"opt", 2, 67, 67, 4, 4, 48},
     {"gqa 64", 2, 130, 130, 6, 2, 64},
     {"mqa 128", 1, 65, 65, 4, 1, 128},
-    {"d 80 strided", 2, 33, 33, 2, 2, 80, .strided = true},
+    {"d 80 strided", 2, 33, 33, 2, 2, 80, .strided = 4},
     {"d 96", 1, 70, 70, 2, 1, 96, .window = 20},
     {"d 256", 1, 40, 40, 2, 1, 256, .softcap = 5.0f},
     {"window", 1, 150, 150, 2, 2, 32, .window = 37},
     {"packed", 3, 140, 140, 2, 1, 64, .packed = true},
     {"alibi", 2, 77, 77, 5, 5, 16, .alibi = true},
     {"rounded alibi", 1, 400, 400, 3, 3, 64, .alibi = true, .alibi_scale = 0.03f},
-    {"rounded alibi, packed", 2, 140, 140, 2, 1, 96, 0, 50, true, true, false, 0.1f, 0.1f},
-    {"rounded alibi 128", 2, 150, 150, 2, 2, 128, 3.0f, 0, true, true, true, 0, 0.088f},
+    {"rounded alibi, packed", 2, 140, 140, 2, 1, 96, 0, 50, true, true, 0, 0.1f, 0.1f},
+    {"rounded alibi 128", 2, 150, 150, 2, 2, 128, 3.0f, 0, true, true, 4, 0, 0.088f},
     {"rounded alibi 192", 1, 70, 70, 2, 2, 192, .alibi = true, .alibi_scale = 0.07f},
     {"dropout", 2, 66, 66, 2, 2, 32, .dropout = 0.25f},
-    {"all", 2, 129, 129, 4, 2, 64, 3.0f, 50, true, true, true, 0.1f},
+    {"all", 2, 129, 129, 4, 2, 64, 3.0f, 50, true, true, 4, 0.1f},
     {"gqa 64 of many tiles", 1, 451, 451, 4, 2, 64},
     {"packed 64 of many tiles", 2, 400, 400, 2, 1, 64, .packed = true},
     {"window 64 of many tiles", 1, 333, 333, 2, 2, 64, .window = 100},
     {"more heads than multiprocessors", 6, 70, 70, 30, 30, 16},
     {"128 of many tiles", 1, 389, 389, 2, 1, 128},
     {"packed 128, window", 2, 300, 300, 2, 1, 128, .window = 70, .packed = true},
-    {"d 80 packed", 2, 200, 200, 2, 2, 80, .packed = true, .strided = true},
+    {"d 80 packed", 2, 200, 200, 2, 2, 80, .packed = true, .strided = 4},
     {"dropout 64", 1, 264, 264, 4, 2, 64, .dropout = 0.1f, .packed = true},
     {"dropout 128", 2, 136, 136, 2, 1, 128, .dropout = 0.1f},
     {"d 256 of many tiles", 1, 300, 300, 2, 1, 256},
-    {"d 192 packed", 2, 200, 200, 2, 2, 192, .packed = true, .strided = true},
+    {"d 192 packed", 2, 200, 200, 2, 2, 192, .packed = true, .strided = 4},
     {"d 256 softcap, window", 1, 200, 200, 2, 1, 256, .softcap = 5.0f, .window = 60},
     {"d 256 dropout", 1, 136, 136, 2, 1, 256, .dropout = 0.1f},
     {"dropout of keys in fours", 1, 132, 132, 2, 1, 64, .dropout = 0.1f},
     {"dropout 64 of many tiles", 1, 456, 456, 2, 2, 64, .dropout = 0.2f},
     {"dropout 128 of many tiles", 1, 200, 200, 2, 2, 128, .dropout = 0.2f},
-    {"all 64", 2, 136, 136, 4, 2, 64, 3.0f, 50, true, true, false, 0.1f},
-    {"all 128", 2, 136, 136, 4, 2, 128, 3.0f, 50, true, true, false, 0.1f},
+    {"all 64", 2, 136, 136, 4, 2, 64, 3.0f, 50, true, true, 0, 0.1f},
+    {"all 128", 2, 136, 136, 4, 2, 128, 3.0f, 50, true, true, 0, 0.1f},
+    {"64 strided", 2, 210, 210, 4, 2, 64, .strided = 8},
 };
 
 /* Forward only: T < S, as in generation. */
@@ -73,7 +75,7 @@ static const struct variant CACHED[] = {
     {"cached 128, tiles", 1, 3, 517, 4, 2, 128},
     {"cached 256, tiles", 1, 70, 300, 2, 1, 256},
     {"cached", 2, 5, 70, 3, 3, 48, .window = 30, .softcap = 4.0f},
-    {"cached alibi", 1, 9, 65, 4, 2, 32, .alibi = true, .strided = true},
+    {"cached alibi", 1, 9, 65, 4, 2, 32, .alibi = true, .strided = 4},
     {"cached rounded alibi", 1, 9, 365, 4, 2, 32, .alibi = true, .alibi_scale = 0.03f},
 };
 
@@ -94,7 +96,7 @@ static struct attn_args variant_args(const struct variant *v)
     }
     if (v->strided) {
         a.ldq = a.ldk = a.ldv = (v->H + 2 * v->KV) * v->D;
-        a.ldo = v->H * v->D + 4;
+        a.ldo = v->H * v->D + v->strided;
     }
     return a;
 }
