@@ -66,6 +66,7 @@ PLACEMENT_MODELS := $(sort $(wildcard tests/golden/*/*/model))
 $(eval $(call program_rules,$(PLACEMENT_BIN),$(wildcard tests/placement/*.c),worker/train))
 $(eval $(call program_suite,placement,$(PLACEMENT_BIN),--budgets 1 --nvme $(B)/tests $(wildcard $(patsubst \
 	%,tests/golden/%/*/model,opt gemma2 gpt_neox))))
+$(eval $(call program_suite,placement-bf16,$(PLACEMENT_BIN),--budgets 1 --compute bf16 --nvme $(B)/tests tests/golden/opt/plain/model))
 $(eval $(call program_suite,placement-random,$(PLACEMENT_BIN),--budgets 0 --nvme $(B)/tests --random 40 $(PLACEMENT_MODELS)))
 PLACEMENT_TRIALS ?= 500
 check-placement: $(PLACEMENT_BIN)  ## losses and weights bit-equal under every placement policy and a dozen budgets (PLACEMENT_TRIALS=500 random models)
