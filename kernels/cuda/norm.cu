@@ -347,7 +347,7 @@ __global__ void norm_reduce_kernel(const __grid_constant__ struct norm_args a, i
     const float *partial = (const float *)a.workspace;
     float sum = 0;
     if (c < width) {
-#pragma unroll 4
+#pragma unroll 8
         for (int row = threadIdx.y; row < rows; row += 16)
             sum += partial[row * width + c];
     }
@@ -410,13 +410,21 @@ template <typename T> static int norm_fwd(cudaStream_t s, const struct norm_args
     return launch_status();
 }
 
+#include "kernels/cuda/norm_teams.cuh"
+
 template <typename T, int LANES, int ITERS>
 static int norm_bwd_rows(cudaStream_t s, const struct norm_args *a)
 {
     using shape = row_shape<T, LANES, ITERS>;
-    norm_bwd_kernel<T, LANES, ITERS><<<shape::PARTS, shape::THREADS, 0, s>>>(*a);
+    int parts = 0;
+    if constexpr (LANES > 32 && ITERS == 1)
+        parts = norm_bwd_teams<T, LANES>(s, a);
+    if (parts == 0) {
+        parts = shape::PARTS;
+        norm_bwd_kernel<T, LANES, ITERS><<<parts, shape::THREADS, 0, s>>>(*a);
+    }
     if (a->dweight || a->dbias)
-        norm_reduce(s, a, shape::PARTS);
+        norm_reduce(s, a, parts);
     return launch_status();
 }
 
