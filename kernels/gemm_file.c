@@ -8,8 +8,8 @@
 
 #include "core/alloc.h"
 
-/* The number counts changes of struct gemm_key. */
-static const char HEAD[] = "castor gemm plans 2";
+/* The number counts changes of struct gemm_file_plan. */
+static const char HEAD[] = "castor gemm plans 3";
 
 static void put_hex(FILE *f, const void *data, size_t bytes)
 {
@@ -26,6 +26,8 @@ int gemm_file_save(const char *path, const struct gemm_file_owner *owner,
     fprintf(f, "%s\n%s\n%zu\n", HEAD, owner->gpu, owner->version);
     for (int64_t i = 0; i < n; i++) {
         put_hex(f, &plans[i].key, sizeof plans[i].key);
+        fputc(' ', f);
+        put_hex(f, &plans[i].own, sizeof plans[i].own);
         fputc(' ', f);
         put_hex(f, plans[i].algo, sizeof plans[i].algo);
         fputc('\n', f);
@@ -60,6 +62,7 @@ static int next_plan(FILE *f, struct gemm_file_plan *p)
         return 0;
     ungetc(c, f);
     return get_hex(f, &p->key, sizeof p->key) && fgetc(f) == ' ' &&
+                   get_hex(f, &p->own, sizeof p->own) && fgetc(f) == ' ' &&
                    get_hex(f, p->algo, sizeof p->algo) && fgetc(f) == '\n'
                ? 1
                : -1;
@@ -72,6 +75,7 @@ static int load_plans(FILE *f, const char *path, struct gemm_file_plan **out, in
     int64_t n = 0, cap = 0;
     int more;
 
+    memset(&p, 0, sizeof p); /* its padding, too: plans are compared as bytes */
     while ((more = next_plan(f, &p)) > 0) {
         if (n == cap) {
             cap = cap ? 2 * cap : 64;

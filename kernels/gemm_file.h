@@ -1,8 +1,8 @@
 /*
  * The file of matrix products' plans: which algorithm each shape has (kernels/cuda/gemm.h). Text:
- * what it is and for which GPU model and library version it holds, then a line a plan, shape and
- * algorithm in hexadecimal. The library documents its algorithms as plain data for the same version
- * of the library.
+ * what it is and for which GPU model and library version it holds, then a line a plan: shape,
+ * kernel and algorithm in hexadecimal. The library documents its algorithms as plain data for the
+ * same version of the library.
  */
 #ifndef CASTOR_KERNELS_GEMM_FILE_H
 #define CASTOR_KERNELS_GEMM_FILE_H
@@ -22,6 +22,7 @@ struct gemm_key {
 
 struct gemm_file_plan {
     struct gemm_key key;
+    int32_t own; /* 0: the library's algorithm; 1: our kernel; -1: several ops instead of one */
     unsigned char algo[64];
 };
 

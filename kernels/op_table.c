@@ -31,3 +31,19 @@ const char *op_name(enum op op)
     assert((unsigned)op < OP_COUNT);
     return NAMES[op];
 }
+
+struct linear_args linear_bias_below(const struct linear_args *a)
+{
+    assert(a->act_x != ACT_NONE);
+    return (struct linear_args){
+        .N = a->N,
+        .I = 1, /* there is no product */
+        .O = a->I,
+        .ldy = a->ldx,
+        .dy = a->dx,
+        .dw_accum = a->dw_accum,
+        .dbias = a->dbias_x,
+        .narrow = a->narrow,
+        .workspace = a->workspace,
+    };
+}

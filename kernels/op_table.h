@@ -175,13 +175,19 @@ struct linear_args {
     const void *pre_x;   /* (N, I), needed with act_x (ReLU: x itself will do) */
     enum accum dx_accum; /* with ACCUM_ADD the product is added to dx (act_x must be ACT_NONE) */
     void *dx;            /* (N, I) */
+    void *dbias_x;       /* (I) grad, as dbias, or NULL: column sums of dx, the gradient of a bias
+                            that was added in front of act_x; with one alone */
     /* linear_bwd_weight: dw += alpha dy^T x, dbias += column sums of dy */
-    enum accum dw_accum;     /* of dw and dbias; ACCUM_ASSIGN for the first micro-batch of a step */
-    void *dw;                /* (O, I) grad, or NULL */
-    void *dbias;             /* (O) grad, or NULL    */
-    struct op_narrow narrow; /* of dw and dbias  */
+    enum accum
+        dw_accum; /* of dw, dbias and dbias_x; ACCUM_ASSIGN for the first micro-batch of a step */
+    void *dw;     /* (O, I) grad, or NULL */
+    void *dbias;  /* (O) grad, or NULL    */
+    struct op_narrow narrow; /* likewise         */
     void *workspace;
 };
+
+/* The linear_bwd_weight whose dbias is the dbias_x of `a`, a linear_bwd_data that has run. */
+struct linear_args linear_bias_below(const struct linear_args *a);
 
 /* Plain: y (N, F) = act(x (N, F)). Gated: y (N, F) = act(gate) * up with x (N, 2F) = [gate | up].
  */

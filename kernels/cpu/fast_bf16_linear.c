@@ -168,7 +168,10 @@ int bf16_linear_bwd_data(struct stream *s, const struct linear_args *a)
         struct tile t = tile_at(i, a->N, a->I);
         backward_tile(a, &t);
     }
-    return 0;
+    if (!a->dbias_x)
+        return 0;
+    struct linear_args below = linear_bias_below(a);
+    return bf16_linear_bwd_weight(s, &below);
 }
 
 /* dbias of columns [c0, c0 + n). */

@@ -242,7 +242,10 @@ int fast_linear_bwd_data(struct stream *s, const struct linear_args *a)
                 fast_slope_row(a->act_x, tile.cols, (const float *)a->pre_x + at + r * ldx,
                                dx + r * ldx);
     }
-    return 0;
+    if (!a->dbias_x)
+        return 0;
+    struct linear_args below = linear_bias_below(a);
+    return fast_linear_bwd_weight(s, &below);
 }
 
 /* In front of its first use: clang builds no clones of what was called before. */

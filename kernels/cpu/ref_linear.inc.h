@@ -34,6 +34,8 @@ static int linear_fwd(struct stream *s, const struct linear_args *a)
     return 0;
 }
 
+static int linear_bwd_weight(struct stream *s, const struct linear_args *a);
+
 static int linear_bwd_data(struct stream *s, const struct linear_args *a)
 {
     const real *w = a->w, *pre_x = a->pre_x;
@@ -57,7 +59,10 @@ static int linear_bwd_data(struct stream *s, const struct linear_args *a)
                 sum *= ref_act_slope(a->act_x, (double)pre_x[n * ldx + i]);
             *dx = (real)(a->dx_accum == ACCUM_ADD ? (double)*dx + sum : sum);
         }
-    return 0;
+    if (!a->dbias_x)
+        return 0;
+    struct linear_args below = linear_bias_below(a);
+    return linear_bwd_weight(s, &below);
 }
 
 static int linear_bwd_weight(struct stream *s, const struct linear_args *a)

@@ -51,17 +51,31 @@ __global__ void colsum_kernel(int64_t N, int64_t C, int64_t ld, const T *x, floa
 }
 
 template <typename G>
-__global__ void colsum_finish_kernel(int64_t C, int add, const float *partial, G *out,
-                                     struct rng_stream stream)
+__global__ void colsum_finish_kernel(int64_t parts, int64_t C, int add, const float *partial,
+                                     G *out, struct rng_stream stream)
 {
     int64_t c = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (c >= C)
         return;
     float total = 0;
 #pragma unroll 16
-    for (int p = 0; p < PARTS; p++)
+    for (int64_t p = 0; p < parts; p++)
         total += partial[p * C + c];
     take_gradient(out, c, total, add, stream);
+}
+
+extern "C" int launch_colsum_parts(cudaStream_t s, int64_t parts, int64_t C, const float *partial,
+                                   enum accum accum, void *out, const struct op_narrow *narrow)
+{
+    unsigned blocks = (unsigned)ceil_div(C, 64);
+    int add = accum == ACCUM_ADD;
+    if (narrow->on)
+        colsum_finish_kernel<<<blocks, 64, 0, s>>>(parts, C, add, partial, (__nv_bfloat16 *)out,
+                                                   bias_stream(narrow));
+    else
+        colsum_finish_kernel<<<blocks, 64, 0, s>>>(parts, C, add, partial, (float *)out,
+                                                   narrow->stream);
+    return launch_status();
 }
 
 template <typename T>
@@ -79,13 +93,7 @@ static int colsum(cudaStream_t s, int64_t N, int64_t C, int64_t ld, const void *
     else
         colsum_kernel<T, 1><<<dim3((unsigned)ceil_div(C, 32), PARTS), block, 0, s>>>(
             N, C, ld, (const T *)x, partial);
-    unsigned blocks = (unsigned)ceil_div(C, 64);
-    if (narrow->on)
-        colsum_finish_kernel<<<blocks, 64, 0, s>>>(C, add, partial, (__nv_bfloat16 *)out,
-                                                   bias_stream(narrow));
-    else
-        colsum_finish_kernel<<<blocks, 64, 0, s>>>(C, add, partial, (float *)out, narrow->stream);
-    return launch_status();
+    return launch_colsum_parts(s, PARTS, C, partial, add ? ACCUM_ADD : ACCUM_ASSIGN, out, narrow);
 }
 
 extern "C" int launch_colsum(cudaStream_t s, enum dtype real, int64_t N, int64_t C, int64_t ld,

@@ -401,7 +401,7 @@ static const struct device_impl IMPL = {
 };
 
 /* Found at run time: nothing links the driver's library. NULL when it has no such function. */
-static stream_value_fn find_stream_value(const char *name)
+static void *find_driver_call(const char *name)
 {
     enum cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
     void *entry = NULL;
@@ -411,7 +411,7 @@ static stream_value_fn find_stream_value(const char *name)
         (void)cudaGetLastError();
         return NULL;
     }
-    return (stream_value_fn)entry;
+    return entry;
 }
 
 int device_cuda_open(int index, const struct device_options *options, struct device *d,
@@ -430,8 +430,9 @@ int device_cuda_open(int index, const struct device_options *options, struct dev
     d->fp8 = prop.major * 10 + prop.minor >= 89;
     state = xcalloc(1, sizeof *state);
     state->index = index;
-    state->stream_wait_value = find_stream_value("cuStreamWaitValue32");
-    state->stream_write_value = find_stream_value("cuStreamWriteValue32");
+    state->stream_wait_value = (stream_value_fn)find_driver_call("cuStreamWaitValue32");
+    state->stream_write_value = (stream_value_fn)find_driver_call("cuStreamWriteValue32");
+    state->tensor_map = (tensor_map_fn)find_driver_call("cuTensorMapEncodeTiled");
     state->capability = prop.major * 10 + prop.minor;
     cublasStatus_t status = cublasLtCreate(&state->blas);
     if (status != CUBLAS_STATUS_SUCCESS) {
@@ -439,7 +440,7 @@ int device_cuda_open(int index, const struct device_options *options, struct dev
                      cublasLtGetStatusString(status));
         goto out;
     }
-    state->gemms = gemm_cache_create(state->blas);
+    state->gemms = gemm_cache_create(state);
     d->state = state;
     d->impl = &IMPL;
     state = NULL;

@@ -7,30 +7,39 @@
 #include <string.h>
 
 #include "core/alloc.h"
+#include "kernels/cuda/gemm_own.h"
 #include "kernels/gemm_file.h"
 
 struct gemm_plan {
     struct gemm_key key;
-    bool usable; /* false: the library has no algorithm for it */
+    bool usable; /* false: nobody has an algorithm for it        */
+    int own;     /* 0: the library's; OWN; or APART */
     cublasLtMatmulDesc_t desc;
     cublasLtMatrixLayout_t a, b, c, d;
     cublasLtMatmulAlgo_t algo;
 };
 
-enum { CANDIDATES = 16, ROUNDS = 8 };
+enum { PROPOSALS = 16, CANDIDATES = PROPOSALS + 2, ROUNDS = 8 };
+enum {
+    OWN = 1,
+    APART = -1
+}; /* our kernel; what the caller does instead is faster: struct gemm's apart */
+enum { KEY_SUMS = 1 << 22 }; /* beside an epilogue's number */
 
 /* Open addressing; plans never go away before the cache does. */
 struct gemm_cache {
+    const struct cuda_state *state;
     cublasLtHandle_t blas;
     struct gemm_plan **slots;
     size_t capacity, used;
     bool tuning;
 };
 
-struct gemm_cache *gemm_cache_create(cublasLtHandle_t blas)
+struct gemm_cache *gemm_cache_create(const struct cuda_state *state)
 {
     struct gemm_cache *cache = xcalloc(1, sizeof *cache);
-    cache->blas = blas;
+    cache->state = state;
+    cache->blas = state->blas;
     cache->capacity = 256;
     cache->slots = xcalloc(cache->capacity, sizeof *cache->slots);
     return cache;
@@ -85,7 +94,7 @@ static struct gemm_key key_of(const struct gemm *g)
     key.trans_b = g->trans_b;
     key.type_in = (int32_t)g->type_in;
     key.type_out = (int32_t)g->type_out;
-    key.epilogue = (int32_t)g->epilogue;
+    key.epilogue = (int32_t)g->epilogue | (g->sums ? KEY_SUMS : 0);
     key.type_b = (int32_t)g->type_b;
     key.align_a = alignment(g->a);
     key.align_b = alignment(g->b);
@@ -169,10 +178,17 @@ static bool prefer(cublasLtMatmulPreference_t pref, cublasLtMatmulPreferenceAttr
     return ok(cublasLtMatmulPreferenceSetAttribute(pref, name, &value, sizeof value));
 }
 
+/* How a product may be done. */
+struct candidate {
+    int own; /* as struct gemm_plan's */
+    cublasLtMatmulAlgo_t algo;
+};
+
 /* The library's proposals, best guess first; returns how many. */
 static int plan_propose(struct gemm_cache *cache, const struct gemm_plan *plan,
-                        cublasLtMatmulHeuristicResult_t *found, int wanted)
+                        struct candidate *ways, int wanted)
 {
+    cublasLtMatmulHeuristicResult_t found[PROPOSALS];
     const struct gemm_key *k = &plan->key;
     const uint32_t ordered =
         CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE | CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE;
@@ -193,16 +209,21 @@ static int plan_propose(struct gemm_cache *cache, const struct gemm_plan *plan,
                                           plan->d, pref, wanted, found, &count));
     if (pref)
         cublasLtMatmulPreferenceDestroy(pref);
+    for (int i = 0; asked && i < count; i++)
+        ways[i].algo = found[i].algo;
     return asked ? count : 0;
 }
 
-static cublasStatus_t launch(struct gemm_cache *cache, const struct gemm_plan *plan,
-                             const cublasLtMatmulAlgo_t *algo, cudaStream_t stream,
-                             const struct gemm *g)
+static bool launch(struct gemm_cache *cache, const struct gemm_plan *plan,
+                   const struct candidate *way, cudaStream_t stream, const struct gemm *g)
 {
-    return cublasLtMatmul(cache->blas, plan->desc, &g->alpha, g->a, plan->a, g->b, plan->b,
-                          &g->beta, g->c ? g->c : g->d, plan->c, g->d, plan->d, algo, g->workspace,
-                          GEMM_WORKSPACE, stream);
+    if (way->own == APART)
+        return g->apart(g->how, g->d) == 0;
+    if (way->own)
+        return gemm_own_run(cache->state, stream, g) == 0;
+    return ok(cublasLtMatmul(cache->blas, plan->desc, &g->alpha, g->a, plan->a, g->b, plan->b,
+                             &g->beta, g->c ? g->c : g->d, plan->c, g->d, plan->d, &way->algo,
+                             g->workspace, GEMM_WORKSPACE, stream));
 }
 
 /* A round runs every proposal once, so that all of them meet the same clock and neighbours. */
@@ -228,7 +249,7 @@ static void trial_fini(struct trial *t)
 }
 
 static bool run_round(struct gemm_cache *cache, const struct gemm_plan *plan,
-                      const cublasLtMatmulHeuristicResult_t *found, int count, cudaStream_t stream,
+                      const struct candidate *ways, int count, cudaStream_t stream,
                       const struct gemm *g, struct trial *t, int round)
 {
     bool failed[CANDIDATES] = {false};
@@ -236,7 +257,7 @@ static bool run_round(struct gemm_cache *cache, const struct gemm_plan *plan,
     if (cudaEventRecord(t->mark[0], stream) != cudaSuccess)
         return false;
     for (int i = 0; i < count; i++) {
-        failed[i] = !ok(launch(cache, plan, &found[i].algo, stream, g));
+        failed[i] = !launch(cache, plan, &ways[i], stream, g);
         if (cudaEventRecord(t->mark[i + 1], stream) != cudaSuccess)
             return false;
     }
@@ -256,10 +277,10 @@ static int by_size(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* The proposal with the least median; the first one when timing is impossible. */
+/* The candidate with the least median; the first one when timing is impossible. */
 static int plan_fastest(struct gemm_cache *cache, const struct gemm_plan *plan,
-                        const cublasLtMatmulHeuristicResult_t *found, int count,
-                        cudaStream_t stream, const struct gemm *g)
+                        const struct candidate *ways, int count, cudaStream_t stream,
+                        const struct gemm *g)
 {
     struct gemm product = *g;
     struct trial t;
@@ -277,7 +298,7 @@ static int plan_fastest(struct gemm_cache *cache, const struct gemm_plan *plan,
     }
     bool timed = trial_init(&t, count);
     for (int r = 0; r < ROUNDS && timed; r++) /* the first one, a warm-up, is overwritten */
-        timed = run_round(cache, plan, found, count, stream, &product, &t, r > 0 ? r - 1 : 0);
+        timed = run_round(cache, plan, ways, count, stream, &product, &t, r > 0 ? r - 1 : 0);
     for (int i = 0; i < count && timed; i++)
         qsort(t.ms[i], ROUNDS - 1, sizeof t.ms[i][0], by_size);
     for (int i = 1; i < count && timed; i++)
@@ -286,19 +307,6 @@ static int plan_fastest(struct gemm_cache *cache, const struct gemm_plan *plan,
     trial_fini(&t);
     cudaFree(scratch);
     return best;
-}
-
-static bool plan_choose(struct gemm_cache *cache, struct gemm_plan *plan, cudaStream_t stream,
-                        const struct gemm *g)
-{
-    cublasLtMatmulHeuristicResult_t found[CANDIDATES];
-    int count = plan_propose(cache, plan, found, cache->tuning ? CANDIDATES : 1);
-
-    if (count == 0)
-        return false;
-    int best = count > 1 ? plan_fastest(cache, plan, found, count, stream, g) : 0;
-    plan->algo = found[best].algo;
-    return true;
 }
 
 /* The heuristic reads no pointer values, but wants to see which ones are set. */
@@ -312,6 +320,28 @@ static bool plan_bind(struct gemm_plan *plan, const struct gemm *g)
             set(plan->desc, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &g->scale_a, sizeof(void *))) &&
            (!g->scale_b ||
             set(plan->desc, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &g->scale_b, sizeof(void *)));
+}
+
+static bool plan_choose(struct gemm_cache *cache, struct gemm_plan *plan, cudaStream_t stream,
+                        const struct gemm *g)
+{
+    struct candidate ways[CANDIDATES] = {{0}};
+    int count = 0;
+
+    if (plan->key.epilogue < GEMM_EPILOGUE_DRELU && plan_describe(plan) && plan_bind(plan, g))
+        count = plan_propose(cache, plan, ways, cache->tuning ? PROPOSALS : 1);
+    if (gemm_own_can(cache->state, g)) {
+        if (count == 0 || cache->tuning)
+            ways[count++].own = OWN;
+        if (cache->tuning && g->apart)
+            ways[count++].own = APART;
+    }
+    if (count == 0)
+        return false;
+    int best = count > 1 ? plan_fastest(cache, plan, ways, count, stream, g) : 0;
+    plan->own = ways[best].own;
+    plan->algo = ways[best].algo;
+    return plan->own != APART;
 }
 
 static void cache_put(struct gemm_cache *cache, struct gemm_plan *plan)
@@ -331,7 +361,7 @@ static struct gemm_plan *plan_get(struct gemm_cache *cache, cudaStream_t stream,
         return plan;
     plan = xcalloc(1, sizeof *plan);
     plan->key = key;
-    plan->usable = plan_describe(plan) && plan_bind(plan, g) && plan_choose(cache, plan, stream, g);
+    plan->usable = plan_choose(cache, plan, stream, g);
     cache_put(cache, plan);
     return plan;
 }
@@ -348,9 +378,10 @@ int gemm_run(struct gemm_cache *cache, cudaStream_t stream, const struct gemm *g
 
     if (!plan->usable)
         return ERR_UNSUPPORTED;
-    if (!plan_bind(plan, g))
+    if (!plan->own && !plan_bind(plan, g))
         return ERR_DEVICE;
-    return ok(launch(cache, plan, &plan->algo, stream, g)) ? 0 : ERR_DEVICE;
+    const struct candidate way = {plan->own, plan->algo};
+    return launch(cache, plan, &way, stream, g) ? 0 : ERR_DEVICE;
 }
 
 void gemm_cache_set_tuning(struct gemm_cache *cache, bool on)
@@ -372,9 +403,10 @@ int gemm_cache_save(const struct gemm_cache *cache, const char *gpu, const char 
 
     for (size_t i = 0; i < cache->capacity; i++) {
         const struct gemm_plan *plan = cache->slots[i];
-        if (!plan || !plan->usable)
+        if (!plan || (!plan->usable && plan->own != APART))
             continue;
         plans[n].key = plan->key;
+        plans[n].own = plan->own;
         memcpy(plans[n++].algo, &plan->algo, sizeof plan->algo);
     }
     int rc = gemm_file_save(path, &owner, plans, n, err);
@@ -395,7 +427,8 @@ int gemm_cache_load(struct gemm_cache *cache, const char *gpu, const char *path,
         struct gemm_plan *plan = xcalloc(1, sizeof *plan);
         plan->key = plans[i].key;
         memcpy(&plan->algo, plans[i].algo, sizeof plan->algo);
-        plan->usable = plan_describe(plan);
+        plan->own = plans[i].own;
+        plan->usable = plan->own > 0 || (plan->own == 0 && plan_describe(plan));
         cache_put(cache, plan);
     }
     free(plans);

@@ -1,5 +1,6 @@
 /*
- * Matrix products through cuBLASLt, with one plan (descriptors and algorithm) a shape.
+ * Matrix products through cuBLASLt or by kernels of our own (product.h), with one plan
+ * (descriptors and algorithm) a shape.
  *
  * A plan is made the first time its shape is seen, which is during warm-up, so a training step
  * looks up and launches and asks the library nothing. Only deterministic algorithms are considered:
@@ -7,11 +8,12 @@
  * order are not. The workspace has one fixed size, and pointers count as 16-byte aligned or by what
  * they are, never better, so the choice depends on the shape alone.
  *
- * Without tuning a plan is the library's first proposal. While tuning is on, its proposals are
- * timed in turn on the operands of that first call and the one with the least median is kept;
- * timing may choose differently on another day, so what was chosen is saved once and loaded before
- * the next attempt: same algorithms, same bits. beta is no part of a shape: a sum's first and later
- * products have one algorithm. A saved plan holds for one GPU model and one library version.
+ * Without tuning a plan is the library's first proposal, or our kernel where the library has none.
+ * While tuning is on, its proposals and ours are timed in turn on the operands of that first call
+ * and the one with the least median is kept; timing may choose differently on another day, so what
+ * was chosen is saved once and loaded before the next attempt: same algorithms, same bits. beta is
+ * no part of a shape: a sum's first and later products have one algorithm. A saved plan holds for
+ * one GPU model and one library version.
  */
 #ifndef CASTOR_KERNELS_CUDA_GEMM_H
 #define CASTOR_KERNELS_CUDA_GEMM_H
@@ -23,6 +25,10 @@
 
 /* Bytes of workspace that every product is given. NVIDIA recommends 32 MiB on Hopper. */
 #define GEMM_WORKSPACE ((size_t)32 << 20)
+
+/* D times the slope of ReLU at aux. Ours alone: the library's reads a mask instead and runs at a
+ * quarter of the product's speed. */
+enum { GEMM_EPILOGUE_DRELU = 1 << 20 };
 
 /* Column-major, as in BLAS: D (m, n) = epilogue(alpha op(A) op(B) + beta C), float32 accumulation.
  */
@@ -40,12 +46,20 @@ struct gemm {
     const float *scale_a, *scale_b;
     cublasLtEpilogue_t epilogue;
     const void *bias; /* (m), with a BIAS epilogue */
-    void *aux;        /* (m, n), with an AUX one   */
+    void *aux;        /* (m, n), with an AUX or a D one */
     int64_t ld_aux;
+    float *sums; /* (ceil(n / PRODUCT_ROWS), m) =: sums of d's rows in each tile, with DRELU or
+                    DGELU, by our kernels alone; or NULL */
+    /* How the caller does without an epilogue that is ours alone, leaving the same in `d` and
+     * nothing else behind: timed beside our kernels, and when it is faster the product counts as
+     * unsupported. NULL: there is no other way. */
+    int (*apart)(const void *how, void *d);
+    const void *how;
     void *workspace; /* GEMM_WORKSPACE bytes */
 };
 
-struct gemm_cache *gemm_cache_create(cublasLtHandle_t blas);
+/* The state is borrowed. */
+struct gemm_cache *gemm_cache_create(const struct cuda_state *state);
 void gemm_cache_destroy(struct gemm_cache *cache);
 
 /* Time proposals for shapes not seen yet. Such a call allocates, waits for the device, and writes

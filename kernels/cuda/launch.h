@@ -38,6 +38,9 @@ int launch_colsum(cudaStream_t s, enum dtype real, int64_t N, int64_t C, int64_t
 int launch_narrow_add(cudaStream_t s, int64_t n, const void *product, struct rng_stream stream,
                       void *dw);
 size_t workspace_colsum(int64_t N, int64_t C);
+/* out as launch_colsum's, from sums of parts of the rows, partial (parts, C), added in order. */
+int launch_colsum_parts(cudaStream_t s, int64_t parts, int64_t C, const float *partial,
+                        enum accum accum, void *out, const struct op_narrow *narrow);
 
 /* Of bfloat16. */
 int launch_round8(cudaStream_t s, const struct round8_args *a);

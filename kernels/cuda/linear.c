@@ -6,7 +6,8 @@
  * Fused in the product: bias, residual (as beta C), ReLU where nothing must be kept, tanh-GELU with
  * its input kept (the library's GELU is the tanh form), the tanh-GELU gradient, accumulation. The
  * library's fused activations want rows of whole 16 bytes and 16-bit types; everything else runs
- * as a pass of its own over the product's result.
+ * as a pass of its own over the product's result. On Hopper a kernel of ours (product.h) also
+ * applies the slope of ReLU and adds up the bias's gradient, where that is faster than the passes.
  *
  * A quantised weight is decoded into the workspace first, so that the product is that of any other:
  * a pass that costs what it writes, a few per cent of a product of some thousand rows.
@@ -22,6 +23,7 @@
 #include "kernels/cuda/fp8.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/product.h"
 
 static cudaDataType_t blas_type(enum dtype t)
 {
@@ -214,9 +216,91 @@ int linear_fwd(struct stream *s, enum dtype real, const struct linear_args *a)
     return rc ? rc : forward(s, real, &last);
 }
 
+/* A data gradient through an activation: the product's call, and what is to be done. */
+struct slope {
+    struct stream *s;
+    enum dtype real;
+    const struct linear_args *a;
+    const struct gemm *plain;
+};
+
+/* The product and a pass. */
+static int slope_by_pass(const void *how, void *dx)
+{
+    const struct slope *p = how;
+    struct gemm g = *p->plain;
+    g.d = dx;
+    int rc = gemm_run(p->s->state->gemms, p->s->handle, &g);
+    return rc ? rc
+              : launch_act_grad_rows(p->s->handle, p->real, p->a->act_x, p->a->N, p->a->I, g.ldd,
+                                     p->a->pre_x, dx);
+}
+
+/* A product that applies the slope itself; false: there is none. */
+static bool slope_product(const struct slope *p, struct gemm *g)
+{
+    const struct linear_args *a = p->a;
+    *g = *p->plain;
+    if ((a->act_x != ACT_GELU_TANH && a->act_x != ACT_RELU) || p->real == DT_F32 || a->I % 8 != 0 ||
+        !rows_aligned(a->dx, g->ldd) || !rows_aligned(a->pre_x, g->ldd))
+        return false;
+    g->epilogue =
+        a->act_x == ACT_RELU ? (cublasLtEpilogue_t)GEMM_EPILOGUE_DRELU : CUBLASLT_EPILOGUE_DGELU;
+    g->aux = (void *)a->pre_x; /* read only with these epilogues */
+    g->ld_aux = g->ldd;
+    g->how = p;
+    return true;
+}
+
+static int slope_without_sums(const struct slope *p, void *dx)
+{
+    struct gemm g;
+    if (!slope_product(p, &g))
+        return slope_by_pass(p, dx);
+    g.d = dx;
+    g.apart = slope_by_pass;
+    if (!gemm_supported(p->s->state->gemms, p->s->handle, &g))
+        return slope_by_pass(p, dx);
+    return gemm_run(p->s->state->gemms, p->s->handle, &g);
+}
+
+static int slope_and_sums(const struct slope *p, void *dx, enum accum accum, void *sums,
+                          const struct op_narrow *narrow)
+{
+    int rc = slope_without_sums(p, dx);
+    return rc ? rc
+              : launch_colsum(p->s->handle, p->real, p->a->N, p->a->I, p->plain->ldd, dx, accum,
+                              sums, narrow, p->a->workspace);
+}
+
+static int slope_then_sums(const void *how, void *dx)
+{
+    const struct slope *p = how;
+    char *behind = (char *)p->a->workspace + workspace_colsum(p->a->N, p->a->I);
+    return slope_and_sums(p, dx, ACCUM_ASSIGN, behind, &(struct op_narrow){0});
+}
+
+static int data_through_slope(const struct slope *p)
+{
+    const struct linear_args *a = p->a;
+    struct gemm g;
+    if (!a->dbias_x)
+        return slope_without_sums(p, a->dx);
+    if (slope_product(p, &g)) {
+        g.sums = a->workspace;
+        g.apart = slope_then_sums;
+        if (gemm_supported(p->s->state->gemms, p->s->handle, &g)) {
+            int rc = gemm_run(p->s->state->gemms, p->s->handle, &g);
+            return rc ? rc
+                      : launch_colsum_parts(p->s->handle, product_row_tiles(a->N), a->I, g.sums,
+                                            a->dw_accum, a->dbias_x, &a->narrow);
+        }
+    }
+    return slope_and_sums(p, a->dx, a->dw_accum, a->dbias_x, &a->narrow);
+}
+
 static int backward_data(struct stream *s, enum dtype real, const struct linear_args *a)
 {
-    struct gemm_cache *cache = s->state->gemms;
     int64_t ldx = row_stride(a->ldx, a->I);
     struct gemm g = {
         .m = a->I,
@@ -240,28 +324,22 @@ static int backward_data(struct stream *s, enum dtype real, const struct linear_
     if (rc != 0)
         return rc;
     assert(a->act_x == ACT_NONE || a->dx_accum == ACCUM_ASSIGN);
-    if (a->act_x == ACT_GELU_TANH && real != DT_F32 && a->I % 8 == 0 && rows_aligned(a->dx, ldx) &&
-        rows_aligned(a->pre_x, ldx)) {
-        struct gemm fused = g;
-        fused.epilogue = CUBLASLT_EPILOGUE_DGELU;
-        fused.aux = (void *)a->pre_x; /* read only with this epilogue */
-        fused.ld_aux = ldx;
-        if (gemm_supported(cache, s->handle, &fused))
-            return gemm_run(cache, s->handle, &fused);
-    }
-    rc = gemm_run(cache, s->handle, &g);
-    if (rc != 0 || a->act_x == ACT_NONE)
-        return rc;
-    return launch_act_grad_rows(s->handle, real, a->act_x, a->N, a->I, ldx, a->pre_x, a->dx);
+    if (a->act_x == ACT_NONE)
+        return gemm_run(s->state->gemms, s->handle, &g);
+    const struct slope slope = {s, real, a, &g};
+    return data_through_slope(&slope);
 }
 
 /* The small sum first: what it loses by being rounded on its way is small, too. */
 int linear_bwd_data(struct stream *s, enum dtype real, const struct linear_args *a)
 {
     struct linear_args plain;
+    if (a->dbias_x && a->narrow.on && real == DT_F16)
+        return ERR_UNSUPPORTED;
     int rc = decode_weight(s, real, a, &plain);
 
-    if (rc != 0 || !is_wide_and_odd(real, &plain) || a->act_x != ACT_NONE)
+    plain.narrow.on = plain.narrow.on && real == DT_BF16;
+    if (rc != 0 || !is_wide_and_odd(real, &plain) || plain.act_x != ACT_NONE)
         return rc ? rc : backward_data(s, real, &plain);
     struct linear_args even = even_columns(real, &plain), last = last_columns(real, &plain);
     even.dx_accum = ACCUM_ADD;
@@ -345,8 +423,13 @@ size_t linear_workspace(enum op op, enum dtype real, const struct linear_args *a
 {
     bool decodes = a->quant.format != QUANT_NONE && op != OP_LINEAR_BWD_WEIGHT;
     size_t sums = op == OP_LINEAR_BWD_WEIGHT ? workspace_colsum(a->N, a->O) : 0;
+    size_t tiles = (size_t)product_row_tiles(a->N) * (size_t)a->I * sizeof(float);
     size_t product = narrow_product_at(op, a);
     if (op == OP_LINEAR_BWD_WEIGHT && a->narrow.on && a->dw_accum == ACCUM_ADD)
         product += (size_t)a->O * (size_t)a->I * dtype_size(DT_BF16);
+    if (op == OP_LINEAR_BWD_DATA && a->act_x != ACT_NONE) {
+        sums = workspace_colsum(a->N, a->I) + (size_t)a->I * sizeof(float);
+        sums = sums > tiles ? sums : tiles;
+    }
     return (sums > product ? sums : product) + (decodes ? decoded_bytes(real, a) : 0);
 }

@@ -18,6 +18,10 @@ struct pinned_block;
 enum { CUDA_MAX_PINNED = 4 }; /* large blocks at a time */
 
 typedef CUresult (*stream_value_fn)(CUstream, CUdeviceptr, cuuint32_t, unsigned int);
+typedef CUresult (*tensor_map_fn)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *,
+                                  const cuuint64_t *, const cuuint64_t *, const cuuint32_t *,
+                                  const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle,
+                                  CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
 
 struct cuda_state {
     int index;
@@ -25,6 +29,7 @@ struct cuda_state {
     cublasLtHandle_t blas;
     struct gemm_cache *gemms;                              /* owned; see gemm.h */
     stream_value_fn stream_wait_value, stream_write_value; /* or NULL */
+    tensor_map_fn tensor_map;                              /* or NULL */
     struct pinned_block *pinned[CUDA_MAX_PINNED];          /* owned; or NULL; see pinned.h */
 };
 

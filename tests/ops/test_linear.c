@@ -55,6 +55,9 @@ static void forward_case(struct op_case *c, const struct linear_shape *s,
         BIND(c, linear_args, y, EL_REAL, ROLE_ASSIGN, s->N, s->O, ldy);
 }
 
+static const struct op_narrow NARROW = {
+    true, {.seed = 5, .step = 2, .site = 12, .use = RNG_USE_GRADIENT}};
+
 static void data_case(struct op_case *c, const struct linear_shape *s, enum act_kind act_x,
                       enum accum accum)
 {
@@ -74,8 +77,19 @@ static void data_case(struct op_case *c, const struct linear_shape *s, enum act_
     BIND(c, linear_args, dx, EL_REAL, accum == ACCUM_ADD ? ROLE_ADD : ROLE_ASSIGN, s->N, s->I, ldx);
 }
 
-static const struct op_narrow NARROW = {
-    true, {.seed = 5, .step = 2, .site = 12, .use = RNG_USE_GRADIENT}};
+/* With the gradient of the bias in front of the activation. */
+static void data_bias_case(struct op_case *c, const struct linear_shape *s, enum act_kind act_x,
+                           enum accum accum, bool narrow)
+{
+    data_case(c, s, act_x, ACCUM_ASSIGN);
+    c->args.linear.dw_accum = accum;
+    c->args.linear.narrow = narrow ? NARROW : (struct op_narrow){0};
+    size_t used = strlen(c->title);
+    snprintf(c->title + used, sizeof c->title - used, " dbias_x%s%s",
+             accum == ACCUM_ADD ? " add" : "", narrow ? " narrow" : "");
+    BIND(c, linear_args, dbias_x, narrow ? EL_REAL : EL_GRAD,
+         accum == ACCUM_ADD ? ROLE_ADD : ROLE_ASSIGN, 1, s->I, 0);
+}
 
 static void weight_case(struct op_case *c, const struct linear_shape *s, enum accum accum, bool dw,
                         bool dbias, bool narrow)
@@ -247,6 +261,12 @@ static void linear_tables(const struct linear_shape *s)
         check_tables(&c);
         case_fini(&c);
     }
+    for (int o = 0; o < 4; o++)
+        for (int act = 1; act < NACTS; act++) {
+            data_bias_case(&c, s, ACTS[act], (enum accum)(o % 2), o / 2);
+            check_tables(&c);
+            case_fini(&c);
+        }
     data_case(&c, s, ACT_NONE, ACCUM_ADD);
     check_tables(&c);
     case_fini(&c);
@@ -282,6 +302,10 @@ static void integers(const struct linear_shape *s)
         case_fini(&c);
         for (int narrow = 0; narrow < 2; narrow++) {
             weight_case(&c, s, (enum accum)accum, true, true, narrow);
+            make_integers(&c);
+            check_exact(&c);
+            case_fini(&c);
+            data_bias_case(&c, s, ACT_RELU, (enum accum)accum, narrow);
             make_integers(&c);
             check_exact(&c);
             case_fini(&c);
@@ -382,6 +406,7 @@ int main(void)
                 case_fini(&c);
             }
     narrow_sums(192, 320);
+    narrow_sums(328, 264);
     narrow_sums(63, 41);
     far_values(false);
     far_values(true);

@@ -171,6 +171,8 @@ int block_linear_fwd(struct block_ctx *c, struct linear_args *a)
 
 int block_linear_bwd_data(struct block_ctx *c, struct linear_args *a)
 {
+    if (a->dbias_x)
+        a->narrow = next_narrow(c);
     if (!prepare(c, OP_LINEAR_BWD_DATA, a, &a->workspace))
         return 0;
     return launched(c, OP_LINEAR_BWD_DATA, c->ops->linear_bwd_data(c->r->stream, a));

@@ -75,16 +75,22 @@ static struct act_args layer_slope_args(const struct block_ctx *c, const struct 
     return a;
 }
 
+/* Whether the product behind the activation applies its slope and adds up the bias in front of it:
+ * unless a gate or an adapter comes in between. */
+static bool slope_in_product(const struct block_ctx *c)
+{
+    return !c->cfg->gated && !block_adapted(c, TENSOR_DOWN_W) && c->cfg->act != ACT_NONE;
+}
+
 /* From the gradient of the down projection's result to that of the up projection's, in b->dinner,
  * or to what that is made of on the way.
- * The product applies the activation's slope itself unless a gate or an adapter comes in between.
  */
 static int mlp_down_backward(struct block_ctx *c, const struct layer_kept *k,
                              const struct layer_back *b, const void *dmlp)
 {
     const struct decoder_config *cfg = c->cfg;
     const void *act = layer_keeps_output(c) ? k->inner : layer_keeps_act(c) ? k->act : b->act;
-    bool adapted = block_adapted(c, TENSOR_DOWN_W), apart = cfg->gated || adapted;
+    bool adapted = block_adapted(c, TENSOR_DOWN_W), together = slope_in_product(c);
     struct act_args from = layer_act_args(c, k);
     struct linear_args down = {
         .N = c->N,
@@ -95,9 +101,10 @@ static int mlp_down_backward(struct block_ctx *c, const struct layer_kept *k,
         .dw_accum = c->r->grad_accum,
         .dw = block_grad(c, TENSOR_DOWN_W),
         .dbias = block_grad(c, TENSOR_DOWN_B),
-        .act_x = apart ? ACT_NONE : cfg->act,
-        .pre_x = apart || cfg->act == ACT_NONE ? NULL : k->inner,
+        .act_x = together ? cfg->act : ACT_NONE,
+        .pre_x = together ? k->inner : NULL,
         .dx = cfg->gated ? b->dact : b->dinner,
+        .dbias_x = together ? block_grad(c, TENSOR_UP_B) : NULL,
     };
     struct act_args slope = layer_slope_args(c, k, b);
     int rc = 0;
@@ -110,7 +117,7 @@ static int mlp_down_backward(struct block_ctx *c, const struct layer_kept *k,
     TRY(block_adapter_add_backward(c, TENSOR_DOWN_W, c->N, 0, cfg->hidden, k->down_inner, dmlp,
                                    c->r->grad_accum));
     TRY(block_adapter_inner_backward(c, TENSOR_DOWN_W, c->N, 0, act, down.dx, c->r->grad_accum));
-    if (apart && !layer_rounds_slope(c))
+    if (!together && !layer_rounds_slope(c))
         TRY(block_act_bwd(c, &slope));
 out:
     return rc;
@@ -132,7 +139,7 @@ static int mlp_backward(struct block_ctx *c, const struct layer_kept *k, const s
         .dy = b->dinner,
         .dw_accum = c->r->grad_accum,
         .dw = block_grad(c, TENSOR_UP_W),
-        .dbias = block_grad(c, TENSOR_UP_B),
+        .dbias = slope_in_product(c) ? NULL : block_grad(c, TENSOR_UP_B),
         .dx_accum = layer_is_post(c) ? ACCUM_ADD : ACCUM_ASSIGN,
         .dx = din,
     };

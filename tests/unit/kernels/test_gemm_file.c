@@ -28,6 +28,7 @@ static void make_plans(struct gemm_file_plan *plans, int64_t n)
     for (int64_t i = 0; i < n; i++) {
         plans[i].key =
             (struct gemm_key){.m = 768 + i, .n = -1, .k = INT64_MAX, .type_b = (int32_t)i};
+        plans[i].own = (int32_t)(i % 3);
         for (size_t b = 0; b < sizeof plans[i].algo; b++)
             plans[i].algo[b] = (unsigned char)(17 * b + (size_t)i);
     }
