@@ -59,6 +59,14 @@ def qwen2(hidden, layers, heads, kv, ffn, vocab, tied):
             "eos_token_id": 2, "attention_dropout": 0.0, "use_sliding_window": False}
 
 
+def llama(hidden, layers, heads, kv, ffn, vocab):
+    return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": hidden,
+            "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv,
+            "intermediate_size": ffn, "vocab_size": vocab, "tie_word_embeddings": False, "hidden_act": "silu",
+            "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "bos_token_id": 2,
+            "eos_token_id": 2, "attention_bias": False}
+
+
 # name: config, rows and tokens of a row in a step, rows of a micro-batch (ours; the peer's), states, published figures
 CASES = {
     "opt-125m": (opt(768, 12, 12), 32, 1024, 32, 32, "fp32", {}),
@@ -67,9 +75,12 @@ CASES = {
     "gpt2-1558m": (gpt2(1600, 48, 25), 8, 1024, 8, 8, "fp32", {"llm.c": 44200}),
     "qwen2.5-1.5b": (qwen2(1536, 28, 12, 2, 8960, 151936, True), 32, 1024, 8, 8, "bf16", {"LLMQ": 57500}),
     "qwen2.5-7b": (qwen2(3584, 28, 28, 4, 18944, 152064, False), 16, 1024, 4, 2, "bf16", {"LLMQ": 13030}),
+    "llama-3.1-8b-lora": (llama(4096, 32, 32, 8, 14336, 128256), 4, 4096, 4, 0, "fp32", {"Unsloth": 8900, "Surogate": 10200}),
 }
 FP8 = "-fp8"  # behind a case's name: ours computes in fp8, the peer and the published figures in bf16 as before
 CASES.update({name + FP8: CASES[name] for name in ("qwen2.5-1.5b", "qwen2.5-7b")})
+# Cases that train adapters of this rank on all linear layers; these have no PyTorch peer here.
+LORA_RANK = {"llama-3.1-8b-lora": 16}
 
 
 # ---- the model and its data -----------------------------------------------------------------------------------
@@ -185,15 +196,16 @@ def parameters(config):
     return n - positions * width - (0 if config.get("tie_word_embeddings", True) else config["vocab_size"] * width)
 
 
-def token_flops(config, length):
+def token_flops(config, length, frozen=False):
+    """Frozen matrices have no gradient of their own."""
     layers = config.get("n_layer") or config["num_hidden_layers"]
     width = config.get("n_embd") or config["hidden_size"]
-    return 6 * parameters(config) + 6 * layers * width * length
+    return (4 if frozen else 6) * parameters(config) + 6 * layers * width * length
 
 
 # ---- runs -----------------------------------------------------------------------------------------------------
 
-def write_job(root, data, model, rows, length, micro, states, compute="bf16"):
+def write_job(root, data, model, rows, length, micro, states, compute="bf16", lora_rank=0):
     spec = json.loads(json.dumps(rig.SPEC))
     os.makedirs(root)
     spec["model"] = "bench/model"
@@ -205,6 +217,9 @@ def write_job(root, data, model, rows, length, micro, states, compute="bf16"):
     spec["precision"] = {"compute": compute, "master": states, "gradients": states,
                          "optimizer_state": states}
     spec["resources"]["device"] = DEVICE
+    if lora_rank:
+        spec["lora"] = {"rank": lora_rank, "alpha": 2 * lora_rank, "dropout": 0.0, "rslora": False,
+                        "target_modules": "all-linear", "export": "adapter"}
     rig.write_json(os.path.join(root, "spec.json"), spec)
 
 
@@ -261,7 +276,7 @@ def show(name, who, run, why, config, length):
         print("%-14s %-6s failed: %s" % (name, who, why), flush=True)
         return
     seconds, peak, tokens = run
-    mfu = token_flops(config, length) * tokens / seconds / DATASHEET
+    mfu = token_flops(config, length, name in LORA_RANK) * tokens / seconds / DATASHEET
     print("%-14s %-6s %8.1f ms  %9.0f tok/s  MFU %4.1f %%  peak %5.1f GiB" % (
         name, who, seconds * 1e3, tokens / seconds, 100 * mfu, peak / 2**30), flush=True)
 
@@ -275,16 +290,18 @@ def bench(name, options, work):
     write_weights(model, config)
     write_data(data, rows * (WARM_UP + STEPS + 24), length)
     ours, peer = [], None
-    for turn in range(1 if options.no_peer else 2):
+    alone = options.no_peer or name in LORA_RANK
+    for turn in range(1 if alone else 2):
         job = os.path.join(work, "job-%d" % turn)
-        write_job(job, data, model, rows, length, micro, states, "fp8" if name.endswith(FP8) else "bf16")
+        write_job(job, data, model, rows, length, micro, states, "fp8" if name.endswith(FP8) else "bf16",
+                  LORA_RANK.get(name, 0))
         if options.profile:
             print("%s, %d x %d in micro-batches of %d" % (name, rows, length, micro), flush=True)
             return profile(os.path.join(options.build, "castor-worker"), job)
         run, why = run_ours(os.path.join(options.build, "castor-worker"), job)
         show(name, "ours", run, why, config, length)
         ours += [run] if run else []
-        if turn == 0 and not options.no_peer:
+        if turn == 0 and not alone:
             peer, why = run_peer(options.python, model, rows, length, peer_micro, states)
             show(name, "torch", peer, why, config, length)
     for who, speed in published.items():
