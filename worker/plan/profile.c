@@ -21,10 +21,10 @@ const struct device_profile device_profile_nominal = {.flops_f32 = 4e14,
                                                       .cpu_update_rate = 4.4e9,
                                                       .cpu_update_copy_rate = 3.4e9,
                                                       .cpu_update_aside_rate = 4.0e9,
-                                                      .disk_read_rate = 1.1e9,
-                                                      .disk_write_rate = 1.5e9,
-                                                      .disk_read_both_rate = 0.6e9,
-                                                      .disk_write_both_rate = 0.6e9};
+                                                      .disk_read_rate = 1.6e9,
+                                                      .disk_write_rate = 2.6e9,
+                                                      .disk_read_both_rate = 1.0e9,
+                                                      .disk_write_both_rate = 1.0e9};
 
 enum { PROFILE_VERSION = 5, PROFILE_MAX_BYTES = 1 << 16 };
 
