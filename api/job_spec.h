@@ -56,9 +56,11 @@ enum data_format { DATA_AUTO, DATA_TEXT, DATA_PROMPT, DATA_MESSAGES, DATA_PLAIN 
 enum loss_on { LOSS_ON_AUTO, LOSS_ON_ALL, LOSS_ON_ASSISTANT };
 enum lr_schedule { LR_CONSTANT, LR_LINEAR, LR_COSINE };
 enum compute_dtype { COMPUTE_AUTO, COMPUTE_FP32, COMPUTE_BF16, COMPUTE_FP16, COMPUTE_FP8 };
-enum state_dtype { STATE_FP32, STATE_BF16 }; /* gradients or moments */
+enum state_dtype { STATE_FP32, STATE_BF16 }; /* gradients */
 /* BF16: the parameter itself; SPLIT: the parameter and what it lacks of an fp32 master. */
 enum master_kind { MASTER_FP32, MASTER_BF16, MASTER_SPLIT };
+/* FP8: 8-bit floats, of which a block has an exponent. */
+enum moment_kind { MOMENTS_FP32, MOMENTS_BF16, MOMENTS_FP8 };
 enum tensor_mode { TENSOR_1D, TENSOR_2D, TENSOR_2P5D, TENSOR_3D };
 enum pipeline_schedule { PIPELINE_1F1B, PIPELINE_GPIPE };
 enum placement_policy { PLACE_AUTO, PLACE_CUDA, PLACE_CPU };
@@ -143,7 +145,8 @@ struct spec_optimization {
 struct spec_precision {
     enum compute_dtype compute;
     enum master_kind master;
-    enum state_dtype gradients, optimizer_state; /* gradients: of layers */
+    enum state_dtype gradients; /* of layers */
+    enum moment_kind optimizer_state;
 };
 
 struct spec_parallelism {

@@ -22,6 +22,7 @@ static const char *const schedule_words[] = {"constant", "linear", "cosine", NUL
 static const char *const compute_words[] = {"auto", "fp32", "bf16", "fp16", "fp8", NULL};
 static const char *const master_words[] = {"fp32", "bf16", "split", NULL};
 static const char *const state_words[] = {"fp32", "bf16", NULL};
+static const char *const moment_words[] = {"fp32", "bf16", "fp8", NULL};
 static const char *const tensor_words[] = {"1d", "2d", "2.5d", "3d", NULL};
 static const char *const pipeline_words[] = {"1f1b", "gpipe", NULL};
 static const char *const policy_words[] = {"auto", "cuda", "cpu", NULL};
@@ -136,7 +137,7 @@ const struct record_field spec_fields[] = {
     WORD("precision.compute", precision.compute, compute_words, COMPUTE_AUTO),
     WORD("precision.master", precision.master, master_words, MASTER_FP32),
     WORD("precision.gradients", precision.gradients, state_words, STATE_FP32),
-    WORD("precision.optimizer_state", precision.optimizer_state, state_words, STATE_FP32),
+    WORD("precision.optimizer_state", precision.optimizer_state, moment_words, MOMENTS_FP32),
 
     INT(PAR "data", parallelism.data, 1, 65536, 1),
     WORD(PAR "tensor.mode", parallelism.tensor_mode, tensor_words, TENSOR_1D),

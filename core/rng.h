@@ -25,7 +25,8 @@ enum rng_use {
     RNG_USE_SHUFFLE = 3,
     RNG_USE_SAMPLE = 4,
     RNG_USE_INIT = 5,
-    RNG_USE_GRADIENT = 6
+    RNG_USE_GRADIENT = 6,
+    RNG_USE_MOMENT = 7
 };
 
 struct rng_stream {

@@ -360,7 +360,10 @@ struct clip_args {
  * stochastically: up or down with the odds that make the expected value exact, so that changes
  * smaller than half a step are not lost. The random bits are a function of (seed, step, site,
  * first + i), whatever is updated where. A split master is the bfloat16 parameter and a remainder
- * of 16 bits beside it: the same float as a whole one, to the bit. */
+ * of 16 bits beside it: the same float as a whole one, to the bit.
+ *
+ * Moments may also be 8-bit codes, MOMENT_BLOCK of them to an exponent (kernels/moment_math.h),
+ * rounded stochastically, too. Then n_decay is a multiple of MOMENT_BLOCK or n, and first one. */
 struct adamw_step { /* one, device memory; changes every step */
     float lr;
     float bias1, bias2; /* 1 - beta1^t, 1 - beta2^t */
@@ -374,11 +377,12 @@ struct adamw_args {
     enum dtype
         grad_type; /* the gradient's; rounded to param_type on its way, if that is narrower */
     enum dtype master_type; /* f32 (f64 in the double table), bf16, or i16: split */
-    enum dtype moment_type; /* f32 (f64 in the double table) or bf16 */
+    enum dtype moment_type; /* f32 (f64 in the double table), bf16, or u8: codes */
     enum dtype param_type;  /* of the parameter, wherever it lies    */
     const void *grad;       /* (n) of grad_type                      */
     void *master;           /* (n) of master_type, in place; the remainder of a split one */
     void *m, *v;            /* (n) of moment_type, in place          */
+    uint8_t *m_exponent, *v_exponent; /* (n / MOMENT_BLOCK, rounded up) of codes, in place */
     void *param; /* (n) of param_type = master rounded to nearest, bf16 with ties away from zero, or
                     NULL when master is it; may be where grad is, when their types are equal.
                     Beside a split master in place, and apart from grad */

@@ -4,9 +4,11 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "core/alloc.h"
 #include "core/clock.h"
+#include "kernels/moment_math.h"
 #include "kernels/op_table.h"
 #include "worker/train/update_pool.h"
 
@@ -158,14 +160,14 @@ out:
 
 struct updates {
     struct update_pool *pool;
-    char *aside; /* or NULL: in place */
+    char *aside[PART_COUNT]; /* or NULL: in place */
     struct adamw_args args;
     double seconds;
     int rc;
     atomic_bool done;
 };
 
-/* A rounded gradient in the parameter's place, as a plan has it beside a master. */
+/* A rounded gradient in the parameter's place, as a plan has it beside a whole master. */
 static struct adamw_args update_args(char *memory, enum dtype param)
 {
     static const struct adamw_step step = {.lr = 1e-3f, .bias1 = 0.1f, .bias2 = 0.001f};
@@ -188,16 +190,30 @@ static struct adamw_args update_args(char *memory, enum dtype param)
                                .param = param == DT_F32 ? NULL : memory + 3 * whole};
 }
 
+/* Likewise with a split master and 8-bit moments, the gradient apart: the fewest bytes. */
+static struct adamw_args fp8_update_args(char *memory)
+{
+    struct adamw_args a = update_args(memory, DT_BF16);
+    size_t n = UPDATE_PARAMS;
+    a.master_type = DT_I16;
+    a.moment_type = DT_U8;
+    a.param = memory + 2 * n;
+    a.grad = memory + 4 * n;
+    a.m = memory + 6 * n;
+    a.v = memory + 7 * n;
+    a.m_exponent = (uint8_t *)memory + 8 * n;
+    a.v_exponent = a.m_exponent + n / MOMENT_BLOCK;
+    return a;
+}
+
 static void *run_updates(void *ud)
 {
     struct updates *u = ud;
-    size_t part = (size_t)UPDATE_PARAMS * sizeof(float);
     double times[PROBE_RUNS];
     for (int k = -1; k < PROBE_RUNS && u->rc == 0; k++) {
         double start = clock_monotonic();
-        u->rc = u->aside ? update_pool_adamw_aside(u->pool, &u->args, u->aside, u->aside + part,
-                                                   u->aside + 2 * part)
-                         : update_pool_adamw(u->pool, &u->args);
+        u->rc = u->aside[PART_M] ? update_pool_adamw_aside(u->pool, &u->args, u->aside)
+                                 : update_pool_adamw(u->pool, &u->args);
         if (k >= 0)
             times[k] = clock_monotonic() - start;
     }
@@ -250,8 +266,14 @@ static int update_rates(const struct copies *copies, struct device_profile *out,
     TRY(update_rate(&u, NULL, &out->cpu_update_rate, err));
     TRY(update_rate(&u, copies, &out->cpu_update_copy_rate, err));
     u.args.param = (char *)memory + 3 * part; /* a type beside a master: only such go aside */
-    u.aside = (char *)memory + 4 * part;
+    for (int k = PART_MASTER; k <= PART_V; k++)
+        u.aside[k] = (char *)memory + (size_t)(4 + k) * part;
     TRY(update_rate(&u, NULL, &out->cpu_update_aside_rate, err));
+    memset(u.aside, 0, sizeof u.aside);
+    u.args = fp8_update_args(memory);
+    memset(memory, 0, bytes);
+    TRY(update_rate(&u, NULL, &out->cpu_update_fp8_rate, err));
+    TRY(update_rate(&u, copies, &out->cpu_update_fp8_copy_rate, err));
     /* no ceiling is lower than what has been seen */
     out->host_memory_rate = fmax(out->host_memory_rate, out->cpu_update_rate * UPDATE_BYTES);
 out:

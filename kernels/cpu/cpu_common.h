@@ -5,6 +5,7 @@
 #include <stdbool.h>
 
 #include "kernels/adamw_math.h"
+#include "kernels/moment_math.h"
 #include "kernels/op_table.h"
 
 int cpu_clip(struct stream *s, const struct clip_args *a);
@@ -16,9 +17,10 @@ int cpu_cast(struct stream *s, const struct cast_args *a);
  * multiply-add, every other constant one correctly rounded operation (or two, in this order). */
 struct adamw_consts cpu_adamw_consts(const struct adamw_args *a, bool decay);
 
-/* Updates whose arrays are not all float: the reference, an element at a time. */
+/* Updates whose arrays are not all float: the reference, MOMENT_BLOCK elements from i0 on, or as
+ * many as there are. */
 bool cpu_adamw_types_known(const struct adamw_args *a);
-float cpu_adamw_grad(const struct adamw_args *a, int64_t i);
-void cpu_adamw_one(const struct adamw_args *a, const struct adamw_consts *c, int64_t i);
+void cpu_adamw_block(const struct adamw_args *a, const struct adamw_consts *decayed,
+                     const struct adamw_consts *plain, int64_t i0);
 
 #endif

@@ -39,6 +39,15 @@ void fast_adamw_bf16_span(const struct adamw_consts *consts, int64_t n, const ui
 void fast_adamw_split_span(const struct adamw_consts *consts, int64_t n, const uint16_t *grad,
                            int16_t *remainder, float *m, float *v, uint16_t *param);
 
+/* Elements [i0, i0 + n) of an update with 8-bit moments, i0 a multiple of MOMENT_BLOCK, whose
+ * gradient and parameter are bfloat16 and whose master is float or split. */
+void fast_adamw8_span(const struct adamw_args *a, const struct adamw_consts *consts, int64_t i0,
+                      int64_t n);
+/* Such moments as floats, and back. */
+void fast_moments_load(const struct adamw_args *a, int64_t i0, int64_t n, float *m, float *v);
+void fast_moments_store(const struct adamw_args *a, int64_t i0, int64_t n, const float *m,
+                        const float *v);
+
 /* out[c] += (or =) sum over n of x[n * ld + c]; columns [c0, c1). Rows are added in blocks whose
  * sums are then added, which keeps the error of long columns small. */
 void fast_column_sums(const float *x, int64_t ld, int64_t N, int64_t c0, int64_t c1, bool add,

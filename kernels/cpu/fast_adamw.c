@@ -26,17 +26,18 @@ FAST_INLINE float from_bf16(uint16_t x)
     return f;
 }
 
-/* A block's gradient has been copied: its place may be the parameter's. One of master and remainder
- * is NULL. */
-FAST_INLINE void update(const struct adamw_consts *c, int64_t n, const uint16_t *restrict grad,
-                        float *restrict master, int16_t *restrict remainder, float *restrict m,
-                        float *restrict v, uint16_t *restrict param)
+/* A block's gradient has been copied: its place may be the parameter's. `split` is a constant where
+ * this is inlined: of master and remainder one is used. */
+FAST_INLINE void update(const struct adamw_consts *c, int64_t n, bool split,
+                        const uint16_t *restrict grad, float *restrict master,
+                        int16_t *restrict remainder, float *restrict m, float *restrict v,
+                        uint16_t *restrict param)
 {
     for (int64_t i = 0; i < n; i++) {
-        float w = remainder ? adamw_join(param[i], remainder[i]) : master[i];
+        float w = split ? adamw_join(param[i], remainder[i]) : master[i];
         float mi = m[i], vi = v[i];
         adamw_element(c, from_bf16(grad[i]), &w, &mi, &vi);
-        if (remainder)
+        if (split)
             remainder[i] = adamw_remainder(w);
         else
             master[i] = w;
@@ -65,10 +66,10 @@ FAST_CLONES void fast_adamw_bf16_span(const struct adamw_consts *consts, int64_t
         fetch(m + i + AHEAD, BLOCK * sizeof *m);
         fetch(v + i + AHEAD, BLOCK * sizeof *v);
         memcpy(g, grad + i, sizeof g);
-        update(&c, BLOCK, g, master + i, NULL, m + i, v + i, param + i);
+        update(&c, BLOCK, false, g, master + i, NULL, m + i, v + i, param + i);
     }
     memcpy(g, grad + i, (size_t)(n - i) * sizeof *g);
-    update(&c, n - i, g, master + i, NULL, m + i, v + i, param + i);
+    update(&c, n - i, false, g, master + i, NULL, m + i, v + i, param + i);
 }
 
 FAST_CLONES void fast_adamw_split_span(const struct adamw_consts *consts, int64_t n,
@@ -83,9 +84,9 @@ FAST_CLONES void fast_adamw_split_span(const struct adamw_consts *consts, int64_
         fetch(remainder + i + AHEAD, BLOCK * sizeof *remainder);
         fetch(m + i + AHEAD, BLOCK * sizeof *m);
         fetch(v + i + AHEAD, BLOCK * sizeof *v);
-        update(&c, BLOCK, grad + i, NULL, remainder + i, m + i, v + i, param + i);
+        update(&c, BLOCK, true, grad + i, NULL, remainder + i, m + i, v + i, param + i);
     }
-    update(&c, n - i, grad + i, NULL, remainder + i, m + i, v + i, param + i);
+    update(&c, n - i, true, grad + i, NULL, remainder + i, m + i, v + i, param + i);
 }
 
 /* ---- aside --------------------------------------------------------------------------------------

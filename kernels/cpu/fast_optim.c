@@ -160,16 +160,24 @@ static void adamw_mixed(const struct adamw_args *a, const struct adamw_consts *d
         master_join(w, (const uint16_t *)a->param + i0, (const int16_t *)master, n);
     else
         widen(a->master_type, master, n, w);
-    widen(a->moment_type, am, n, m);
-    widen(a->moment_type, av, n, v);
+    if (a->moment_type == DT_U8) {
+        fast_moments_load(a, i0, n, m, v);
+    } else {
+        widen(a->moment_type, am, n, m);
+        widen(a->moment_type, av, n, v);
+    }
     adamw_span(decayed, cut, grad, w, m, v);
     adamw_span(plain, n - cut, grad + cut, w + cut, m + cut, v + cut);
     if (a->master_type == DT_BF16 || a->moment_type == DT_BF16)
         draw_words(adamw_stream(a->seed, a->step->step, a->site), (uint64_t)(a->first + i0) / 4,
                    (n + 3) / 4, words);
     store_state(a->master_type, w, words, 16, n, master);
-    store_state(a->moment_type, m, words, 8, n, am);
-    store_state(a->moment_type, v, words, 0, n, av);
+    if (a->moment_type == DT_U8) {
+        fast_moments_store(a, i0, n, m, v);
+    } else {
+        store_state(a->moment_type, m, words, 8, n, am);
+        store_state(a->moment_type, v, words, 0, n, av);
+    }
     if (!a->param)
         return;
     if (a->master_type == DT_BF16)
@@ -180,7 +188,8 @@ static void adamw_mixed(const struct adamw_args *a, const struct adamw_consts *d
 static bool is_bf16_beside_float(const struct adamw_args *a)
 {
     return a->param && a->grad_type == DT_BF16 && a->param_type == DT_BF16 &&
-           (a->master_type == DT_F32 || a->master_type == DT_I16) && a->moment_type == DT_F32;
+           (a->master_type == DT_F32 || a->master_type == DT_I16) &&
+           (a->moment_type == DT_F32 || a->moment_type == DT_U8);
 }
 
 static void adamw_bf16(const struct adamw_args *a, const struct adamw_consts *consts, int64_t i0,
@@ -189,7 +198,9 @@ static void adamw_bf16(const struct adamw_args *a, const struct adamw_consts *co
     const uint16_t *grad = (const uint16_t *)a->grad + i0;
     uint16_t *param = (uint16_t *)a->param + i0;
     float *m = (float *)a->m + i0, *v = (float *)a->v + i0;
-    if (a->master_type == DT_I16)
+    if (a->moment_type == DT_U8)
+        fast_adamw8_span(a, consts, i0, n);
+    else if (a->master_type == DT_I16)
         fast_adamw_split_span(consts, n, grad, (int16_t *)a->master + i0, m, v, param);
     else
         fast_adamw_bf16_span(consts, n, grad, (float *)a->master + i0, m, v, param);
@@ -199,6 +210,8 @@ static int adamw_all_bf16(struct stream *s, const struct adamw_args *a)
 {
     struct adamw_consts decayed = cpu_adamw_consts(a, true), plain = cpu_adamw_consts(a, false);
 
+    if (!cpu_adamw_types_known(a))
+        return ERR_UNSUPPORTED;
 #pragma omp parallel for num_threads(s->threads) schedule(static) if (a->n > SPAN)
     for (int64_t i0 = 0; i0 < a->n; i0 += SPAN) {
         int64_t n = span_count(a->n, i0), cut = a->n_decay - i0;

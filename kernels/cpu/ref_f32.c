@@ -36,8 +36,8 @@ static int adamw_mixed(const struct adamw_args *a)
 
     if (!cpu_adamw_types_known(a))
         return ERR_UNSUPPORTED;
-    for (int64_t i = 0; i < a->n; i++)
-        cpu_adamw_one(a, i < a->n_decay ? &decayed : &plain, i);
+    for (int64_t i0 = 0; i0 < a->n; i0 += MOMENT_BLOCK)
+        cpu_adamw_block(a, &decayed, &plain, i0);
     return 0;
 }
 

@@ -67,6 +67,8 @@ def llama(hidden, layers, heads, kv, ffn, vocab):
             "eos_token_id": 2, "attention_bias": False}
 
 
+# name: master weights, gradients and moments
+STATES = {"fp32": ("fp32", "fp32", "fp32"), "bf16": ("bf16", "bf16", "bf16"), "least": ("split", "fp32", "fp8")}
 # name: config, rows and tokens of a row in a step, rows of a micro-batch (ours; the peer's), states, published figures
 CASES = {
     "opt-125m": (opt(768, 12, 12), 32, 1024, 32, 32, "fp32", {}),
@@ -214,8 +216,8 @@ def write_job(root, data, model, rows, length, micro, states, compute="bf16", lo
     spec["hyperparameters"]["batch_size"] = rows
     spec["dataset"].update(max_seq_length=length, packing=True)
     spec["optimization"].update(learning_rate=1e-5, weight_decay=0.1, micro_batch_size=micro)
-    spec["precision"] = {"compute": compute, "master": states, "gradients": states,
-                         "optimizer_state": states}
+    master, gradients, moments = STATES[states]
+    spec["precision"] = {"compute": compute, "master": master, "gradients": gradients, "optimizer_state": moments}
     spec["resources"]["device"] = DEVICE
     if lora_rank:
         spec["lora"] = {"rank": lora_rank, "alpha": 2 * lora_rank, "dropout": 0.0, "rslora": False,

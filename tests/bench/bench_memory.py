@@ -37,12 +37,14 @@ CASES = {
     "opt-1.3b-nvme": (shapes.opt(2048, 24, 32), 8, 8, "fp32", None, None),
     "opt-2.7b": (shapes.opt(2560, 32, 32), 8, 8, "fp32", 7.0, 3002),
     "opt-6.7b": (shapes.opt(4096, 32, 32), 8, 8, "fp32", 8.3, 1227),
+    "opt-6.7b-least": (shapes.opt(4096, 32, 32), 8, 8, "least", 8.3, 1227),
     "opt-6.7b-80g": (shapes.opt(4096, 32, 32), 8, 8, "fp32", None, 1227),
     "gpt2-1558m": (shapes.gpt2(1600, 48, 25), 16, 4, "fp32", 6.0, None),
     "gpt2-1558m-remade": (shapes.gpt2(1600, 48, 25), 16, 4, "fp32", 30.0, None),  # all resident, layers recomputed
     "gpt2-1558m-80g": (shapes.gpt2(1600, 48, 25), 16, 4, "fp32", None, None),
     "qwen2.5-7b-65k": (shapes.qwen2(3584, 28, 28, 4, 18944, 152064, False), 64, 8, "fp32", 23.5, 9515),
     "qwen2.5-7b-16k": (shapes.qwen2(3584, 28, 28, 4, 18944, 152064, False), 16, 8, "fp32", 23.5, 6370),
+    "qwen2.5-7b-16k-least": (shapes.qwen2(3584, 28, 28, 4, 18944, 152064, False), 16, 8, "least", 23.5, 6370),
     "opt-13b": (shapes.opt(5120, 40, 40), 32, 8, "fp32", None, None),
 }
 NORMS = {"off": 0.0, "idle": 1e9, "on": 1e-3}

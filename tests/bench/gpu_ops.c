@@ -13,6 +13,7 @@
 
 #include "core/alloc.h"
 #include "kernels/device.h"
+#include "kernels/moment_math.h"
 #include "kernels/op_table.h"
 
 enum { GROUPS = 9, CALLS = 4 };
@@ -508,37 +509,53 @@ static void bench_elementwise(void)
     }
 }
 
+static void bench_adamw(const char *name, int64_t n, enum dtype grad, enum dtype master,
+                        enum dtype moment, double bytes)
+{
+    const float step[4] = {1e-4f, 0.1f, 0.01f, 0};
+    struct adamw_args a = {.n = n, .n_decay = n, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f};
+    struct clip_args c = {.n = 64, .max_norm = 1};
+    double ones[64];
+    struct err err = {0};
+
+    if (!wanted(name))
+        return;
+    for (int i = 0; i < 64; i++)
+        ones[i] = 1;
+    void *partial = take(sizeof ones);
+    must(device_copy(device, stream, COPY_H2D, partial, ones, sizeof ones, &err), &err);
+    c.partial = partial;
+    c.result = take(sizeof(struct clip_result));
+    (void)call(OP_CLIP, &c);
+    a.weight_decay = 0.1f;
+    a.grad_type = grad;
+    a.master_type = master;
+    a.moment_type = moment;
+    a.param_type = DT_BF16;
+    a.step = take_floats(step, 4);
+    a.clip = c.result;
+    a.grad = take((size_t)n * dtype_size(grad));
+    a.master = take((size_t)n * dtype_size(master));
+    a.m = take((size_t)n * dtype_size(moment));
+    a.v = take((size_t)n * dtype_size(moment));
+    a.param = take((size_t)n * 2);
+    a.m_exponent = take((size_t)n / MOMENT_BLOCK);
+    a.v_exponent = take((size_t)n / MOMENT_BLOCK);
+    must(device_zero(device, stream, a.v, (size_t)n * dtype_size(moment), &err), &err);
+    report(name, OP_ADAMW, &a, bytes * (double)n, 0);
+}
+
 static void bench_optimizer(void)
 {
     const int64_t n = (int64_t)124 << 20;
-    const float step[4] = {1e-4f, 0.1f, 0.01f, 0};
     size_t f32 = (size_t)n * 4;
 
-    if (wanted("adamw 124Mi")) {
-        struct adamw_args a = {.n = n, .n_decay = n, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f};
-        struct clip_args c = {.n = 64, .max_norm = 1};
-        double ones[64];
-        struct err err = {0};
-        for (int i = 0; i < 64; i++)
-            ones[i] = 1;
-        void *partial = take(sizeof ones);
-        must(device_copy(device, stream, COPY_H2D, partial, ones, sizeof ones, &err), &err);
-        c.partial = partial;
-        c.result = take(sizeof(struct clip_result));
-        (void)call(OP_CLIP, &c);
-        a.weight_decay = 0.1f;
-        a.grad_type = a.master_type = a.moment_type = DT_F32;
-        a.param_type = DT_BF16;
-        a.step = take_floats(step, 4);
-        a.clip = c.result;
-        a.grad = take(f32);
-        a.master = take(f32);
-        a.m = take(f32);
-        a.v = take(f32);
-        a.param = take(f32 / 2);
-        must(device_zero(device, stream, a.v, f32, &err), &err);
-        report("adamw 124Mi", OP_ADAMW, &a, 30.0 * (double)n, 0);
-    }
+    bench_adamw("adamw 124Mi", n, DT_F32, DT_F32, DT_F32, 30);
+    bench_adamw("adamw 124Mi split", n, DT_BF16, DT_I16, DT_F32, 26);
+    bench_adamw("adamw 124Mi bf16 moments", n, DT_BF16, DT_F32, DT_BF16, 20);
+    bench_adamw("adamw 124Mi fp8 moments", n, DT_BF16, DT_F32, DT_U8, 16 + 4.0 / MOMENT_BLOCK);
+    bench_adamw("adamw 124Mi split, fp8 moments", n, DT_BF16, DT_I16, DT_U8,
+                14 + 4.0 / MOMENT_BLOCK);
     if (wanted("sumsq 124Mi")) {
         struct sumsq_args a = {.n = n, .x = take(f32), .partial = take(1 << 20)};
         report("sumsq 124Mi", OP_SUMSQ, &a, 4.0 * (double)n, 0);

@@ -9,6 +9,7 @@ from rig import Job, differences, finish
 
 BF16 = {"compute": "bf16", "master": "fp32", "optimizer_state": "fp32"}
 SPLIT = {"compute": "bf16", "master": "split", "optimizer_state": "fp32"}
+LEAST = {"compute": "bf16", "master": "split", "optimizer_state": "fp8"}
 WITHOUT_MASTERS = {"compute": "bf16", "master": "bf16", "optimizer_state": "bf16"}
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.05, "rslora": False, "target_modules": ["q_proj", "v_proj", "fc1"],
         "quantize_base": "none", "export": "both"}
@@ -22,7 +23,7 @@ def equal(got, want):
 
 def learns_as_float32_does(root):
     losses = {}
-    for name, precision in (("fp32", {}), ("masters", BF16), ("without", WITHOUT_MASTERS)):
+    for name, precision in (("fp32", {}), ("masters", BF16), ("least", LEAST), ("without", WITHOUT_MASTERS)):
         job = Job(root, name, steps=30, validation=10, sample_prompts=["alpha"], precision=precision,
                   optimization={"eval_interval": 10})
         code, plan = job.plan()
@@ -33,7 +34,7 @@ def learns_as_float32_does(root):
             equal((e["gpu"]["peak"], e["host"]["peak"]), (e["gpu"]["planned_peak"], e["host"]["planned_peak"]))
         losses[name] = [e["loss"] for e in job.events(type="eval")]
         equal(len(losses[name]), 4)
-    for name in ("masters", "without"):
+    for name in ("masters", "least", "without"):
         # before training only the rounding of weights and activations differs
         assert abs(losses[name][0] - losses["fp32"][0]) < 0.005 * losses["fp32"][0], losses
         assert losses[name][0] != losses["fp32"][0], losses
@@ -42,13 +43,16 @@ def learns_as_float32_does(root):
 
 
 def takes_less_memory(root):
-    """A parameter: 16 bytes in float32; 2 + 4 + 12 with masters, 2 + 4 + 10 with split ones; 2 + 4 + 4 without."""
+    """A parameter: 16 bytes in float32; 2 + 4 + 12 with masters, 2 + 4 + 10 with split ones, 2 + 4 + 4 without and with
+    split masters and 8-bit moments, of which 128 have two more bytes."""
     plans = {name: Job(root, name, precision=p).plan()[1]["memory"]["gpu"]
-             for name, p in (("fp32", {}), ("masters", BF16), ("split", SPLIT), ("without", WITHOUT_MASTERS))}
-    for purpose, fp32, masters, split, without in (("weights", 4, 2, 2, 2), ("optimizer", 8, 12, 10, 4)):
+             for name, p in (("fp32", {}), ("masters", BF16), ("split", SPLIT), ("least", LEAST),
+                             ("without", WITHOUT_MASTERS))}
+    for purpose, fp32, *others in (("weights", 4, 2, 2, 2), ("optimizer", 8, 12, 10, 4)):
         each = plans["fp32"][purpose] / fp32
-        equal((purpose, plans["masters"][purpose], plans["split"][purpose], plans["without"][purpose]),
-              (purpose, masters * each, split * each, without * each))
+        equal([plans[name][purpose] for name in ("masters", "split", "without")], [n * each for n in others])
+        # slices of the state begin at multiples of 256 bytes
+        assert others[2] <= plans["least"][purpose] / each < others[2] + 0.05, plans
     equal({p["gradients"] for p in plans.values()}, {plans["fp32"]["gradients"]})
     assert plans["masters"]["activations"] < 0.6 * plans["fp32"]["activations"], plans
     assert plans["without"]["total"] < 0.7 * plans["fp32"]["total"], plans
@@ -84,6 +88,10 @@ def killed_rank_resumes_without_masters(root):
 
 def killed_rank_resumes_with_split_masters(root):
     check_resume(root, "split", precision=SPLIT)
+
+
+def killed_rank_resumes_with_fp8_moments(root):
+    check_resume(root, "least", precision=LEAST)
 
 
 def killed_rank_resumes_with_adapters(root):
@@ -125,14 +133,16 @@ def exported_model_is_the_trained_one(root):
 
 
 def placement_never_changes_the_numbers(root):
-    here = Job(root, "cuda", steps=6, validation=6, precision=BF16, placement={"policy": "cuda"})
-    equal(here.run().returncode, 0)
-    peak = here.plan()[1]["memory"]["gpu"]["total"]
-    for name, placement in (("cpu", {"policy": "cpu"}), ("auto", {"policy": "auto", "gpu_memory_limit": peak // 2})):
-        job = Job(root, name, steps=6, validation=6, precision=BF16, placement=placement)
-        equal(job.run().returncode, 0)
-        equal(job.losses(), here.losses())
-        equal(differences(job.output(), here.output()), [])
+    for kind, precision in (("masters", BF16), ("least", LEAST)):
+        changes = {"steps": 6, "validation": 6, "precision": precision}
+        here = Job(root, kind + "-cuda", placement={"policy": "cuda"}, **changes)
+        equal(here.run().returncode, 0)
+        half = here.plan()[1]["memory"]["gpu"]["total"] // 2
+        for name, placement in (("cpu", {"policy": "cpu"}), ("auto", {"policy": "auto", "gpu_memory_limit": half})):
+            job = Job(root, "%s-%s" % (kind, name), placement=placement, **changes)
+            equal(job.run().returncode, 0)
+            equal(job.losses(), here.losses())
+            equal(differences(job.output(), here.output()), [])
 
 
 def resuming_in_another_precision_is_refused(root):
@@ -148,8 +158,8 @@ def resuming_in_another_precision_is_refused(root):
 
 
 CASES = [learns_as_float32_does, takes_less_memory, killed_rank_resumes, killed_rank_resumes_without_masters,
-         split_masters_are_masters,
-         killed_rank_resumes_with_split_masters, killed_rank_resumes_with_adapters, adapters_learn, exported_model_is_the_trained_one,
+         split_masters_are_masters, killed_rank_resumes_with_split_masters, killed_rank_resumes_with_fp8_moments,
+         killed_rank_resumes_with_adapters, adapters_learn, exported_model_is_the_trained_one,
          placement_never_changes_the_numbers, resuming_in_another_precision_is_refused]
 
 if __name__ == "__main__":

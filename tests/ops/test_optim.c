@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "kernels/adamw_math.h"
+#include "kernels/moment_math.h"
 #include "tests/ops/harness.h"
 
 static void sumsq(int64_t n, bool narrow)
@@ -351,6 +352,22 @@ static double state_value(enum dtype t, float x, uint32_t random)
     return (double)x;
 }
 
+/* Random codes under random exponents, one block never written. */
+static void code_case(struct op_case *c, int64_t n)
+{
+    int64_t blocks = (n + MOMENT_BLOCK - 1) / MOMENT_BLOCK;
+    double *m = case_data(c, "m"), *v = case_data(c, "v");
+    double *exponents[2] = {BIND(c, adamw_args, m_exponent, DT_U8, ROLE_INOUT, 1, blocks, 0),
+                            BIND(c, adamw_args, v_exponent, DT_U8, ROLE_INOUT, 1, blocks, 0)};
+    for (int64_t b = 0; b < blocks; b++)
+        for (int k = 0; k < 2; k++)
+            exponents[k][b] = b == 1 ? 0 : 40 + (double)random_below(90);
+    for (int64_t i = 0; i < n; i++) {
+        m[i] = i / MOMENT_BLOCK == 1 ? 0 : (double)random_below(256);
+        v[i] = i / MOMENT_BLOCK == 1 ? 0 : (double)random_below(256);
+    }
+}
+
 static void mixed_case(struct op_case *c, const struct adamw_setup *s, enum dtype grad,
                        enum dtype master, enum dtype moment, enum dtype param)
 {
@@ -371,11 +388,12 @@ static void mixed_case(struct op_case *c, const struct adamw_setup *s, enum dtyp
         for (int64_t i = 0; i < s->n; i++)
             case_data(c, "master")[i] = (double)(random_below(65536) - 32768);
     }
+    if (moment == DT_U8)
+        code_case(c, s->n);
     snprintf(c->title + strlen(c->title), sizeof c->title - strlen(c->title), " %s %s %s %s",
              dtype_name(grad), dtype_name(master), dtype_name(moment), dtype_name(param));
 }
 
-/* Element i as the case's inputs and the arithmetic of kernels/adamw_math.h have it. */
 static float mixed_master(struct op_case *c, int64_t i)
 {
     const struct adamw_args *a = &c->args.adamw;
@@ -385,57 +403,193 @@ static float mixed_master(struct op_case *c, int64_t i)
     return adamw_join(adamw_param_bf16(rounded_to(DT_BF16, case_data(c, "param")[i])), (int16_t)x);
 }
 
-static double mixed_param(const struct adamw_args *a, double master)
+static float mixed_moment(struct op_case *c, int64_t i, bool second)
 {
-    if (a->param_type != DT_BF16)
-        return (double)rounded_to(a->param_type, master);
-    return (double)adamw_join(adamw_param_bf16((float)master), 0);
+    double x = case_data(c, second ? "v" : "m")[i];
+    if (c->args.adamw.moment_type != DT_U8)
+        return rounded_to(c->args.adamw.moment_type, x);
+    uint32_t e = (uint32_t)case_data(c, second ? "v_exponent" : "m_exponent")[i / MOMENT_BLOCK];
+    return second ? moment_v((uint8_t)x, moment_low(e, MOMENT_V_BINADES))
+                  : moment_m((uint8_t)x, moment_low(e, MOMENT_M_BINADES));
 }
 
-static void mixed_want(struct op_case *c, const struct adamw_setup *s, int64_t i, double want[4])
+/* Master and moments of element i as the arithmetic of kernels/adamw_math.h leaves them, not yet
+ * rounded. */
+static void mixed_raw(struct op_case *c, const struct adamw_setup *s, int64_t i, float x[3])
 {
     const struct adamw_args *a = &c->args.adamw;
     struct adamw_step step = step_of(s);
     struct adamw_consts k = setup_consts(s, &step, i);
-    struct rng_stream stream = {a->seed, step.step, a->site, RNG_USE_ROUNDING};
-    uint32_t draw = rng_draw(stream, (uint64_t)(a->first + i));
-    float w = mixed_master(c, i), m = rounded_to(a->moment_type, case_data(c, "m")[i]),
-          v = rounded_to(a->moment_type, case_data(c, "v")[i]),
-          g = rounded_to(a->grad_type, case_data(c, "grad")[i]);
+    float g = rounded_to(a->grad_type, case_data(c, "grad")[i]);
 
-    adamw_element(&k, rounded_to(a->param_type, (double)g), &w, &m, &v);
-    want[0] = state_value(a->master_type, w, draw >> 16);
-    want[1] = state_value(a->moment_type, m, draw >> 8);
-    want[2] = state_value(a->moment_type, v, draw);
-    want[3] = mixed_param(a, a->master_type == DT_I16 ? (double)w : want[0]);
+    x[0] = mixed_master(c, i);
+    x[1] = mixed_moment(c, i, false);
+    x[2] = mixed_moment(c, i, true);
+    adamw_element(&k, rounded_to(a->param_type, (double)g), &x[0], &x[1], &x[2]);
+}
+
+static double mixed_param(const struct adamw_args *a, float master, double stored)
+{
+    if (a->param_type != DT_BF16)
+        return (double)rounded_to(a->param_type, stored);
+    return (double)adamw_join(adamw_param_bf16(a->master_type == DT_BF16 ? (float)stored : master),
+                              0);
+}
+
+enum { MIXED_ARRAYS = 6 };
+static const char *const MIXED_NAMES[MIXED_ARRAYS] = {"master",     "m",          "v",
+                                                      "m_exponent", "v_exponent", "param"};
+
+/* The codes of a block whose new moments are x. */
+static void coded_want(const struct adamw_args *a, const struct adamw_setup *s, int64_t block,
+                       float (*x)[3], double *const want[MIXED_ARRAYS])
+{
+    int64_t i0 = block * MOMENT_BLOCK, end = i0 + MOMENT_BLOCK < s->n ? i0 + MOMENT_BLOCK : s->n;
+    struct rng_stream stream = {a->seed, (uint32_t)s->step, a->site, RNG_USE_MOMENT};
+    struct rng_block draw = rng_draw4(stream, (uint64_t)(a->first + i0) / MOMENT_BLOCK);
+
+    for (int k = 1; k <= 2; k++) {
+        float most = 0;
+        for (int64_t i = i0; i < end; i++)
+            most = fmaxf(most, fabsf(x[i][k]));
+        uint32_t e = moment_exponent(moment_bits(most));
+        uint32_t low = moment_low(e, k == 1 ? MOMENT_M_BINADES : MOMENT_V_BINADES);
+        want[k + 2][block] = e;
+        for (int64_t i = i0; i < end; i++) {
+            uint32_t r = draw.v[2 * k - 2] + (uint32_t)(i - i0) * draw.v[2 * k - 1];
+            want[k][i] = k == 1 ? moment_m_code(x[i][k], low, r) : moment_v_code(x[i][k], low, r);
+        }
+    }
+}
+
+/* What every array holds after an update. */
+static void mixed_want(struct op_case *c, const struct adamw_setup *s,
+                       double *const want[MIXED_ARRAYS])
+{
+    const struct adamw_args *a = &c->args.adamw;
+    struct rng_stream stream = {a->seed, (uint32_t)s->step, a->site, RNG_USE_ROUNDING};
+    float(*x)[3] = malloc((size_t)s->n * sizeof *x);
+
+    for (int64_t i = 0; i < s->n; i++) {
+        uint32_t draw = rng_draw(stream, (uint64_t)(a->first + i));
+        mixed_raw(c, s, i, x[i]);
+        want[0][i] = state_value(a->master_type, x[i][0], draw >> 16);
+        want[5][i] = mixed_param(a, x[i][0], want[0][i]);
+        if (a->moment_type == DT_U8)
+            continue;
+        want[1][i] = state_value(a->moment_type, x[i][1], draw >> 8);
+        want[2][i] = state_value(a->moment_type, x[i][2], draw);
+    }
+    for (int64_t b = 0; a->moment_type == DT_U8 && b * MOMENT_BLOCK < s->n; b++)
+        coded_want(a, s, b, x, want);
+    free(x);
+}
+
+static bool has_array(const struct op_case *c, const char *name)
+{
+    for (int i = 0; i < c->n; i++)
+        if (strcmp(c->b[i].name, name) == 0)
+            return true;
+    return false;
 }
 
 static void mixed_bits(const struct adamw_setup *s, enum dtype grad, enum dtype master,
                        enum dtype moment, enum dtype param)
 {
-    static const char *const NAMES[4] = {"master", "m", "v", "param"};
+    double *want[MIXED_ARRAYS];
     struct op_case c;
     struct result r;
 
     mixed_case(&c, s, grad, master, moment, param);
+    for (int k = 0; k < MIXED_ARRAYS; k++)
+        want[k] = malloc((size_t)s->n * sizeof *want[k]);
+    mixed_want(&c, s, want);
     for (int ti = 1; ti < targets_count(); ti++) {
         const struct target *t = targets_get(ti);
         if (t->device->kind == DEVICE_CUDA && t->table->compute != param)
             continue; /* a GPU updates for its own table */
         case_run(&c, t, t->table, 1, &r);
-        bool same = r.rc == 0;
-        for (int64_t i = 0; i < s->n && same; i++) {
-            double want[4];
-            mixed_want(&c, s, i, want);
-            for (int k = 0; k < 3 + s->param && same; k++)
-                same = memcmp(&want[k], &r.v[case_index(&c, NAMES[k])][i], sizeof want[k]) == 0;
-            if (!same)
-                fprintf(stderr, "element %ld\n", (long)i);
+        expect(r.rc == 0, "%s on %s: refused", c.title, t->table->name);
+        for (int k = 0; k < MIXED_ARRAYS; k++) {
+            if (!has_array(&c, MIXED_NAMES[k]))
+                continue;
+            int at = case_index(&c, MIXED_NAMES[k]);
+            int64_t n = c.b[at].cols, i = 0;
+            while (i < n && memcmp(&want[k][i], &r.v[at][i], sizeof(double)) == 0)
+                i++;
+            expect(i == n, "%s on %s: %s of element %ld is %a, not %a", c.title, t->table->name,
+                   MIXED_NAMES[k], (long)i, i < n ? r.v[at][i] : 0, i < n ? want[k][i] : 0);
         }
-        expect(same, "%s on %s: not the bits of adamw_math.h", c.title, t->table->name);
         result_fini(&r);
     }
+    for (int k = 0; k < MIXED_ARRAYS; k++)
+        free(want[k]);
     case_fini(&c);
+}
+
+/* --- 8-bit moments --- */
+
+/* Every code of a block reads back as itself, whatever the random bits. */
+static void codes_stay(uint32_t exponent)
+{
+    uint32_t m_low = moment_low(exponent, MOMENT_M_BINADES);
+    uint32_t v_low = moment_low(exponent, MOMENT_V_BINADES);
+    int64_t wrong = 0;
+    for (int code = 0; code < 256; code++)
+        for (uint32_t k = 0; k < 65536; k += k < 8 || k > 65520 ? 1 : 997) {
+            uint32_t r = k << 16 | (k & 1 ? 0xffff : 0);
+            float m = moment_m((uint8_t)code, m_low), v = moment_v((uint8_t)code, v_low);
+            wrong += moment_m_code(m, m_low, r) != code || moment_v_code(v, v_low, r) != code;
+        }
+    expect(wrong == 0, "exponent %u: %ld codes do not read back", exponent, (long)wrong);
+}
+
+/* Over all random bits the values that x is rounded to have x as their mean, to a step of the bits
+ * in front of the rounding; there are two of them at most. */
+static void codes_are_unbiased(float x, uint32_t exponent, bool second)
+{
+    uint32_t low = moment_low(exponent, second ? MOMENT_V_BINADES : MOMENT_M_BINADES);
+    double sum = 0, least = INFINITY, most = -INFINITY;
+    for (uint32_t k = 0; k < 1 << 20; k++) {
+        uint32_t r = k << 12;
+        double y = second ? (double)moment_v(moment_v_code(x, low, r), low)
+                          : (double)moment_m(moment_m_code(x, low, r), low);
+        sum += y;
+        least = fmin(least, y);
+        most = fmax(most, y);
+    }
+    double step = most - least;
+    expect(least <= (double)x && (double)x <= most &&
+               step <= fmax(fabs((double)x), 0x1p-3 * (double)moment_float(low)) &&
+               fabs(sum / (1 << 20) - (double)x) <= step * 0x1p-20,
+           "%a becomes %a between %a and %a", (double)x, sum / (1 << 20), least, most);
+}
+
+static void codes(void)
+{
+    codes_stay(MOMENT_LEAST);
+    codes_stay(127);
+    codes_stay(254);
+    for (int k = 0; k < 40; k++) { /* from the block's largest binade to far below its least */
+        float x = ldexpf((float)(1 + 0.874 * fabs(random_unit())), -k / 2);
+        codes_are_unbiased(k % 2 ? x : -x, 127, false);
+        if (k / 2 < 31)
+            codes_are_unbiased(x, 127, true);
+    }
+    for (uint32_t bits = 0x3f800000u; bits < 0x40000000u; bits += 0x1fff) { /* none is too large */
+        uint32_t e = moment_exponent(bits), low = moment_low(e, MOMENT_V_BINADES);
+        float x = moment_float(bits), y = moment_v(moment_v_code(x, low, 0xffffffff), low);
+        if (!expect(y >= x && y <= x * 1.125f, "%a rounds up to %a", (double)x, (double)y))
+            break;
+    }
+    uint32_t low = moment_low(127, MOMENT_V_BINADES);
+    expect(moment_v_code(FLT_MIN, low, 0) == 1 && moment_v_code(0, low, 0xffffffff) == 0,
+           "a second moment is 0 where it is 0");
+    expect(moment_m_code(FLT_MIN, low, 0) == 0, "a tiny first moment is mostly 0");
+    expect(moment_exponent(0x7f800000u) == 255 && moment_exponent(0xffffffffu >> 1) == 255 &&
+               !isfinite(moment_v(moment_v_code(INFINITY, moment_low(255, MOMENT_V_BINADES), 0),
+                                  moment_low(255, MOMENT_V_BINADES))),
+           "what is not finite stays so");
 }
 
 /* Every float but a NaN is the sum of its parameter and its remainder, and no other parameter is
@@ -479,10 +633,11 @@ static void split_is_whole(const struct target *t, const struct adamw_setup *s, 
         case_data(&split, "param")[i] = (double)adamw_join(adamw_param_bf16(w), 0);
         case_data(&split, "master")[i] = (double)adamw_remainder(w);
     }
-    for (int k = 0; k < 3; k++) {
-        static const char *const SHARED[] = {"grad", "m", "v"};
-        memcpy(case_data(&split, SHARED[k]), case_data(&whole, SHARED[k]),
-               (size_t)s->n * sizeof(double));
+    for (int k = 0; k < 5; k++) {
+        static const char *const SHARED[] = {"grad", "m", "v", "m_exponent", "v_exponent"};
+        if (has_array(&whole, SHARED[k]))
+            memcpy(case_data(&split, SHARED[k]), case_data(&whole, SHARED[k]),
+                   (size_t)whole.b[case_index(&whole, SHARED[k])].cols * sizeof(double));
     }
     case_run(&whole, t, t->table, 3, &a);
     case_run(&split, t, t->table, 3, &b);
@@ -510,23 +665,26 @@ static void split(void)
     struct adamw_setup moving = BASE, still = BASE;
 
     still.lr = 0; /* then ties stay ties */
+    still.n_decay = moving.n_decay = 15 * MOMENT_BLOCK;
     splitting_is_exact();
     for (int ti = 1; ti < targets_count(); ti++) {
         const struct target *t = targets_get(ti);
         if (t->device->kind == DEVICE_CUDA && t->table->compute != DT_BF16)
             continue;
-        for (int k = 0; k < 4; k++)
-            split_is_whole(t, k % 2 ? &still : &moving, k / 2 ? DT_F32 : DT_BF16,
-                           k / 2 ? DT_BF16 : DT_F32);
+        static const enum dtype MOMENTS[] = {DT_F32, DT_BF16, DT_U8};
+        for (int k = 0; k < 6; k++)
+            split_is_whole(t, k % 2 ? &still : &moving, k / 2 == 1 ? DT_F32 : DT_BF16,
+                           MOMENTS[k / 2]);
     }
 }
 
 static void mixed(void)
 {
-    struct adamw_setup s = BASE, in_place = BASE;
+    struct adamw_setup s = BASE, in_place = BASE, coded = BASE;
 
     in_place.param = false;
     rounding_is_unbiased();
+    codes();
     for (int64_t n = 5003; n > 0; n /= 71) {
         s.n = in_place.n = n;
         mixed_bits(&s, DT_F32, DT_F32, DT_F32, DT_BF16);
@@ -536,6 +694,16 @@ static void mixed(void)
         mixed_bits(&s, DT_F32, DT_I16, DT_F32, DT_BF16);
         mixed_bits(&s, DT_BF16, DT_I16, DT_F32, DT_BF16);
         mixed_bits(&s, DT_BF16, DT_I16, DT_BF16, DT_BF16);
+        coded.n = n;
+        coded.n_decay = n < 15 * MOMENT_BLOCK ? n : 15 * MOMENT_BLOCK;
+        coded.param = true;
+        mixed_bits(&coded, DT_BF16, DT_I16, DT_U8, DT_BF16);
+        mixed_bits(&coded, DT_BF16, DT_F32, DT_U8, DT_BF16);
+        mixed_bits(&coded, DT_F32, DT_I16, DT_U8, DT_BF16);
+        mixed_bits(&coded, DT_F16, DT_F32, DT_U8, DT_F16);
+        coded.param = false;
+        mixed_bits(&coded, DT_F32, DT_BF16, DT_U8, DT_BF16);
+        mixed_bits(&coded, DT_F32, DT_F32, DT_U8, DT_F32);
         mixed_bits(&s, DT_F16, DT_F32, DT_F32, DT_F16);
         mixed_bits(&s, DT_F32, DT_F32, DT_BF16, DT_F16);
         mixed_bits(&in_place, DT_F32, DT_BF16, DT_BF16, DT_BF16);

@@ -77,7 +77,8 @@ struct variant {
     const char *name;
     int64_t micro_batch, micro_batches;
     double dropout, max_grad_norm;
-    bool bf16_moments, overflow, fp8;
+    bool overflow, fp8;
+    enum moment_kind moments;
     enum master_kind master; /* but for fp32 they compute in bf16 */
     int model;               /* which of the subject's */
 };
@@ -87,7 +88,8 @@ static const struct variant variants[] = {
     {"clip active", 1, 4, 0.1, 1e-2},
     {"clip inactive", 2, 2, 0.1, 1e9},
     {"no clip", 1, 3, 0, 0},
-    {"bf16 moments", 1, 4, 0, 1e9, .bf16_moments = true},
+    {"bf16 moments", 1, 4, 0, 1e9, .moments = MOMENTS_BF16},
+    {"fp8 moments", 1, 4, 0, 1e9, .moments = MOMENTS_FP8},
     {"lora", 1, 4, 0.1, 1e-2, .model = LORA},
     {"lora nf4", 1, 4, 0.1, 1e-2, .model = LORA_NF4},
     {"lora int8", 2, 2, 0, 0, .model = LORA_INT8},
@@ -96,6 +98,7 @@ static const struct variant variants[] = {
     {"fp8", 1, 3, 0.1, 1e9, .fp8 = true},
     {"fp8 lora", 2, 2, 0, 1e9, .fp8 = true, .model = LORA},
     {"fp8 lora nf4", 2, 2, 0, 1e9, .fp8 = true, .model = LORA_NF4},
+    {"both", 1, 3, 0, 0, .moments = MOMENTS_FP8, .master = MASTER_SPLIT},
 };
 
 static void check_variant(struct subject *s, const struct options *o, const struct variant *v)
@@ -109,7 +112,7 @@ static void check_variant(struct subject *s, const struct options *o, const stru
                             .dropout = v->dropout,
                             .max_grad_norm = v->max_grad_norm,
                             .master = v->master,
-                            .bf16_moments = v->bf16_moments,
+                            .moments = v->moments,
                             .overflow = v->overflow,
                             .fp8 = v->fp8,
                             .steps = 4};

@@ -118,7 +118,7 @@ static struct trial_job change_job(struct chance *c, int64_t longest)
                             .seq_length = between(c, 2, longest < 20 ? longest : 20),
                             .dropout = pick(c, dropouts, 3),
                             .max_grad_norm = pick(c, norms, 3),
-                            .bf16_moments = between(c, 0, 2) == 0,
+                            .moments = between(c, 0, 3) % 3,
                             .steps = 3};
     if (between(c, 0, 2) == 0) {
         job.compute = DT_BF16;

@@ -56,7 +56,7 @@ struct plan_input trial_input(const struct trial_model *m, const struct trial_jo
                             .clip = job->max_grad_norm > 0,
                             .force = place->force,
                             .master = job->master,
-                            .bf16_moments = job->bf16_moments,
+                            .moments = job->moments,
                             .fp8 = job->fp8,
                             .micro_batch = job->micro_batch,
                             .micro_batches = job->micro_batches,

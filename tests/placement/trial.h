@@ -27,7 +27,7 @@ struct trial_job {
     double dropout;
     double max_grad_norm; /* 0 = no clipping */
     enum master_kind master;
-    bool bf16_moments;
+    enum moment_kind moments;
     bool fp8;
     bool overflow; /* the gradients of the second step are infinite: it must change nothing */
     int64_t steps;

@@ -5,6 +5,10 @@
 #include <string.h>
 
 #include "core/alloc.h"
+#include "kernels/moment_math.h"
+
+/* A block of moments lies in one tensor. */
+_Static_assert(CHUNK_ALIGN % MOMENT_BLOCK == 0, "tensors begin with a block");
 
 const char *payload_name(enum payload p)
 {
@@ -136,22 +140,36 @@ bool chunk_has_whole_master(struct chunk_types types)
     return chunk_has_master(types) && types.master != DT_I16;
 }
 
-int chunk_state_parts(struct chunk_types types, enum dtype parts[STATE_MAX_PARTS])
+int chunk_state_parts(struct chunk_types types, struct chunk_part parts[PART_COUNT])
 {
     int n = 0;
     if (chunk_has_master(types))
-        parts[n++] = types.master;
-    parts[n++] = types.moment;
-    parts[n++] = types.moment;
+        parts[n++] = (struct chunk_part){PART_MASTER, types.master, 1};
+    parts[n++] = (struct chunk_part){PART_M, types.moment, 1};
+    parts[n++] = (struct chunk_part){PART_V, types.moment, 1};
+    if (types.moment == DT_U8) {
+        parts[n++] = (struct chunk_part){PART_M_EXPONENT, DT_U8, MOMENT_BLOCK};
+        parts[n++] = (struct chunk_part){PART_V_EXPONENT, DT_U8, MOMENT_BLOCK};
+    }
     return n;
+}
+
+int64_t chunk_part_count(const struct chunk_part *p, int64_t n)
+{
+    return (n + p->every - 1) / p->every;
+}
+
+size_t chunk_part_bytes(const struct chunk_part *p, int64_t n)
+{
+    return (size_t)chunk_part_count(p, n) * dtype_size(p->type);
 }
 
 size_t chunk_state_bytes(struct chunk_types types, int64_t n)
 {
-    enum dtype parts[STATE_MAX_PARTS];
+    struct chunk_part parts[PART_COUNT];
     size_t bytes = 0;
     for (int k = chunk_state_parts(types, parts) - 1; k >= 0; k--)
-        bytes += (size_t)n * dtype_size(parts[k]);
+        bytes += chunk_part_bytes(&parts[k], n);
     return bytes;
 }
 

@@ -11,7 +11,8 @@
  *          how the uses interleave
  *   STATE  optimizer state, n elements each of [master,] first moment, second moment; the master
  *          is absent when the parameter itself has the master's type; of a split one it is the 16
- *          bits that the parameter lacks of it (kernels/adamw_math.h)
+ *          bits that the parameter lacks of it (kernels/adamw_math.h). Of moments that are 8-bit
+ *          codes the exponents of both follow (kernels/moment_math.h)
  *
  * Frozen chunks have PARAM only and are read-only: never written back, free to drop.
  *
@@ -94,12 +95,20 @@ void chunk_set_init(struct chunk_set *set, const struct chunk_input *tensors, in
 void chunk_set_fini(struct chunk_set *set);
 
 struct chunk_types {
-    enum dtype compute, grad, master, moment; /* master DT_I16: split */
+    enum dtype compute, grad, master, moment; /* master DT_I16: split; moment DT_U8: codes */
 };
 enum dtype chunk_grad_type(const struct chunk *c, struct chunk_types types);
-/* The types of the optimizer state's parts, in their order; returns how many. */
-enum { STATE_MAX_PARTS = 3 };
-int chunk_state_parts(struct chunk_types types, enum dtype parts[STATE_MAX_PARTS]);
+/* The optimizer state's parts, in their order; returns how many. */
+enum state_part { PART_MASTER, PART_M, PART_V, PART_M_EXPONENT, PART_V_EXPONENT, PART_COUNT };
+struct chunk_part {
+    enum state_part part;
+    enum dtype type;
+    int64_t every; /* so many elements have one: 1, or a divisor of CHUNK_ALIGN */
+};
+int chunk_state_parts(struct chunk_types types, struct chunk_part parts[PART_COUNT]);
+/* Of n elements, a multiple of `every` or the last ones of a tensor. */
+int64_t chunk_part_count(const struct chunk_part *p, int64_t n);
+size_t chunk_part_bytes(const struct chunk_part *p, int64_t n);
 /* Bytes of n elements of all of them. */
 size_t chunk_state_bytes(struct chunk_types types, int64_t n);
 /* Bytes of a payload in all, e.g. GRAD of all uses; 0 for what a frozen chunk does not have. */

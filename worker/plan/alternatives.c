@@ -95,10 +95,11 @@ static struct alternative length(const struct plan_input *in, int64_t tokens)
     return a;
 }
 
-static struct alternative bf16_moments(const struct plan_input *in)
+static struct alternative smaller_moments(const struct plan_input *in, enum moment_kind moments)
 {
-    struct alternative a = {"precision", "optimizer_state", json_string("bf16"), *in};
-    a.in.bf16_moments = true;
+    const char *word = moments == MOMENTS_BF16 ? "bf16" : "fp8";
+    struct alternative a = {"precision", "optimizer_state", json_string(word), *in};
+    a.in.moments = moments;
     return a;
 }
 
@@ -169,9 +170,10 @@ static void add_fitting(json_t *list, const struct plan_input *in)
     }
     if (has_plain_frozen_layers(in->model))
         add_quantised(list, in, NAN);
-    if (!in->bf16_moments) {
-        a = bf16_moments(in);
-        add(list, &a, NAN);
+    for (int kind = in->moments + 1; kind <= MOMENTS_FP8; kind++) {
+        a = smaller_moments(in, kind);
+        if (add(list, &a, NAN))
+            break;
     }
     for (int64_t tokens = in->seq_length / 2; tokens >= 128; tokens /= 2) {
         a = length(in, tokens);
@@ -194,8 +196,8 @@ static void add_faster(json_t *list, const struct plan_input *in, double seconds
     }
     if (has_plain_frozen_layers(in->model))
         add_quantised(list, in, seconds);
-    if (!in->bf16_moments) {
-        a = bf16_moments(in);
+    for (int kind = in->moments + 1; kind <= MOMENTS_FP8; kind++) {
+        a = smaller_moments(in, kind);
         add(list, &a, seconds);
     }
 }

@@ -75,6 +75,12 @@ static enum dtype master_type(const struct plan_input *in)
     return in->master == MASTER_FP32 ? in->ops->master : narrow[in->master];
 }
 
+static enum dtype moment_type(const struct plan_input *in)
+{
+    static const enum dtype narrow[] = {[MOMENTS_BF16] = DT_BF16, [MOMENTS_FP8] = DT_U8};
+    return in->moments == MOMENTS_FP32 ? in->ops->master : narrow[in->moments];
+}
+
 struct plan *plan_draft(const struct plan_input *in, const struct plan_choices *choices)
 {
     struct plan *p = xcalloc(1, sizeof *p);
@@ -83,7 +89,7 @@ struct plan *plan_draft(const struct plan_input *in, const struct plan_choices *
     p->types = (struct chunk_types){.compute = in->ops->compute,
                                     .grad = in->ops->grad,
                                     .master = master_type(in),
-                                    .moment = in->bf16_moments ? DT_BF16 : in->ops->master};
+                                    .moment = moment_type(in)};
     set_shapes(p);
     for (int list = LIST_TRAIN; list <= LIST_SAMPLE; list++)
         measure_blocks(p, list);

@@ -92,7 +92,7 @@ struct plan_input {
     bool clip; /* updates wait for the norm: max_grad_norm > 0, or gradients may overflow. Else they
                   neither wait nor look at it, and a NaN goes into the weights, as in PyTorch */
     enum master_kind master;   /* bf16 and split need ops that compute in bfloat16 */
-    bool bf16_moments;         /* rounded stochastically */
+    enum moment_kind moments;  /* but fp32 ones are rounded stochastically */
     bool bf16_grads;           /* layers' gradients in bfloat16, which the ops must compute in */
     struct plan_choices force; /* members that are not PLAN_AUTO are obeyed: tests, experiments */
     int64_t micro_batch, micro_batches, seq_length, head_rows;

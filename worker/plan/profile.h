@@ -23,13 +23,15 @@ struct device_profile {
                                      rows of hidden values through device memory    */
     double memory_rate;           /* device memory, bytes read + written a second   */
     double h2d_rate, d2h_rate;    /* pinned                                         */
-    double h2d_both_rate, d2h_both_rate;    /* each, while the other runs              */
-    double host_memory_rate;                /* bytes read + written a second, all processors   */
-    double cpu_update_rate;                 /* AdamW on the CPU, parameters a second          */
-    double cpu_update_copy_rate;            /* while copies run both ways                     */
-    double cpu_update_aside_rate;           /* alone, the new state to another place */
-    double disk_read_rate, disk_write_rate; /* past the page cache, of one volume */
-    double disk_read_both_rate, disk_write_both_rate; /* each, while the other runs         */
+    double h2d_both_rate, d2h_both_rate; /* each, while the other runs              */
+    double host_memory_rate;             /* bytes read + written a second, all processors   */
+    double cpu_update_rate;              /* AdamW on the CPU, parameters a second          */
+    double cpu_update_copy_rate;         /* while copies run both ways                     */
+    double cpu_update_aside_rate;        /* alone, the new state to another place */
+    double cpu_update_fp8_rate, cpu_update_fp8_copy_rate; /* likewise, with split masters and 8-bit
+ moments: half of the bytes */
+    double disk_read_rate, disk_write_rate;               /* past the page cache, of one volume */
+    double disk_read_both_rate, disk_write_both_rate;     /* each, while the other runs         */
 };
 
 /* Where no machine has been measured: the rates of an H100 with 16 cores. It only ranks plans. */

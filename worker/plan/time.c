@@ -32,18 +32,28 @@ size_t plan_move_bytes(const struct plan *p, const struct instr *i)
 /* ---- one instruction alone ----------------------------------------------------------------------
  */
 
-/* Bytes that an update touches: gradient, master, both moments in; master, moments, parameter out.
- * The parameter is also read where it is the master or half of it. */
+/* Bytes that the update of n parameters touches: gradient, master, both moments in; master,
+ * moments, parameter out. The parameter is also read where it is the master or half of it. */
+static double touched_bytes(struct chunk_types types, enum dtype grad, int64_t n)
+{
+    size_t param = dtype_size(types.compute) * (chunk_has_whole_master(types) ? 1 : 2);
+    return 2.0 * (double)chunk_state_bytes(types, n) +
+           (double)n * (double)(dtype_size(grad) + param);
+}
+
+/* Of one parameter on the CPU, where the gradient has travelled rounded. */
+static double cpu_update_bytes(struct chunk_types types)
+{
+    return touched_bytes(types, types.compute, CHUNK_ALIGN) / CHUNK_ALIGN;
+}
+
 static double update_bytes(const struct plan *p, const struct instr *i)
 {
-    const struct plan_slice *s = &p->chunk[i->chunk].slices[i->slice];
-    enum dtype type = i->queue == QUEUE_CPU
-                          ? p->types.compute /* it has travelled rounded */
+    int64_t n = p->chunk[i->chunk].slices[i->slice].n;
+    enum dtype grad = i->queue == QUEUE_CPU
+                          ? p->types.compute
                           : chunk_grad_type(&p->chunks.chunks[i->chunk], p->types);
-    double param = (double)s->n * (double)dtype_size(p->types.compute);
-    double grad = (double)s->n * (double)dtype_size(type);
-    return 2 * (double)plan_slice_bytes(p, s) + grad +
-           (chunk_has_whole_master(p->types) ? param : 2 * param);
+    return touched_bytes(p->types, grad, n);
 }
 
 /* Decoding of quantised weights in front of the products that read them: codes in, a matrix of the
@@ -102,10 +112,24 @@ static double block_seconds(const struct plan *p, enum plan_list list, const str
     return decode + adapters + fmax(flops / d->flops_layer + passes, flops / d->flops_bf16);
 }
 
+/* Parameters a second that the CPU updates. Two kinds of state are measured; between them the
+ * seconds are linear in the bytes that an update touches, and fewer than the least gain nothing. */
+static double update_rate(const struct plan *p, double float_rate, double fp8_rate)
+{
+    static const struct chunk_types float_types = {DT_BF16, DT_F32, DT_F32, DT_F32},
+                                    fp8_types = {DT_BF16, DT_F32, DT_I16, DT_U8};
+    double most = cpu_update_bytes(float_types), least = cpu_update_bytes(fp8_types);
+    double part = fmax((cpu_update_bytes(p->types) - least) / (most - least), 0.0);
+    return 1.0 / (part / float_rate + (1.0 - part) / fp8_rate);
+}
+
+/* An update aside loses as large a share of its speed as one of float states does. */
 static double cpu_update_seconds(const struct plan *p, const struct instr *i,
                                  const struct device_profile *d)
 {
-    double rate = i->shadow == NO_PLACE ? d->cpu_update_rate : d->cpu_update_aside_rate;
+    double rate = update_rate(p, d->cpu_update_rate, d->cpu_update_fp8_rate);
+    if (i->shadow != NO_PLACE)
+        rate *= d->cpu_update_aside_rate / d->cpu_update_rate;
     return (double)p->chunk[i->chunk].slices[i->slice].n / rate;
 }
 
@@ -147,10 +171,11 @@ static double instr_seconds(const struct plan *p, enum plan_list list, const str
 struct run {
     const struct instr_list *l;
     const struct device_profile *profile;
-    const double *alone;           /* seconds by instruction           */
-    int32_t *order[QUEUE_COUNT];   /* instructions of a queue          */
-    int64_t count[QUEUE_COUNT];    /* of a pass                        */
-    int64_t started[QUEUE_COUNT];  /* through all passes               */
+    double update_share;          /* of its speed that an update keeps while copies run both ways */
+    const double *alone;          /* seconds by instruction           */
+    int32_t *order[QUEUE_COUNT];  /* instructions of a queue          */
+    int64_t count[QUEUE_COUNT];   /* of a pass                        */
+    int64_t started[QUEUE_COUNT]; /* through all passes               */
     int64_t finished[QUEUE_COUNT]; /* likewise                         */
     int64_t *rank;                 /* by instruction: its place in its queue's order */
     double left[QUEUE_COUNT];      /* seconds of the running one, alone */
@@ -193,7 +218,7 @@ static double speed(const struct run *r, int q)
     if (q == QUEUE_WRITE && busy(r, QUEUE_READ))
         return d->disk_write_both_rate / d->disk_write_rate;
     if (q == QUEUE_CPU) /* each direction costs half of what both do */
-        return 1.0 - 0.5 * (1.0 - d->cpu_update_copy_rate / d->cpu_update_rate) * (up + down);
+        return 1.0 - 0.5 * (1.0 - r->update_share) * (up + down);
     return 1.0;
 }
 
@@ -344,6 +369,10 @@ double plan_time_if(const struct plan *p, enum plan_list list, const struct devi
     const struct instr_list *l = &p->lists[list];
     double *alone = xcalloc((size_t)l->n + 1, sizeof *alone);
     struct run r = {.l = l, .alone = alone, .profile = profile};
+
+    r.update_share =
+        update_rate(p, profile->cpu_update_copy_rate, profile->cpu_update_fp8_copy_rate) /
+        update_rate(p, profile->cpu_update_rate, profile->cpu_update_fp8_rate);
 
     r.rank = xcalloc((size_t)l->n + 1, sizeof *r.rank);
     for (int q = 0; q < QUEUE_COUNT; q++)

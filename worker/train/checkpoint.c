@@ -25,30 +25,24 @@ void checkpoint_tensor_name(const struct model *m, int64_t tensor, const char *p
     snprintf(out, 96, "%s.%lld.%s", tensor_role_name(t->role), (long long)t->layer, part);
 }
 
-enum part { PART_PARAM, PART_MASTER, PART_M, PART_V };
-
-static const char *part_name(enum part part, enum dtype type)
+/* A part of a payload: the parameter, or one of the optimizer state's. */
+static const char *part_name(enum payload p, const struct chunk_part *part)
 {
-    static const char *const names[] = {"param", "master", "m", "v"};
-    return part == PART_MASTER && type == DT_I16 ? "remainder" : names[part];
-}
-
-/* The parts of a payload and their types, in the order in which they lie in it. */
-static int payload_parts(struct chunk_types types, enum payload p, enum part *first,
-                         enum dtype parts[STATE_MAX_PARTS])
-{
-    *first = p == PAYLOAD_PARAM ? PART_PARAM : chunk_has_master(types) ? PART_MASTER : PART_M;
-    if (p != PAYLOAD_PARAM)
-        return chunk_state_parts(types, parts);
-    parts[0] = types.compute;
-    return 1;
+    static const char *const names[PART_COUNT] = {[PART_MASTER] = "master",
+                                                  [PART_M] = "m",
+                                                  [PART_V] = "v",
+                                                  [PART_M_EXPONENT] = "m_exponent",
+                                                  [PART_V_EXPONENT] = "v_exponent"};
+    if (p == PAYLOAD_PARAM)
+        return "param";
+    return part->part == PART_MASTER && part->type == DT_I16 ? "remainder" : names[part->part];
 }
 
 /* One member's slice of one part of a payload. */
 struct slice {
-    enum part part;
+    enum payload payload;
+    struct chunk_part part; /* of PARAM only its type */
     char name[96];
-    enum dtype dtype;
     size_t offset, bytes; /* in the payload */
 };
 typedef int (*slice_fn)(void *ud, int64_t tensor, const struct slice *s, struct err *err);
@@ -57,23 +51,21 @@ static int each_slice(const struct plan *p, int64_t chunk, enum payload payload,
                       void *ud, struct err *err)
 {
     const struct chunk *c = &p->chunks.chunks[chunk];
-    enum dtype types[STATE_MAX_PARTS];
-    enum part first;
-    int n_parts = payload_parts(p->types, payload, &first, types);
+    struct chunk_part parts[PART_COUNT] = {{PART_COUNT, p->types.compute, 1}};
+    int n_parts = payload == PAYLOAD_PARAM ? 1 : chunk_state_parts(p->types, parts);
     size_t at = 0;
     int rc = 0;
 
     for (int part = 0; part < n_parts; part++) {
         for (int64_t k = 0; k < c->n_members; k++) {
             const struct chunk_member *m = &c->members[k];
-            struct slice s = {.part = first + (enum part)part, .dtype = types[part]};
-            size_t each = dtype_size(s.dtype);
-            s.offset = at + (size_t)m->offset * each;
-            s.bytes = (size_t)m->elements * each;
-            checkpoint_tensor_name(p->in.model, m->tensor, part_name(s.part, s.dtype), s.name);
+            struct slice s = {.payload = payload, .part = parts[part]};
+            s.offset = at + chunk_part_bytes(&s.part, m->offset);
+            s.bytes = chunk_part_bytes(&s.part, m->elements);
+            checkpoint_tensor_name(p->in.model, m->tensor, part_name(payload, &s.part), s.name);
             TRY(fn(ud, m->tensor, &s, err));
         }
-        at += (size_t)c->n * dtype_size(types[part]);
+        at += chunk_part_bytes(&parts[part], c->n);
     }
 out:
     return rc;
@@ -92,8 +84,10 @@ static int declare_slice(void *ud, int64_t tensor, const struct slice *s, struct
 {
     struct saving *save = ud;
     const struct tensor_desc *t = &save->plan->in.model->tensors[tensor];
-    int64_t shape[2] = {t->rows, t->cols};
-    return safetensors_writer_declare(save->writer, s->name, s->dtype, 2, shape, err);
+    int64_t shape[2] = {t->rows, t->cols}, count = chunk_part_count(&s->part, tensor_elements(t));
+    if (s->part.every > 1)
+        return safetensors_writer_declare(save->writer, s->name, s->part.type, 1, &count, err);
+    return safetensors_writer_declare(save->writer, s->name, s->part.type, 2, shape, err);
 }
 
 static int write_slice(void *ud, int64_t tensor, const struct slice *s, struct err *err)
@@ -235,7 +229,7 @@ static int read_slice(void *ud, int64_t tensor, const struct slice *s, struct er
 {
     struct loading *l = ud;
     const struct safetensor *t = safetensors_find(l->file, s->name);
-    if (!t || t->dtype != s->dtype || t->bytes != s->bytes)
+    if (!t || t->dtype != s->part.type || t->bytes != s->bytes)
         return err_set(err, ERR_CORRUPT,
                        "%s: tensor %s is missing or of another type or size; the checkpoint does "
                        "not belong to this job",
@@ -263,11 +257,11 @@ static int begin_beside_master(const struct loading *l, int64_t tensor, const st
     int rc = 0;
 
     if (!tensor_is_adapter(t) && weights_are(l->weights, tensor, DT_BF16))
-        return s->dtype == DT_BF16 ? weights_read(l->weights, tensor, DT_BF16, at, err)
-                                   : 0; /* it lacks nothing */
+        return s->payload == PAYLOAD_PARAM ? weights_read(l->weights, tensor, DT_BF16, at, err)
+                                           : 0; /* it lacks nothing */
     TRY(alloc_try(&master, (size_t)n, sizeof(float), s->name, err));
     TRY(begin_tensor(l, tensor, DT_F32, master, err));
-    if (s->part == PART_PARAM)
+    if (s->payload == PAYLOAD_PARAM)
         master_round(DT_BF16, at, master, n);
     else
         master_remainders(at, master, n);
@@ -279,14 +273,16 @@ out:
 static int read_weight(void *ud, int64_t tensor, const struct slice *s, struct err *err)
 {
     struct loading *l = ud;
-    bool trainable = l->plan->in.model->tensors[tensor].trainable;
-    bool beside = s->part == PART_PARAM && trainable && chunk_has_master(l->plan->types);
+    const struct chunk_types *types = &l->plan->types;
+    bool param = s->payload == PAYLOAD_PARAM;
+    bool trained = l->plan->in.model->tensors[tensor].trainable;
 
-    if (s->part == PART_M || s->part == PART_V)
+    if (!param && s->part.part != PART_MASTER)
         return 0; /* moments start at zero */
-    if ((beside && s->dtype == DT_BF16) || s->dtype == DT_I16)
+    if (param ? trained && chunk_has_master(*types) && s->part.type == DT_BF16
+              : s->part.type == DT_I16)
         return begin_beside_master(l, tensor, s, err);
-    return begin_tensor(l, tensor, s->dtype, l->payload + s->offset, err);
+    return begin_tensor(l, tensor, s->part.type, l->payload + s->offset, err);
 }
 
 static int load_quantized(struct loading *l, const struct chunk *c, struct err *err)

@@ -2,7 +2,7 @@
  * Checkpoints: checkpoints/step-N/ with
  *   state.safetensors   every trained tensor's parameter, master (where there is one; of a split
  * one the remainder) and moments, by tensor, so that a checkpoint resumes under another plan:
- * "<role>.<layer>.param|master|remainder|m|v"
+ * "<role>.<layer>.param|master|remainder|m|v|m_exponent|v_exponent"
  *   checkpoint.json     step, the run's memory (best loss, patience), what must match on resume
  * Random numbers and data order are functions of (seed, step), so the step is all there is to save
  * of them.

@@ -78,16 +78,16 @@ static int copy_slice(struct executor *e, const struct instr *i, int32_t home, b
     if (home == s->home)
         home = executor_state_place(e, s);
     char *at_home = executor_at(e, home), *whole = executor_at(e, e->plan->io.staging);
-    enum dtype parts[STATE_MAX_PARTS];
+    struct chunk_part parts[PART_COUNT];
     int n_parts = chunk_state_parts(e->plan->types, parts);
     int rc = 0;
 
     for (int k = 0; k < n_parts; k++) {
-        size_t each = dtype_size(parts[k]);
-        TRY(copy_between(e, home, at_home, whole + (size_t)s->first * each, (size_t)s->n * each,
+        size_t bytes = chunk_part_bytes(&parts[k], s->n);
+        TRY(copy_between(e, home, at_home, whole + chunk_part_bytes(&parts[k], s->first), bytes,
                          load, err));
-        at_home += (size_t)s->n * each;
-        whole += (size_t)e->plan->chunks.chunks[i->chunk].n * each;
+        at_home += bytes;
+        whole += chunk_part_bytes(&parts[k], e->plan->chunks.chunks[i->chunk].n);
     }
     TRY(device_stream_sync(e->device, e->stream[QUEUE_COMPUTE], err));
 out:

@@ -47,18 +47,33 @@ int executor_run_norm(struct executor *e, const struct instr *i, struct stream *
     return executor_end(e->ops->clip(s, &a), e, i, s, err);
 }
 
+/* Where the parts of a slice's state lie; NULL for those that there are not. */
+static void state_parts(char *state, const struct plan_slice *s, struct chunk_types types,
+                        char *at[PART_COUNT])
+{
+    struct chunk_part parts[PART_COUNT];
+    int n = chunk_state_parts(types, parts);
+
+    for (int k = 0; k < PART_COUNT; k++)
+        at[k] = NULL;
+    for (int k = 0; k < n; k++) {
+        at[parts[k].part] = state;
+        state += chunk_part_bytes(&parts[k], s->n);
+    }
+}
+
 /* AdamW on a slice: the part of every array that it is about. */
 static struct adamw_args slice_args(struct executor *e, const struct instr *i, enum dtype grad_type)
 {
     const struct chunk *c = &e->plan->chunks.chunks[i->chunk];
     const struct plan_slice *s = &e->plan->chunk[i->chunk].slices[i->slice];
     const struct chunk_types *types = &e->plan->types;
-    size_t first = (size_t)s->first, moment = (size_t)s->n * dtype_size(types->moment);
-    bool master = chunk_has_master(*types);
-    char *state = executor_at(e, i->state);
+    size_t first = (size_t)s->first;
     char *param = (char *)executor_at(e, i->dst) + first * dtype_size(types->compute);
-    char *moments = master ? state + (size_t)s->n * dtype_size(types->master) : state;
+    char *at[PART_COUNT];
     int64_t decay = c->n_decay - s->first;
+
+    state_parts(executor_at(e, i->state), s, *types, at);
     return (struct adamw_args){.n = s->n,
                                .n_decay = decay < 0      ? 0
                                           : decay < s->n ? decay
@@ -73,10 +88,12 @@ static struct adamw_args slice_args(struct executor *e, const struct instr *i, e
                                .param_type = types->compute,
                                .grad =
                                    (char *)executor_at(e, i->src) + first * dtype_size(grad_type),
-                               .master = master ? state : param,
-                               .m = moments,
-                               .v = moments + moment,
-                               .param = master ? param : NULL,
+                               .master = at[PART_MASTER] ? at[PART_MASTER] : param,
+                               .m = at[PART_M],
+                               .v = at[PART_V],
+                               .m_exponent = (uint8_t *)at[PART_M_EXPONENT],
+                               .v_exponent = (uint8_t *)at[PART_V_EXPONENT],
+                               .param = at[PART_MASTER] ? param : NULL,
                                .seed = e->config.seed,
                                .site = (uint32_t)i->chunk,
                                .first = s->first};
@@ -107,14 +124,19 @@ static int update_aside(struct executor *e, const struct host_job *job, struct a
     const struct instr *i = job->instr;
     char *places[2] = {executor_at(e, i->state), executor_at(e, i->shadow)};
     char *old = places[job->swapped], *new = places[!job->swapped];
-    ptrdiff_t m = (char *)a->m - (char *)a->master, v = (char *)a->v - (char *)a->master;
+    const struct plan_slice *s = &e->plan->chunk[i->chunk].slices[i->slice];
+    char *from[PART_COUNT], *to[PART_COUNT];
 
-    a->master = old;
-    a->m = old + m;
-    a->v = old + v;
+    state_parts(old, s, e->plan->types, from);
+    state_parts(new, s, e->plan->types, to);
+    a->master = from[PART_MASTER];
+    a->m = from[PART_M];
+    a->v = from[PART_V];
+    a->m_exponent = (uint8_t *)from[PART_M_EXPONENT];
+    a->v_exponent = (uint8_t *)from[PART_V_EXPONENT];
     if (a->clip->finite)
-        return update_pool_adamw_aside(e->updates, a, new, new + m, new + v);
-    update_pool_copy(e->updates, new, old, (size_t)v + (size_t)a->n * dtype_size(a->moment_type));
+        return update_pool_adamw_aside(e->updates, a, to);
+    update_pool_copy(e->updates, new, old, plan_slice_bytes(e->plan, s));
     restore_parameters(a);
     return 0;
 }

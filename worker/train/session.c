@@ -430,7 +430,7 @@ int session_plan_input(const struct session *s, const struct op_table *ops,
                             .clip = s->spec.optimization.max_grad_norm > 0 ||
                                     s->spec.precision.compute == COMPUTE_FP16,
                             .master = s->spec.precision.master,
-                            .bf16_moments = s->spec.precision.optimizer_state == STATE_BF16,
+                            .moments = s->spec.precision.optimizer_state,
                             .bf16_grads = narrow_gradients(s),
                             .force = PLAN_CHOICES_AUTO,
                             .micro_batch = s->micro_batch,

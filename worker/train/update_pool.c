@@ -11,10 +11,12 @@
 #include "core/alloc.h"
 #include "kernels/adamw_aside.h"
 #include "kernels/device.h"
+#include "kernels/moment_math.h"
 
 enum {
     COPY_PIECE = 1 << 22, /* bytes */
-    PIECE = 1 << 16,    /* elements: far more than a piece's overhead, few enough to end together */
+    PIECE = 1 << 16,    /* elements, whole blocks of moments: far more than a piece's overhead, few
+                           enough to end together */
     SPINS = 1 << 12,    /* looks at the ticket before sleeping: some 50 microseconds */
     SPINS_DONE = 1 << 8 /* before yielding, for the last pieces of others */
 };
@@ -32,7 +34,7 @@ struct update_pool {
 
     int (*run)(struct update_pool *p, int64_t piece); /* the update, or a copy */
     struct adamw_args args;
-    void *aside[3]; /* where new master, m and v go */
+    char *aside[PART_COUNT]; /* where the new state's parts go */
     char *to;
     const char *from; /* NULL: zeros */
     size_t bytes;
@@ -59,6 +61,8 @@ static struct adamw_args part_of(const struct adamw_args *a, int64_t first, int6
     p.master = advanced(a->master, first, a->master_type);
     p.m = advanced(a->m, first, a->moment_type);
     p.v = advanced(a->v, first, a->moment_type);
+    p.m_exponent = advanced(a->m_exponent, first / MOMENT_BLOCK, DT_U8);
+    p.v_exponent = advanced(a->v_exponent, first / MOMENT_BLOCK, DT_U8);
     p.param = advanced(a->param, first, a->param_type);
     p.first = a->first + first;
     return p;
@@ -241,24 +245,28 @@ static int run_aside(struct update_pool *p, int64_t piece)
     void *new[3];
 
     for (int k = 0; k < 3; k++)
-        new[k] = advanced(p->aside[k], piece * PIECE, types[k]);
+        new[k] = advanced(p->aside[PART_MASTER + k], piece * PIECE, types[k]);
     if (adamw_goes_aside(&a)) {
         adamw_aside(&a, new[0], new[1], new[2]);
         return 0;
     }
     for (int k = 0; k < 3; k++)
         *old[k] = memcpy(new[k], *old[k], (size_t)a.n * dtype_size(types[k]));
+    if (a.m_exponent) {
+        int64_t first = piece * (PIECE / MOMENT_BLOCK);
+        size_t blocks = (size_t)((a.n + MOMENT_BLOCK - 1) / MOMENT_BLOCK);
+        a.m_exponent = memcpy(p->aside[PART_M_EXPONENT] + first, a.m_exponent, blocks);
+        a.v_exponent = memcpy(p->aside[PART_V_EXPONENT] + first, a.v_exponent, blocks);
+    }
     return p->ops->adamw(p->stream, &a);
 }
 
-int update_pool_adamw_aside(struct update_pool *p, const struct adamw_args *a, void *master,
-                            void *m, void *v)
+int update_pool_adamw_aside(struct update_pool *p, const struct adamw_args *a,
+                            char *const to[PART_COUNT])
 {
     assert(a->param && a->clip->finite);
     p->args = *a;
-    p->aside[0] = master;
-    p->aside[1] = m;
-    p->aside[2] = v;
+    memcpy(p->aside, to, sizeof p->aside);
     return run_all(p, run_aside, (a->n + PIECE - 1) / PIECE);
 }
 

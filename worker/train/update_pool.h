@@ -16,6 +16,7 @@
 
 #include "core/err.h"
 #include "kernels/op_table.h"
+#include "worker/memory/chunk.h"
 
 struct update_pool;
 
@@ -32,8 +33,8 @@ void update_pool_destroy(struct update_pool *p);
 int update_pool_adamw(struct update_pool *p, const struct adamw_args *a);
 /* Likewise, but master and moments stay as they are, and the new ones go where they are told:
  * kernels/adamw_aside.h. Beside a whole master alone. */
-int update_pool_adamw_aside(struct update_pool *p, const struct adamw_args *a, void *master,
-                            void *m, void *v);
+int update_pool_adamw_aside(struct update_pool *p, const struct adamw_args *a,
+                            char *const to[PART_COUNT]);
 /* Copy what memcpy would, or zeros where `from` is NULL: between updates, for loading. */
 void update_pool_copy(struct update_pool *p, void *to, const void *from, size_t bytes);
 

@@ -69,7 +69,8 @@ Test(chunk_set, payload_bytes)
     struct chunk_types bf16 = {DT_BF16, DT_F32, DT_F32, DT_F32}; /* compute grad master moment */
     struct chunk_types f32 = {DT_F32, DT_F32, DT_F32, DT_F32};
     struct chunk_types small = {DT_BF16, DT_F32, DT_BF16, DT_BF16};
-    struct chunk_types split = {DT_BF16, DT_F32, DT_F32, DT_BF16};
+    struct chunk_types mixed = {DT_BF16, DT_F32, DT_F32, DT_BF16};
+    struct chunk_types split = {DT_BF16, DT_F32, DT_I16, DT_U8}; /* a byte every 128, twice */
     struct chunk_set set;
     chunk_set_init(&set, shapes, 6);
     cr_expect_eq(chunk_payload_bytes(&set.chunks[0], PAYLOAD_PARAM, bf16), 1024 * 2);
@@ -77,7 +78,10 @@ Test(chunk_set, payload_bytes)
     cr_expect_eq(chunk_payload_bytes(&set.chunks[0], PAYLOAD_STATE, bf16), 3 * 1024 * 4);
     cr_expect_eq(chunk_payload_bytes(&set.chunks[0], PAYLOAD_STATE, f32), 2 * 1024 * 4);
     cr_expect_eq(chunk_payload_bytes(&set.chunks[0], PAYLOAD_STATE, small), 2 * 1024 * 2);
-    cr_expect_eq(chunk_payload_bytes(&set.chunks[0], PAYLOAD_STATE, split), 1024 * (4 + 2 * 2));
+    cr_expect_eq(chunk_payload_bytes(&set.chunks[0], PAYLOAD_STATE, mixed), 1024 * (4 + 2 * 2));
+    cr_expect_eq(chunk_payload_bytes(&set.chunks[0], PAYLOAD_STATE, split), 1024 * (2 + 2) + 2 * 8);
+    cr_expect(chunk_has_master(split) && !chunk_has_whole_master(split));
+    cr_expect(chunk_has_whole_master(mixed) && !chunk_has_whole_master(f32));
     cr_expect_eq(chunk_payload_bytes(&set.chunks[3], PAYLOAD_PARAM, f32), 128 * 4);
     cr_expect_eq(chunk_payload_bytes(&set.chunks[3], PAYLOAD_GRAD, f32), 0);
     cr_expect_eq(chunk_payload_bytes(&set.chunks[3], PAYLOAD_STATE, f32), 0);

@@ -94,7 +94,9 @@ Test(overlap, updates_run_in_backward_and_in_the_next_forward)
                                      .d2h_both_rate = 1e12,
                                      .host_memory_rate = 1e12,
                                      .cpu_update_rate = 4e6,
-                                     .cpu_update_copy_rate = 4e6};
+                                     .cpu_update_copy_rate = 4e6,
+                                     .cpu_update_fp8_rate = 4e6,
+                                     .cpu_update_fp8_copy_rate = 4e6};
     struct plan_simulation sim;
     double seconds[3];
     struct rig r;
@@ -130,6 +132,8 @@ Test(overlap, a_slow_disk_is_never_idle)
                                      .host_memory_rate = 1e12,
                                      .cpu_update_rate = 1e9,
                                      .cpu_update_copy_rate = 1e9,
+                                     .cpu_update_fp8_rate = 1e9,
+                                     .cpu_update_fp8_copy_rate = 1e9,
                                      .disk_read_rate = 3e6,
                                      .disk_write_rate = 2e6};
     struct plan_simulation sim;
@@ -170,7 +174,9 @@ Test(overlap, speculative_updates_run_in_backward_where_that_is_faster)
                                      .d2h_both_rate = 1e12,
                                      .host_memory_rate = 1e12,
                                      .cpu_update_rate = 4e6,
-                                     .cpu_update_copy_rate = 4e6};
+                                     .cpu_update_copy_rate = 4e6,
+                                     .cpu_update_fp8_rate = 4e6,
+                                     .cpu_update_fp8_copy_rate = 4e6};
     struct plan_simulation sim[4];
     int64_t early[4];
     struct rig r;

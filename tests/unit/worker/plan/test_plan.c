@@ -187,7 +187,9 @@ Test(plan, time_is_that_of_the_busiest_queue_at_least)
                                      .d2h_both_rate = 1e9,
                                      .host_memory_rate = 1e11,
                                      .cpu_update_rate = 1e9,
-                                     .cpu_update_copy_rate = 1e9};
+                                     .cpu_update_copy_rate = 1e9,
+                                     .cpu_update_fp8_rate = 1e9,
+                                     .cpu_update_fp8_copy_rate = 1e9};
     struct plan_simulation one, four;
     struct rig r;
     rig_init(&r, 2, 1);
@@ -338,6 +340,8 @@ Test(profile, survives_a_round_trip_and_refuses_nonsense)
                                 .cpu_update_rate = 6e8,
                                 .cpu_update_copy_rate = 5e8,
                                 .cpu_update_aside_rate = 4e8,
+                                .cpu_update_fp8_rate = 11e8,
+                                .cpu_update_fp8_copy_rate = 9e8,
                                 .disk_read_rate = 7e8,
                                 .disk_write_rate = 8e8,
                                 .disk_read_both_rate = 5e8,
@@ -353,6 +357,7 @@ Test(profile, survives_a_round_trip_and_refuses_nonsense)
     cr_expect_eq(out.disk_write_rate, 8e8);
     cr_expect_eq(out.disk_write_both_rate, 6e8);
     cr_expect_eq(out.cpu_update_aside_rate, 4e8);
+    cr_expect(out.cpu_update_fp8_rate == 11e8 && out.cpu_update_fp8_copy_rate == 9e8);
     in.memory_rate = 0; /* a rate of nothing would make every plan take forever */
     cr_assert_eq(device_profile_save(path, &in, &err), 0);
     cr_expect_eq(device_profile_load(path, &out, &err), ERR_INVALID);

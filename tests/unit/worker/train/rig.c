@@ -20,7 +20,7 @@ static void make_plan(struct rig *r, const struct rig_options *o)
                             .policy = o->on_host ? PLACE_CPU : PLACE_CUDA,
                             .clip = true,
                             .force = PLAN_CHOICES_AUTO,
-                            .bf16_moments = o->bf16_moments,
+                            .moments = o->moments,
                             .master = o->master,
                             .bf16_grads = o->bf16_grads,
                             .micro_batch = o->micro_batch,

@@ -19,7 +19,8 @@ struct rig_options {
     int64_t micro_batch; /* divides RIG_ROWS */
     double dropout;
     enum master_kind master;
-    bool bf16_moments, bf16_grads;
+    enum moment_kind moments;
+    bool bf16_grads;
     bool on_host;    /* parameters and states live in host memory ... */
     int64_t early;   /* ... and so many chunks are updated as their gradients arrive */
     double max_norm; /* 0 = the golden one */

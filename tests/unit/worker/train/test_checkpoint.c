@@ -86,7 +86,7 @@ Test(checkpoint, a_loaded_one_goes_on_bit_for_bit)
 Test(checkpoint, with_bf16_moments_too)
 {
     struct rig_options small = options;
-    small.bf16_moments = true;
+    small.moments = MOMENTS_BF16;
     goes_on_bit_for_bit(&small);
 }
 
@@ -98,26 +98,47 @@ Test(checkpoint, with_split_masters_too)
     goes_on_bit_for_bit(&split);
 }
 
-/* Half the bytes, and a few steps end where those with float moments do, but for their rounding. */
-Test(checkpoint, bf16_moments_train_as_float_ones_do)
+Test(checkpoint, with_fp8_moments_too)
+{
+    struct rig_options small = options;
+    small.moments = MOMENTS_FP8;
+    goes_on_bit_for_bit(&small);
+    small.compute = DT_BF16;
+    small.master = MASTER_SPLIT;
+    goes_on_bit_for_bit(&small);
+}
+
+/* Fewer bytes, and a few steps end where those with float moments do, but for their rounding.
+ * `bytes`: of 128 elements, parameter and moments. */
+static void train_as_float_ones_do(enum moment_kind moments, double off, size_t bytes)
 {
     struct rig_options o = {.compute = DT_F32, .micro_batch = 2}, small = o;
     struct rig a, b;
     size_t n, m;
-    small.bf16_moments = true;
+    small.moments = moments;
     rig_open(&a, &o);
     rig_open(&b, &small);
     for (int step = 1; step <= 8; step++) {
         double x = rig_step(&a, step, 1e-3).loss_sum, y = rig_step(&b, step, 1e-3).loss_sum;
         cr_expect(step <= 2 ? x == y /* an update reads what it has not rounded yet */
-                            : fabs(x - y) < 1e-3 * x && x != y,
+                            : fabs(x - y) < off * x && x != y,
                   "step %d: %g, %g", step, x, y);
     }
     free(rig_payloads(&a, &n));
     free(rig_payloads(&b, &m));
-    cr_expect_eq(3 * m, 2 * n); /* parameter and two moments: 12 bytes and 8 */
+    cr_expect_eq(12 * 128 * m, bytes * n);
     rig_close(&a);
     rig_close(&b);
+}
+
+Test(checkpoint, bf16_moments_train_as_float_ones_do)
+{
+    train_as_float_ones_do(MOMENTS_BF16, 1e-3, 8 * 128);
+}
+
+Test(checkpoint, fp8_moments_train_as_float_ones_do)
+{
+    train_as_float_ones_do(MOMENTS_FP8, 1e-2, 6 * 128 + 2);
 }
 
 Test(checkpoint, parts_are_named_by_tensor_and_fit_any_plan)

@@ -203,7 +203,7 @@ static void train_narrow(int64_t micro_batch, bool narrow, double norms[4], char
     struct rig r;
     rig_open(&r, &(struct rig_options){.compute = DT_BF16,
                                        .micro_batch = micro_batch,
-                                       .bf16_moments = true,
+                                       .moments = MOMENTS_BF16,
                                        .master = MASTER_BF16,
                                        .bf16_grads = narrow});
     for (int step = 0; step < 4; step++)
@@ -388,11 +388,12 @@ static int64_t count_confirms(const struct plan *p)
 }
 
 /* The same steps, one of which overflows, resident and with speculative updates of some chunks. */
-static void compare_speculation(double max_norm, int64_t early, bool bf16_moments, bool clips)
+static void compare_speculation(double max_norm, int64_t early, enum moment_kind moments,
+                                bool clips)
 {
     struct rig_options here = {.compute = DT_BF16,
                                .micro_batch = 2,
-                               .bf16_moments = bf16_moments,
+                               .moments = moments,
                                .max_norm = max_norm},
                        there = here;
     struct rig a, b;
@@ -420,9 +421,11 @@ static void compare_speculation(double max_norm, int64_t early, bool bf16_moment
 Test(executor, speculative_updates_change_no_bit)
 {
     for (int64_t early = 1; early <= 100; early += 99) {
-        compare_speculation(1e9, early, false, false);
-        compare_speculation(1e-2, early, false, true);
+        compare_speculation(1e9, early, MOMENTS_FP32, false);
+        compare_speculation(1e-2, early, MOMENTS_FP32, true);
     }
-    compare_speculation(1e9, 100, true, false);
-    compare_speculation(1e-2, 100, true, true);
+    for (int moments = MOMENTS_BF16; moments <= MOMENTS_FP8; moments++) {
+        compare_speculation(1e9, 100, moments, false);
+        compare_speculation(1e-2, 100, moments, true);
+    }
 }
