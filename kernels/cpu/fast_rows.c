@@ -93,9 +93,8 @@ FAST_CLONES void fast_rope_row(const struct rope_args *a, int64_t n)
 
 int fast_rope(struct stream *s, const struct rope_args *a)
 {
-    int64_t work = a->N * a->heads * a->rope_dim;
-
-#pragma omp parallel for num_threads(s->threads) schedule(static) if (work > FAST_SERIAL)
+#pragma omp parallel for num_threads(s->threads)                                                   \
+    schedule(static) if (a->N * a->heads * a->rope_dim > FAST_SERIAL)
     for (int64_t n = 0; n < a->N; n++)
         fast_rope_row(a, n);
     return 0;

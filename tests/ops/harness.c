@@ -165,6 +165,23 @@ int case_index(const struct op_case *c, const char *name)
     exit(2);
 }
 
+void words_set(double *to, const void *from, size_t bytes)
+{
+    for (size_t i = 0; i < bytes / 4; i++) {
+        int32_t word;
+        memcpy(&word, (const char *)from + 4 * i, sizeof word);
+        to[i] = (double)word;
+    }
+}
+
+void words_get(void *to, const double *from, size_t bytes)
+{
+    for (size_t i = 0; i < bytes / 4; i++) {
+        int32_t word = (int32_t)from[i];
+        memcpy((char *)to + 4 * i, &word, sizeof word);
+    }
+}
+
 void case_alias(struct op_case *c, const char *name, size_t slot, const char *input)
 {
     int i = case_index(c, input);

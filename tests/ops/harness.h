@@ -83,6 +83,9 @@ double *case_bind(struct op_case *c, const char *name, size_t slot, int elem, en
 void case_alias(struct op_case *c, const char *name, size_t slot, const char *input);
 double *case_data(struct op_case *c, const char *name);
 int case_index(const struct op_case *c, const char *name);
+/* A struct bound as 32-bit integers, which the harness carries exactly, keeps its bits. */
+void words_set(double *to, const void *from, size_t bytes);
+void words_get(void *to, const double *from, size_t bytes);
 
 #define BIND(c, type, field, elem, role, rows, cols, ld)                                           \
     case_bind(c, #field, offsetof(struct type, field), elem, role, rows, cols, ld)
