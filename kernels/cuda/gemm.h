@@ -26,9 +26,10 @@
 /* Bytes of workspace that every product is given. NVIDIA recommends 32 MiB on Hopper. */
 #define GEMM_WORKSPACE ((size_t)32 << 20)
 
-/* D times the slope of ReLU at aux. Ours alone: the library's reads a mask instead and runs at a
- * quarter of the product's speed. */
-enum { GEMM_EPILOGUE_DRELU = 1 << 20 };
+/* Ours alone. D times the slope of ReLU at aux: the library's reads a mask instead and runs at a
+ * quarter of the product's speed. tanh-GELU of the product and bias, rounded as they are kept in
+ * aux: the library's is of what it has not rounded, which no later pass over aux can give again. */
+enum { GEMM_EPILOGUE_DRELU = 1 << 20, GEMM_EPILOGUE_GELU };
 
 /* Column-major, as in BLAS: D (m, n) = epilogue(alpha op(A) op(B) + beta C), float32 accumulation.
  */
@@ -45,8 +46,8 @@ struct gemm {
     cudaDataType_t type_b;
     const float *scale_a, *scale_b;
     cublasLtEpilogue_t epilogue;
-    const void *bias; /* (m), with a BIAS epilogue */
-    void *aux;        /* (m, n), with an AUX or a D one */
+    const void *bias; /* (m), with a BIAS epilogue or GELU, there NULL where there is none */
+    void *aux;        /* (m, n), with a D epilogue; with GELU NULL where it is not wanted */
     int64_t ld_aux;
     float *sums; /* (ceil(n / PRODUCT_ROWS), m) =: sums of d's rows in each tile, with DRELU or
                     DGELU, by our kernels alone; or NULL */

@@ -14,10 +14,7 @@ static int epilogue_of(const struct gemm *g)
     case CUBLASLT_EPILOGUE_DEFAULT:
     case CUBLASLT_EPILOGUE_BIAS:
         return PRODUCT_PLAIN;
-    case CUBLASLT_EPILOGUE_GELU:
-    case CUBLASLT_EPILOGUE_GELU_BIAS:
-    case CUBLASLT_EPILOGUE_GELU_AUX:
-    case CUBLASLT_EPILOGUE_GELU_AUX_BIAS:
+    case GEMM_EPILOGUE_GELU:
         return PRODUCT_GELU;
     case GEMM_EPILOGUE_DRELU:
         return PRODUCT_RELU_SLOPE;

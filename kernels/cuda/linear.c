@@ -3,11 +3,14 @@
  *   y  (N, O) = x w^T   is  y^T  (O, N) = w x^T     A = w^T-stored, transposed; B = x
  *   dx (N, I) = dy w    is  dx^T (I, N) = w^T dy^T  A = w, B = dy
  *   dw (O, I) = dy^T x  is  dw^T (I, O) = x^T dy    A = x, B = dy transposed
- * Fused in the product: bias, residual (as beta C), ReLU where nothing must be kept, tanh-GELU with
- * its input kept (the library's GELU is the tanh form), the tanh-GELU gradient, accumulation. The
- * library's fused activations want rows of whole 16 bytes and 16-bit types; everything else runs
- * as a pass of its own over the product's result. On Hopper a kernel of ours (product.h) also
- * applies the slope of ReLU and adds up the bias's gradient, where that is faster than the passes.
+ * Fused in the product: bias, residual (as beta C), ReLU where nothing must be kept, the tanh-GELU
+ * gradient, accumulation. The library's fused activations want rows of whole 16 bytes and 16-bit
+ * types; everything else runs as a pass of its own over the product's result. On Hopper a kernel of
+ * ours (product.h) also applies tanh-GELU, and, where that is faster than the passes, the slope of
+ * ReLU with the sums of the bias's gradient.
+ *
+ * An output is made of its input as that is kept, rounded: a plan may keep an activation or make it
+ * again, and both give the same bits.
  *
  * A quantised weight is decoded into the workspace first, so that the product is that of any other:
  * a pass that costs what it writes, a few per cent of a product of some thousand rows.
@@ -82,10 +85,8 @@ static bool fuse_activation(struct stream *s, enum dtype real, const struct line
     fused.d = a->y;
     if (a->act == ACT_RELU && !a->pre) {
         fused.epilogue = a->bias ? CUBLASLT_EPILOGUE_RELU_BIAS : CUBLASLT_EPILOGUE_RELU;
-    } else if (a->act == ACT_GELU_TANH && !a->pre) {
-        fused.epilogue = a->bias ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_GELU;
     } else if (a->act == ACT_GELU_TANH && rows_aligned(a->pre, g->ldd)) {
-        fused.epilogue = a->bias ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX;
+        fused.epilogue = (cublasLtEpilogue_t)GEMM_EPILOGUE_GELU;
         fused.aux = a->pre;
         fused.ld_aux = g->ldd;
     } else {

@@ -280,8 +280,8 @@ __device__ __forceinline__ void finish_eight(const struct product &p, int row, i
         if (p.aux && row < p.rows && col < p.cols)
             store_pack((bf16 *)p.aux + row * p.ld_aux + col, v);
 #pragma unroll
-        for (int j = 0; j < 8; j++)
-            v[j] = act_value<true>(ACT, v[j]);
+        for (int j = 0; j < 8; j++) /* as a pass over aux does: of rounded values, without a -0 */
+            v[j] = act_value<true>(ACT, to_float(from_float<bf16>(v[j]))) + 0.0f;
     } else {
 #pragma unroll
         for (int j = 0; j < 8; j++)

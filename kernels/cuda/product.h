@@ -23,7 +23,7 @@ enum product_layout { PRODUCT_FORWARD, PRODUCT_DATA };
 
 enum product_epilogue {
     PRODUCT_PLAIN,      /* forward: d = product + bias + c                              */
-    PRODUCT_GELU,       /* forward: aux = product + bias; d = tanh-GELU of it           */
+    PRODUCT_GELU,       /* forward: aux = product + bias; d = tanh-GELU of aux, rounded */
     PRODUCT_RELU_SLOPE, /* data: d = product times the slope at aux; sums of d's columns */
     PRODUCT_GELU_SLOPE
 };
