@@ -445,7 +445,7 @@ def unsupported_specs(root):
             ("gradients", {"precision": {"compute": "fp32", "gradients": "bf16"}}, "precision.gradients"),
             ("fp8", {"precision": {"compute": "fp8"}, "resources": {"device": "cpu"}}, "precision.compute"),
             ("half", {"precision": {"compute": "fp16"}}, "precision.compute"),
-            ("states", {"precision": {"optimizer_state": "int8"}}, "precision.optimizer_state")):
+            ("split", {"precision": {"compute": "fp32", "master": "split"}}, "precision.master")):
         job = Job(root, name, **changes)
         code, report = job.plan()
         equal((code, report["error"]["code"], report["error"].get("param")), (1, "unsupported", param))
