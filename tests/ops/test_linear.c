@@ -77,11 +77,18 @@ static void data_case(struct op_case *c, const struct linear_shape *s, enum act_
     BIND(c, linear_args, dx, EL_REAL, accum == ACCUM_ADD ? ROLE_ADD : ROLE_ASSIGN, s->N, s->I, ldx);
 }
 
-/* With the gradient of the bias in front of the activation. */
+/* With the gradient of the bias in front of the activation. Operands are positive: a sum of three
+ * rows of either sign may cancel to less than the rounding of what it sums. */
 static void data_bias_case(struct op_case *c, const struct linear_shape *s, enum act_kind act_x,
                            enum accum accum, bool narrow)
 {
     data_case(c, s, act_x, ACCUM_ASSIGN);
+    double *dy = case_data(c, "dy"), *w = case_data(c, "w");
+
+    for (int64_t i = 0; i < s->N * s->O; i++)
+        dy[i] = fabs(dy[i]);
+    for (int64_t i = 0; i < s->O * s->I; i++)
+        w[i] = fabs(w[i]);
     c->args.linear.dw_accum = accum;
     c->args.linear.narrow = narrow ? NARROW : (struct op_narrow){0};
     size_t used = strlen(c->title);
