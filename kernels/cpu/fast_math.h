@@ -14,8 +14,10 @@
 #include "kernels/op_table.h"
 
 /* A function built once for each instruction set and chosen when the program starts. Parallel
- * regions stay outside such functions: the compiler would build their bodies once only. */
-#if defined(__x86_64__)
+ * regions stay outside such functions: the compiler would build their bodies once only. Not by
+ * clang, which gives the function that chooses another name than callers in other files look for.
+ */
+#if defined(__x86_64__) && !defined(__clang__)
 #define FAST_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define FAST_CLONES

@@ -359,8 +359,8 @@ bool shape_fits(const char *const *names, size_t n)
 }
 
 static const char *const format_needs[] = {
-    [DATA_AUTO] = "\"text\", \"messages\", \"prompt\" with \"completion\", or \"instruction\" with "
-                  "\"output\"",
+    [DATA_AUTO] = ("\"text\", \"messages\", \"prompt\" with \"completion\", or \"instruction\" "
+                   "with \"output\""),
     [DATA_TEXT] = "\"text\"; an example is {\"text\": \"...\"}",
     [DATA_PROMPT] = "\"prompt\" with \"completion\", or \"instruction\" with \"output\"",
     [DATA_MESSAGES] = "\"messages\" or \"conversations\"",
