@@ -30,10 +30,62 @@ void rig_init(struct rig *r, int64_t layers, int64_t micro_batches)
                                 .force = PLAN_CHOICES_AUTO};
     for (int a = 0; a < AXIS_COUNT; a++)
         r->in.mesh.size[a] = 1;
+    r->plan = NULL;
 }
 
 void rig_fini(struct rig *r)
 {
+    plan_destroy(r->plan);
     model_fini(&r->model);
     device_close(r->device);
+}
+
+void rig_freeze(struct rig *r)
+{
+    struct model *m = &r->model;
+    for (int64_t t = 0; t < m->n_tensors; t++)
+        m->tensors[t].trainable =
+            m->tensors[t].cols > 1 && m->tensors[t].layer == m->config.layers - 1;
+}
+
+struct plan *rig_plan(struct rig *r)
+{
+    struct err err = {0};
+    plan_destroy(r->plan);
+    r->plan = NULL;
+    cr_assert_eq(plan_build(&r->in, &r->plan, &err), 0, "%s", err.msg);
+    return r->plan;
+}
+
+bool rig_overlap(const struct plan *p, int64_t a, int64_t b)
+{
+    const struct place *x = &p->places[a], *y = &p->places[b];
+    return x->tier == y->tier && x->offset < y->offset + y->bytes &&
+           y->offset < x->offset + x->bytes;
+}
+
+struct plan_simulation rig_simulate(const struct plan *p)
+{
+    struct plan_simulation sim;
+    struct err err = {0};
+    cr_assert_eq(plan_simulate(p, LIST_TRAIN, &sim, &err), 0, "%s", err.msg);
+    return sim;
+}
+
+struct device_profile rig_profile(double flops, double bytes, double updates)
+{
+    return (struct device_profile){.flops_f32 = flops,
+                                   .flops_bf16 = flops,
+                                   .flops_layer = flops,
+                                   .layer_passes = 1,
+                                   .memory_rate = bytes,
+                                   .h2d_rate = bytes,
+                                   .d2h_rate = bytes,
+                                   .h2d_both_rate = bytes,
+                                   .d2h_both_rate = bytes,
+                                   .host_memory_rate = bytes,
+                                   .cpu_update_rate = updates,
+                                   .cpu_update_copy_rate = updates,
+                                   .cpu_update_fp8_rate = updates,
+                                   .cpu_update_fp8_copy_rate = updates};
 }

@@ -1,25 +1,9 @@
 /* What the planner does so that queues run side by side: places that linger, gradients in the
  * parameters' places, updates in the middle. */
 #include <criterion/criterion.h>
-#include <stdlib.h>
 
 #include "tests/unit/worker/plan/rig.h"
 #include "worker/plan/touch.h"
-
-static struct plan *build(struct rig *r)
-{
-    struct plan *p = NULL;
-    struct err err = {0};
-    cr_assert_eq(plan_build(&r->in, &p, &err), 0, "%s", err.msg);
-    return p;
-}
-
-static bool overlap(const struct plan *p, int32_t a, int32_t b)
-{
-    const struct place *x = &p->places[a], *y = &p->places[b];
-    return x->tier == y->tier && x->offset < y->offset + y->bytes &&
-           y->offset < x->offset + x->bytes;
-}
 
 /* How often the backward behind a SPILL takes the memory that is still being copied. */
 static int count_reuses(const struct plan *p)
@@ -37,7 +21,7 @@ static int count_reuses(const struct plan *p)
         struct touch t[INSTR_MAX_TOUCHES];
         int touches = instr_touches(p, LIST_TRAIN, &l->items[next], t);
         for (int m = 0; m < touches; m++)
-            n += t[m].place != l->items[k].src && overlap(p, t[m].place, l->items[k].src);
+            n += t[m].place != l->items[k].src && rig_overlap(p, t[m].place, l->items[k].src);
     }
     return n;
 }
@@ -50,10 +34,9 @@ Test(overlap, what_leaves_the_gpu_lingers)
     r.in.force.keep = r.in.force.turn = 0;
     for (int64_t linger = 0; linger <= 1; linger++) {
         r.in.force.linger = linger;
-        struct plan *p = build(&r);
+        struct plan *p = rig_plan(&r);
         cr_expect_eq(count_reuses(p) == 0, linger == 1, "%d places reused, linger %d",
                      count_reuses(p), (int)linger);
-        plan_destroy(p);
     }
     rig_fini(&r);
 }
@@ -66,7 +49,7 @@ Test(overlap, a_gradient_waits_in_the_place_of_its_parameters_beside_a_master)
     r.in.force.early = 0;         /* one that may be done again needs its gradient for longer */
     for (int k = 0; k < 2; k++) { /* in float the parameter is the master */
         r.in.ops = device_ops(r.device, k == 0 ? DT_BF16 : DT_F32);
-        struct plan *p = build(&r);
+        struct plan *p = rig_plan(&r);
         for (int64_t n = 0; n < p->lists[LIST_TRAIN].n; n++) {
             const struct instr *i = &p->lists[LIST_TRAIN].items[n];
             if (i->op == INSTR_SPILL)
@@ -74,7 +57,6 @@ Test(overlap, a_gradient_waits_in_the_place_of_its_parameters_beside_a_master)
             if (i->op == INSTR_UPDATE && i->queue == QUEUE_CPU)
                 cr_expect_eq(i->src == i->dst, k == 0);
         }
-        plan_destroy(p);
     }
     rig_fini(&r);
 }
@@ -83,21 +65,7 @@ Test(overlap, a_gradient_waits_in_the_place_of_its_parameters_beside_a_master)
  * gradients, it idles while the other half of the step runs. */
 Test(overlap, updates_run_in_backward_and_in_the_next_forward)
 {
-    struct device_profile profile = {.flops_f32 = 1e9,
-                                     .flops_bf16 = 1e9,
-                                     .flops_layer = 1e9,
-                                     .layer_passes = 1,
-                                     .memory_rate = 1e12,
-                                     .h2d_rate = 1e12,
-                                     .d2h_rate = 1e12,
-                                     .h2d_both_rate = 1e12,
-                                     .d2h_both_rate = 1e12,
-                                     .host_memory_rate = 1e12,
-                                     .cpu_update_rate = 4e6,
-                                     .cpu_update_copy_rate = 4e6,
-                                     .cpu_update_fp8_rate = 4e6,
-                                     .cpu_update_fp8_copy_rate = 4e6};
-    struct plan_simulation sim;
+    struct device_profile profile = rig_profile(1e9, 1e12, 4e6);
     double seconds[3];
     struct rig r;
     rig_init(&r, 8, 1);
@@ -106,10 +74,7 @@ Test(overlap, updates_run_in_backward_and_in_the_next_forward)
     r.in.clip = false;
     for (int k = 0; k < 3; k++) {
         r.in.force.early = k == 0 ? 0 : k == 1 ? 1000 : PLAN_AUTO;
-        struct plan *p = build(&r);
-        cr_assert_eq(plan_simulate(p, LIST_TRAIN, &sim, NULL), 0);
-        seconds[k] = sim.seconds;
-        plan_destroy(p);
+        seconds[k] = rig_simulate(rig_plan(&r)).seconds;
     }
     cr_expect_lt(seconds[2], 0.95 * seconds[0], "%g, %g", seconds[2], seconds[0]);
     cr_expect_lt(seconds[2], seconds[1], "%g, %g", seconds[2], seconds[1]);
@@ -120,23 +85,9 @@ Test(overlap, updates_run_in_backward_and_in_the_next_forward)
  * reads and writes at a time gain anything. */
 Test(overlap, a_slow_disk_is_never_idle)
 {
-    struct device_profile profile = {.flops_f32 = 1e12,
-                                     .flops_bf16 = 1e12,
-                                     .flops_layer = 1e12,
-                                     .layer_passes = 1,
-                                     .memory_rate = 1e12,
-                                     .h2d_rate = 1e12,
-                                     .d2h_rate = 1e12,
-                                     .h2d_both_rate = 1e12,
-                                     .d2h_both_rate = 1e12,
-                                     .host_memory_rate = 1e12,
-                                     .cpu_update_rate = 1e9,
-                                     .cpu_update_copy_rate = 1e9,
-                                     .cpu_update_fp8_rate = 1e9,
-                                     .cpu_update_fp8_copy_rate = 1e9,
-                                     .disk_read_rate = 3e6,
-                                     .disk_write_rate = 2e6};
-    struct plan_simulation sim;
+    struct device_profile profile = rig_profile(1e12, 1e12, 1e9);
+    profile.disk_read_rate = 3e6;
+    profile.disk_write_rate = 2e6;
     struct rig r;
     rig_init(&r, 8, 1);
     r.in.policy = PLACE_CPU;
@@ -146,15 +97,13 @@ Test(overlap, a_slow_disk_is_never_idle)
     for (int duplex = 0; duplex < 2; duplex++) {
         profile.disk_read_both_rate = duplex ? 3e6 : 1.15e6;
         profile.disk_write_both_rate = duplex ? 2e6 : 1.15e6;
-        struct plan *p = build(&r);
-        cr_assert_eq(plan_simulate(p, LIST_TRAIN, &sim, NULL), 0);
+        struct plan_simulation sim = rig_simulate(rig_plan(&r));
         double read = (double)sim.link_bytes[LINK_DISK_READ] / profile.disk_read_rate;
         double write = (double)sim.link_bytes[LINK_DISK_WRITE] / profile.disk_write_rate;
         cr_assert_gt(read, 0);
         cr_expect_float_eq(sim.bound, duplex ? write : read + write, 1e-9 * write, "%g %g %g %g",
                            read, write, sim.bound, sim.seconds);
         cr_expect_lt(sim.seconds, 1.1 * sim.bound, "%g, %g", sim.seconds, sim.bound);
-        plan_destroy(p);
     }
     rig_fini(&r);
 }
@@ -163,20 +112,7 @@ Test(overlap, a_slow_disk_is_never_idle)
  * a second state costs less than that. */
 Test(overlap, speculative_updates_run_in_backward_where_that_is_faster)
 {
-    struct device_profile profile = {.flops_f32 = 1e9,
-                                     .flops_bf16 = 1e9,
-                                     .flops_layer = 1e9,
-                                     .layer_passes = 1,
-                                     .memory_rate = 1e12,
-                                     .h2d_rate = 1e12,
-                                     .d2h_rate = 1e12,
-                                     .h2d_both_rate = 1e12,
-                                     .d2h_both_rate = 1e12,
-                                     .host_memory_rate = 1e12,
-                                     .cpu_update_rate = 4e6,
-                                     .cpu_update_copy_rate = 4e6,
-                                     .cpu_update_fp8_rate = 4e6,
-                                     .cpu_update_fp8_copy_rate = 4e6};
+    struct device_profile profile = rig_profile(1e9, 1e12, 4e6);
     struct plan_simulation sim[4];
     int64_t early[4];
     struct rig r;
@@ -188,10 +124,8 @@ Test(overlap, speculative_updates_run_in_backward_where_that_is_faster)
         r.in.clip = k > 0;
         r.in.force.early = k == 1 ? 0 : PLAN_AUTO;
         profile.cpu_update_aside_rate = k == 3 ? 4e5 : 4e6;
-        struct plan *p = build(&r);
-        cr_assert_eq(plan_simulate(p, LIST_TRAIN, &sim[k], NULL), 0);
-        early[k] = p->chosen.early;
-        plan_destroy(p);
+        sim[k] = rig_simulate(rig_plan(&r));
+        early[k] = r.plan->chosen.early;
     }
     cr_expect_lt(sim[2].seconds, 0.95 * sim[1].seconds, "%g, %g", sim[2].seconds, sim[1].seconds);
     cr_expect_lt(sim[2].seconds, 1.05 * sim[0].seconds, "%g, %g", sim[2].seconds, sim[0].seconds);

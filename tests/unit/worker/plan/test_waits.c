@@ -40,11 +40,8 @@ static void memory_init(struct memory *m, const struct plan *p)
     m->shares = xcalloc((size_t)p->n_places, sizeof *m->shares);
     for (int64_t a = 0; a < p->n_places; a++) {
         m->shares[a] = xcalloc((size_t)p->n_places, 1);
-        for (int64_t b = 0; b < p->n_places; b++) {
-            const struct place *x = &p->places[a], *y = &p->places[b];
-            m->shares[a][b] = a != b && x->tier == y->tier && x->offset < y->offset + y->bytes &&
-                              y->offset < x->offset + x->bytes;
-        }
+        for (int64_t b = 0; b < p->n_places; b++)
+            m->shares[a][b] = a != b && rig_overlap(p, a, b);
     }
 }
 
@@ -161,14 +158,11 @@ static int64_t first_wrong(const struct plan *p, enum plan_list list)
 static struct plan *build(struct rig *r, enum placement_policy policy, bool clip,
                           struct plan_choices force)
 {
-    struct plan *p = NULL;
-    struct err err = {0};
     r->in.policy = policy;
     r->in.clip = clip;
     r->in.force = force;
     r->in.limit[TIER_NVME] = force.nvme > 0 ? 1 << 30 : 0;
-    cr_assert_eq(plan_build(&r->in, &p, &err), 0, "%s", err.msg);
-    return p;
+    return rig_plan(r);
 }
 
 Test(waits, any_order_that_they_allow_gives_the_same)
@@ -190,7 +184,6 @@ Test(waits, any_order_that_they_allow_gives_the_same)
         cr_expect_lt(wrong, 0, "trial %lld: instruction %lld", (long long)trial,
                      (long long)(wrong % p->lists[LIST_TRAIN].n));
         cr_expect_lt(first_wrong(p, LIST_EVAL), 0);
-        plan_destroy(p);
     }
     rig_fini(&r);
 }
@@ -215,6 +208,5 @@ Test(waits, a_missing_one_is_found)
         }
     }
     cr_expect_gt(found, 10, "%lld", (long long)found);
-    plan_destroy(p);
     rig_fini(&r);
 }

@@ -1,0 +1,49 @@
+#include <criterion/criterion.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "worker/plan/profile.h"
+
+Test(profile, survives_a_round_trip_and_refuses_nonsense)
+{
+    char path[] = "/tmp/profile-XXXXXX";
+    struct device_profile in = {.device = "CPU",
+                                .kind = "cpu",
+                                .memory = 5,
+                                .host_memory = 6,
+                                .flops_f32 = 1e11,
+                                .flops_bf16 = 2e11,
+                                .flops_layer = 1.5e11,
+                                .layer_passes = 90,
+                                .memory_rate = 3e10,
+                                .h2d_rate = 4e10,
+                                .d2h_rate = 5e10,
+                                .h2d_both_rate = 2e10,
+                                .d2h_both_rate = 3e10,
+                                .host_memory_rate = 9e10,
+                                .cpu_update_rate = 6e8,
+                                .cpu_update_copy_rate = 5e8,
+                                .cpu_update_aside_rate = 4e8,
+                                .cpu_update_fp8_rate = 11e8,
+                                .cpu_update_fp8_copy_rate = 9e8,
+                                .disk_read_rate = 7e8,
+                                .disk_write_rate = 8e8,
+                                .disk_read_both_rate = 5e8,
+                                .disk_write_both_rate = 6e8};
+    struct device_profile out;
+    struct err err = {0};
+    int fd = mkstemp(path);
+    cr_assert_geq(fd, 0);
+    cr_assert_eq(device_profile_save(path, &in, &err), 0, "%s", err.msg);
+    cr_assert_eq(device_profile_load(path, &out, &err), 0, "%s", err.msg);
+    cr_expect_str_eq(out.device, "CPU");
+    cr_expect_eq(out.host_memory, 6);
+    cr_expect_eq(out.disk_write_rate, 8e8);
+    cr_expect_eq(out.disk_write_both_rate, 6e8);
+    cr_expect_eq(out.cpu_update_aside_rate, 4e8);
+    cr_expect(out.cpu_update_fp8_rate == 11e8 && out.cpu_update_fp8_copy_rate == 9e8);
+    in.memory_rate = 0; /* a rate of nothing would make every plan take forever */
+    cr_assert_eq(device_profile_save(path, &in, &err), 0);
+    cr_expect_eq(device_profile_load(path, &out, &err), ERR_INVALID);
+    remove(path);
+}
