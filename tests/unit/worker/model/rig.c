@@ -2,6 +2,7 @@
 
 #include <criterion/criterion.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -423,38 +424,63 @@ void rig_logits(struct rig *r, int64_t first, int64_t n, double *out)
     device_free(r->device, logits, bytes);
 }
 
-struct decoder_config rig_small_config(void)
+double *rig_grads(const struct rig *r, int64_t first)
 {
-    return (struct decoder_config){
-        .family = "opt",
-        .layers = 2,
-        .hidden = 16,
-        .heads = 4,
-        .kv_heads = 4,
-        .head_dim = 4,
-        .ffn = 24,
-        .vocab = 29,
-        .max_positions = 12,
-        .embed_dim = 16,
-        .norm = NORM_LAYER,
-        .norm_eps = 1e-5,
-        .norm_bias = true,
-        .norm_affine = true,
-        .norm_place = NORM_PLACE_PRE,
-        .final_norm = true,
-        .position = POSITION_LEARNED,
-        .position_offset = 2,
-        .qkv_bias = true,
-        .out_bias = true,
-        .mlp_bias = true,
-        .attn_scale = 0.5,
-        .embed_scale = 1,
-        .logit_scale = 1,
-        .act = ACT_RELU,
-        .tied = true,
-        .bos_id = 2,
-        .eos_id = 2,
-        .pad_id = 1,
-        .dtype = DT_F32,
-    };
+    double *g;
+    int64_t n = 0;
+
+    for (int64_t t = first; t < r->m.n_tensors; t++)
+        n += tensor_elements(&r->m.tensors[t]);
+    g = xcalloc((size_t)n, sizeof(double));
+    n = 0;
+    for (int64_t t = first; t < r->m.n_tensors; t++) {
+        for (int64_t i = 0; i < tensor_elements(&r->m.tensors[t]); i++)
+            g[n++] = rig_grad(r, t, i);
+    }
+    return g;
+}
+
+/* The sum of losses with an element of a weight moved by h. */
+static double loss_beside(struct rig *r, int64_t tensor, int64_t i, double h)
+{
+    double was = rig_weight(r, tensor, i), loss;
+
+    rig_set_weight(r, tensor, i, was + h);
+    loss = rig_evaluate(r, r->B);
+    rig_set_weight(r, tensor, i, was);
+    return loss;
+}
+
+void rig_check_gradients(struct rig *r, int64_t first)
+{
+    const double h = 1e-5, tolerance = 1e-7;
+    double worst = 0;
+
+    for (int64_t t = first; t < r->m.n_tensors; t++) {
+        int64_t n = tensor_elements(&r->m.tensors[t]), stride = n > 24 ? n / 24 : 1;
+
+        for (int64_t i = 0; i < n; i += stride) {
+            double up = loss_beside(r, t, i, h), down = loss_beside(r, t, i, -h);
+            double error = fabs((up - down) / (2 * h) - rig_grad(r, t, i));
+
+            cr_assert_leq(error, tolerance, "%s %s[%d]: gradient %g is off by %g",
+                          r->m.config.family, tensor_role_name(r->m.tensors[t].role), (int)i,
+                          rig_grad(r, t, i), error);
+            worst = fmax(worst, error);
+        }
+    }
+    fprintf(stderr, "gradients, %s: %.2g %% of the tolerance used\n", r->m.config.family,
+            100 * worst / tolerance);
+}
+
+void rig_expect_near(const double *a, const double *b, int64_t n, double factor)
+{
+    double largest = 0;
+
+    for (int64_t i = 0; i < n; i++)
+        largest = fmax(largest, fabs(b[i]));
+    cr_assert_gt(largest, 0);
+    for (int64_t i = 0; i < n; i++)
+        cr_assert_leq(fabs(a[i] - factor * b[i]), 1e-12 * largest, "%g is not %g x %g", a[i],
+                      factor, b[i]);
 }

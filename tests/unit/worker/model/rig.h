@@ -68,8 +68,13 @@ void rig_logits(struct rig *r, int64_t first, int64_t n, double *out);
 double rig_weight(const struct rig *r, int64_t tensor, int64_t i);
 void rig_set_weight(struct rig *r, int64_t tensor, int64_t i, double value);
 double rig_grad(const struct rig *r, int64_t tensor, int64_t i);
+/* All gradients of the tensors from `first` on; the caller frees. */
+double *rig_grads(const struct rig *r, int64_t first);
 
-/* A small decoder of the given flags: 2 layers, hidden 16, 4 heads, ffn 24, vocabulary 29. */
-struct decoder_config rig_small_config(void);
+/* Asserts that d(sum of losses) by central differences in double, of some elements of each tensor
+ * from `first` on, is at most 1e-7 away from the gradients of the last rig_train. */
+void rig_check_gradients(struct rig *r, int64_t first);
+/* Asserts that a = factor * b, to 1e-12 of b's largest element. */
+void rig_expect_near(const double *a, const double *b, int64_t n, double factor);
 
 #endif

@@ -7,129 +7,8 @@
 
 #include "core/alloc.h"
 #include "tests/unit/worker/model/rig.h"
+#include "tests/unit/worker/model/small.h"
 #include "worker/model/block_impl.h"
-
-static struct decoder_config llama_like(void)
-{
-    struct decoder_config c = rig_small_config();
-
-    c.norm = NORM_RMS;
-    c.norm_bias = c.qkv_bias = c.out_bias = c.mlp_bias = false;
-    c.position = POSITION_ROPE;
-    c.rope = (struct rope_config){.style = ROPE_HALF, .dim = 4, .base = 10000};
-    c.kv_heads = 2;
-    c.act = ACT_SILU;
-    c.gated = true;
-    c.tied = false;
-    c.head_bias = true;
-    c.final_softcap = 5;
-    c.logit_scale = 0.5;
-    c.embed_scale = 2;
-    c.window = xcalloc(2, sizeof(*c.window));
-    c.window[1] = 3;
-    return c;
-}
-
-/* The other rope, on part of each head. */
-static struct decoder_config partial_rope(void)
-{
-    struct decoder_config c = llama_like();
-
-    c.rope.style = ROPE_INTERLEAVED;
-    c.rope.dim = 2;
-    return c;
-}
-
-static struct decoder_config post_norm(void)
-{
-    struct decoder_config c = rig_small_config();
-
-    c.norm_place = NORM_PLACE_POST;
-    c.final_norm = false;
-    c.embed_dim = 8;
-    c.act = ACT_GELU_TANH; /* smooth: differences see no corner */
-    return c;
-}
-
-static struct decoder_config qwen3_like(void)
-{
-    struct decoder_config c = llama_like();
-
-    c.qk_norm = QK_NORM_SHARED;
-    return c;
-}
-
-/* As Command R+: layer norms of each head's own weights, two key-value heads. */
-static struct decoder_config command_like(void)
-{
-    struct decoder_config c = llama_like();
-
-    c.norm = NORM_LAYER;
-    c.qk_norm = QK_NORM_HEADS;
-    c.residual = RESIDUAL_PARALLEL_1NORM;
-    return c;
-}
-
-static struct decoder_config sandwich(void)
-{
-    struct decoder_config c = llama_like();
-
-    c.norm = NORM_RMS_PLUS_ONE;
-    c.norm_place = NORM_PLACE_SANDWICH;
-    c.act = ACT_GELU_TANH;
-    c.score_softcap = 2;
-    return c;
-}
-
-static struct decoder_config parallel_two_norms(void)
-{
-    struct decoder_config c = partial_rope();
-
-    c.residual = RESIDUAL_PARALLEL_2NORM;
-    c.norm = NORM_LAYER;
-    c.norm_bias = c.mlp_bias = true;
-    c.gated = false;
-    c.act = ACT_GELU_ERF;
-    return c;
-}
-
-static struct decoder_config parallel_one_norm(void)
-{
-    struct decoder_config c = parallel_two_norms();
-
-    c.residual = RESIDUAL_PARALLEL_1NORM;
-    c.gated = true;
-    return c;
-}
-
-/* Three heads: not a power of two. */
-static struct decoder_config bloom_like(void)
-{
-    struct decoder_config c = rig_small_config();
-
-    c.position = POSITION_ALIBI;
-    c.embed_norm = true;
-    c.heads = c.kv_heads = 3;
-    c.act = ACT_GELU_TANH;
-    return c;
-}
-
-/* The residual stream goes on behind the norms. */
-static struct decoder_config stream_norm(void)
-{
-    struct decoder_config c = bloom_like();
-
-    c.norm_place = NORM_PLACE_STREAM;
-    return c;
-}
-
-static struct decoder_config pre_norm(void)
-{
-    struct decoder_config c = rig_small_config();
-
-    c.act = ACT_GELU_ERF;
-    return c;
-}
 
 static void open_rig(struct rig *r, struct decoder_config config, enum dtype compute, bool dropout)
 {
@@ -155,108 +34,64 @@ static void pack_rows(struct rig *r)
     }
 }
 
-static double *all_grads(const struct rig *r)
-{
-    double *g = xcalloc((size_t)r->m.n_params, sizeof(double));
-    int64_t at = 0;
-
-    for (int64_t t = 0; t < r->m.n_tensors; t++) {
-        for (int64_t i = 0; i < tensor_elements(&r->m.tensors[t]); i++)
-            g[at++] = rig_grad(r, t, i);
-    }
-    return g;
-}
-
-/* d(sum of losses) of some elements of every tensor, by central differences in double. */
 static void check_gradients(struct decoder_config config)
 {
-    const double h = 1e-5;
     struct rig r;
-    double worst = 0;
 
     open_rig(&r, config, DT_F64, true);
     pack_rows(&r);
     rig_train(&r, 2, ACCUM_ASSIGN);
-    for (int64_t t = 0; t < r.m.n_tensors; t++) {
-        int64_t n = tensor_elements(&r.m.tensors[t]), stride = n > 24 ? n / 24 : 1;
-
-        for (int64_t i = 0; i < n; i += stride) {
-            double was = rig_weight(&r, t, i), up, down, error;
-
-            rig_set_weight(&r, t, i, was + h);
-            up = rig_evaluate(&r, 4);
-            rig_set_weight(&r, t, i, was - h);
-            down = rig_evaluate(&r, 4);
-            rig_set_weight(&r, t, i, was);
-            error = fabs((up - down) / (2 * h) - rig_grad(&r, t, i));
-            cr_assert_leq(error, 1e-7, "%s[%d]: gradient %g is off by %g",
-                          tensor_role_name(r.m.tensors[t].role), (int)i, rig_grad(&r, t, i), error);
-            worst = fmax(worst, error);
-        }
-    }
-    fprintf(stderr, "gradients: %.2g %% of the tolerance used\n", 100 * worst / 1e-7);
+    rig_check_gradients(&r, 0);
     rig_close(&r);
 }
 
 Test(block, gradients_pre_norm)
 {
-    check_gradients(pre_norm());
+    check_gradients(small_gpt2());
 }
 
 Test(block, gradients_post_norm)
 {
-    check_gradients(post_norm());
+    check_gradients(small_post_norm());
 }
 
 Test(block, gradients_gated_grouped)
 {
-    check_gradients(llama_like());
+    check_gradients(small_llama());
 }
 
 Test(block, gradients_partial_rope)
 {
-    check_gradients(partial_rope());
+    check_gradients(small_partial_rope());
 }
 
 Test(block, gradients_norms_on_queries_and_keys)
 {
-    check_gradients(qwen3_like());
-    check_gradients(command_like());
+    check_gradients(small_qwen3());
+    check_gradients(small_command_r());
 }
 
 Test(block, gradients_sandwich)
 {
-    check_gradients(sandwich());
+    check_gradients(small_sandwich());
 }
 
 Test(block, gradients_parallel)
 {
-    check_gradients(parallel_two_norms());
-    check_gradients(parallel_one_norm());
+    check_gradients(small_parallel_2norm());
+    check_gradients(small_parallel_1norm());
 }
 
 Test(block, gradients_alibi_and_norm_of_embedding)
 {
-    check_gradients(bloom_like());
-    check_gradients(stream_norm());
+    check_gradients(small_bloom());
+    check_gradients(small_stream_norm());
 }
 
 /* ReLU has corners, but on random data none lies within h of 0. */
 Test(block, gradients_relu)
 {
-    check_gradients(rig_small_config());
-}
-
-static void expect_near(const double *a, const double *b, int64_t n, double factor)
-{
-    double largest = 0;
-
-    for (int64_t i = 0; i < n; i++)
-        largest = fmax(largest, fabs(b[i]));
-    cr_assert_gt(largest, 0);
-    for (int64_t i = 0; i < n; i++)
-        cr_assert_leq(fabs(a[i] - factor * b[i]), 1e-12 * largest, "%g is not %g x %g", a[i],
-                      factor, b[i]);
+    check_gradients(small_opt());
 }
 
 static void check_accumulation(struct decoder_config config)
@@ -266,12 +101,12 @@ static void check_accumulation(struct decoder_config config)
 
     open_rig(&r, config, DT_F64, true);
     rig_train(&r, 4, ACCUM_ASSIGN); /* over gradients full of NaN */
-    once = all_grads(&r);
+    once = rig_grads(&r, 0);
     rig_train(&r, 4, ACCUM_ADD);
-    twice = all_grads(&r);
-    expect_near(twice, once, r.m.n_params, 2);
+    twice = rig_grads(&r, 0);
+    rig_expect_near(twice, once, r.m.n_params, 2);
     rig_train(&r, 4, ACCUM_ASSIGN);
-    again = all_grads(&r);
+    again = rig_grads(&r, 0);
     cr_assert_arr_eq(again, once, (size_t)r.m.n_params * sizeof(double));
     free(once);
     free(twice);
@@ -281,15 +116,8 @@ static void check_accumulation(struct decoder_config config)
 
 Test(block, backward_adds_or_assigns)
 {
-    check_accumulation(pre_norm());
-    check_accumulation(post_norm());
-    check_accumulation(llama_like());
-    check_accumulation(qwen3_like());
-    check_accumulation(sandwich());
-    check_accumulation(parallel_two_norms());
-    check_accumulation(parallel_one_norm());
-    check_accumulation(bloom_like());
-    check_accumulation(stream_norm());
+    for (int i = 0; i < N_SMALL_CONFIGS; i++)
+        check_accumulation(small_configs[i]());
 }
 
 /* Masks are keyed by the sequence's place in the step, so cuts do not show. */
@@ -303,9 +131,9 @@ static void check_cuts(struct decoder_config (*config)(void))
     rig_train(&whole, 4, ACCUM_ASSIGN);
     rig_train(&cut, 1, ACCUM_ASSIGN);
     cr_assert_arr_eq(whole.row_loss, cut.row_loss, (size_t)(whole.B * whole.T) * sizeof(double));
-    a = all_grads(&whole);
-    b = all_grads(&cut);
-    expect_near(b, a, whole.m.n_params, 1);
+    a = rig_grads(&whole, 0);
+    b = rig_grads(&cut, 0);
+    rig_expect_near(b, a, whole.m.n_params, 1);
     free(a);
     free(b);
     rig_close(&whole);
@@ -314,12 +142,8 @@ static void check_cuts(struct decoder_config (*config)(void))
 
 Test(block, micro_batches_do_not_change_masks)
 {
-    check_cuts(pre_norm);
-    check_cuts(post_norm);
-    check_cuts(llama_like);
-    check_cuts(sandwich);
-    check_cuts(parallel_one_norm);
-    check_cuts(stream_norm);
+    for (int i = 0; i < N_SMALL_CONFIGS; i++)
+        check_cuts(small_configs[i]);
 }
 
 Test(block, dropout_depends_on_seed_and_step)
@@ -327,7 +151,7 @@ Test(block, dropout_depends_on_seed_and_step)
     struct rig r;
     double first, other_step, other_seed;
 
-    open_rig(&r, pre_norm(), DT_F64, true);
+    open_rig(&r, small_gpt2(), DT_F64, true);
     first = rig_evaluate(&r, 4);
     r.step++;
     other_step = rig_evaluate(&r, 4);
@@ -364,21 +188,17 @@ Test(block, no_two_places_share_masks)
 /* Recomputed activations, frozen neighbours and another head slice. Bits, not tolerances. */
 Test(block, recomputation_gives_the_same_bits)
 {
-    struct decoder_config (*const configs[])(void) = {
-        rig_small_config,   post_norm,         llama_like, qwen3_like, sandwich,
-        parallel_two_norms, parallel_one_norm, bloom_like, stream_norm};
-
-    for (size_t i = 0; i < sizeof(configs) / sizeof(configs[0]); i++) {
+    for (int i = 0; i < N_SMALL_CONFIGS; i++) {
         struct rig kept, again;
         double *a, *b;
 
-        open_rig(&kept, configs[i](), DT_F32, true);
-        open_rig(&again, configs[i](), DT_F32, true);
+        open_rig(&kept, small_configs[i](), DT_F32, true);
+        open_rig(&again, small_configs[i](), DT_F32, true);
         again.recompute = true;
         rig_train(&kept, 2, ACCUM_ASSIGN);
         rig_train(&again, 2, ACCUM_ASSIGN);
-        a = all_grads(&kept);
-        b = all_grads(&again);
+        a = rig_grads(&kept, 0);
+        b = rig_grads(&again, 0);
         cr_assert_arr_eq(a, b, (size_t)kept.m.n_params * sizeof(double));
         free(a);
         free(b);
@@ -392,14 +212,14 @@ Test(block, head_slices_agree)
     struct rig r;
     double *a, *b;
 
-    open_rig(&r, post_norm(), DT_F64, false);
+    open_rig(&r, small_post_norm(), DT_F64, false);
     r.head_rows = 1000;
     rig_train(&r, 4, ACCUM_ASSIGN);
-    a = all_grads(&r);
+    a = rig_grads(&r, 0);
     r.head_rows = 7;
     rig_train(&r, 4, ACCUM_ASSIGN);
-    b = all_grads(&r);
-    expect_near(b, a, r.m.n_params, 1);
+    b = rig_grads(&r, 0);
+    rig_expect_near(b, a, r.m.n_params, 1);
     free(a);
     free(b);
     rig_close(&r);
@@ -409,8 +229,8 @@ Test(block, frozen_tensors_are_left_alone)
 {
     struct rig r, frozen;
 
-    open_rig(&r, pre_norm(), DT_F64, true);
-    open_rig(&frozen, pre_norm(), DT_F64, true);
+    open_rig(&r, small_gpt2(), DT_F64, true);
+    open_rig(&frozen, small_gpt2(), DT_F64, true);
     frozen.freeze_all_but_norms = true;
     rig_train(&r, 2, ACCUM_ASSIGN);
     rig_train(&frozen, 2, ACCUM_ASSIGN);
@@ -433,8 +253,8 @@ Test(block, packed_samples_do_not_see_each_other)
 {
     struct rig packed, alone;
 
-    open_rig(&packed, pre_norm(), DT_F64, false);
-    open_rig(&alone, pre_norm(), DT_F64, false);
+    open_rig(&packed, small_gpt2(), DT_F64, false);
+    open_rig(&alone, small_gpt2(), DT_F64, false);
     pack_rows(&packed);
     /* the second sample of each row, moved to the front */
     for (int64_t b = 0; b < alone.B; b++) {
@@ -460,7 +280,7 @@ Test(block, packed_samples_do_not_see_each_other)
 Test(block, windows_hide_older_tokens)
 {
     for (int windowed = 0; windowed < 2; windowed++) {
-        struct decoder_config c = pre_norm();
+        struct decoder_config c = small_gpt2();
         struct rig r;
         double before;
 
@@ -485,7 +305,7 @@ Test(block, some_rows_of_logits)
     double *all, *some;
     int64_t V;
 
-    open_rig(&r, rig_small_config(), DT_F64, false);
+    open_rig(&r, small_opt(), DT_F64, false);
     V = r.m.config.vocab;
     all = xcalloc((size_t)(r.B * r.T * V), sizeof(double));
     some = xcalloc((size_t)(9 * V), sizeof(double));
@@ -504,7 +324,7 @@ Test(block, sizes_follow_the_flags)
     struct block_bytes train, infer;
     size_t N = 15, stream = (15 * 16 * 8 + 255) / 256 * 256;
 
-    open_rig(&r, rig_small_config(), DT_F64, false);
+    open_rig(&r, small_opt(), DT_F64, false);
     train = block_sizes(&r.m, 1, &shape, r.ops);
     shape.train = false;
     infer = block_sizes(&r.m, 1, &shape, r.ops);
@@ -523,7 +343,7 @@ Test(block, flops_count_the_products)
     struct rig r;
     struct block_shape shape = {.B = 1, .T = 1, .head_rows = 1, .train = true};
 
-    open_rig(&r, rig_small_config(), DT_F64, false);
+    open_rig(&r, small_opt(), DT_F64, false);
     /* one token: every weight of a matrix once, and one key */
     cr_assert_float_eq(block_flops(&r.m, 1, &shape, false),
                        2 * (16 * 48 + 16 * 16 + 2 * 16 * 24) + 4 * 16, 0.5);

@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "tests/unit/worker/model/rig.h"
+#include "tests/unit/worker/model/small.h"
 
 enum { LAYERS = 2, PRODUCTS = 4 /* qkv, out, up, down */, VOCAB = 29 };
 
@@ -36,7 +37,7 @@ static int count_weight(struct stream *s, const struct linear_args *a)
 
 static void open_rig(struct rig *r, bool fp8)
 {
-    struct decoder_config config = rig_small_config();
+    struct decoder_config config = small_opt();
 
     cr_assert(config.layers == LAYERS && config.vocab == VOCAB);
     rig_open(r, &config, DT_F64, true, 4, 6);

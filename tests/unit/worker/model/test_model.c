@@ -2,10 +2,11 @@
 #include <string.h>
 
 #include "tests/unit/worker/model/rig.h"
+#include "tests/unit/worker/model/small.h"
 
 static struct decoder_config opt(int64_t layers, int64_t hidden, int64_t heads, int64_t embed_dim)
 {
-    struct decoder_config c = rig_small_config();
+    struct decoder_config c = small_opt();
 
     c.layers = layers;
     c.hidden = hidden;

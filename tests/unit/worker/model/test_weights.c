@@ -7,6 +7,7 @@
 #include "core/alloc.h"
 #include "core/fs.h"
 #include "tests/unit/worker/model/rig.h"
+#include "tests/unit/worker/model/small.h"
 #include "worker/model/safetensors.h"
 #include "worker/model/weights.h"
 
@@ -27,7 +28,7 @@ TestSuite(weights, .init = make_dir, .fini = remove_dir);
 
 static void small_model(struct model *m, bool tied)
 {
-    struct decoder_config c = rig_small_config();
+    struct decoder_config c = small_opt();
 
     c.tied = tied;
     model_init(m, &c);
@@ -120,7 +121,7 @@ Test(weights, every_type_comes_back)
 /* More than one piece of reading and converting. */
 Test(weights, large_tensor)
 {
-    struct decoder_config c = rig_small_config();
+    struct decoder_config c = small_opt();
     struct model m;
 
     c.vocab = 70000;
@@ -268,7 +269,7 @@ Test(weights, missing_and_unexpected_are_listed)
 Test(weights, wrong_shape_and_type)
 {
     struct model m, wider;
-    struct decoder_config c = rig_small_config();
+    struct decoder_config c = small_opt();
 
     small_model(&m, true);
     write_model(&m, DT_F32, 0);
@@ -292,7 +293,7 @@ static char *without_q_bias(const char *name)
 
 Test(weights, whole_numbers_are_no_weights)
 {
-    struct decoder_config c = rig_small_config();
+    struct decoder_config c = small_opt();
     struct model m;
 
     c.hidden = c.embed_dim = 2; /* so that a bias has the two elements of rewrite's extra */
