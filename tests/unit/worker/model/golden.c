@@ -1,11 +1,70 @@
 #include "tests/unit/worker/model/golden.h"
 
+#include <assert.h>
 #include <criterion/criterion.h>
+#include <criterion/new/memory.h>
+#include <glob.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/alloc.h"
+#include "worker/model/weights.h"
+
+#define ROOT "tests/golden/"
+
+size_t golden_names(const char *has, char (**out)[GOLDEN_NAME])
+{
+    char pattern[GOLDEN_PATH];
+    glob_t found;
+
+    golden_path(pattern, "*/*", has);
+    int rc = glob(pattern, 0, NULL, &found);
+    assert(rc == 0 && found.gl_pathc >= 30);
+    size_t n = found.gl_pathc;
+    *out = xcalloc(n, sizeof(**out));
+    for (size_t i = 0; i < n; i++) {
+        const char *name = found.gl_pathv[i] + strlen(ROOT);
+        size_t length = strlen(name) - strlen(has) - 1;
+
+        assert(length < GOLDEN_NAME);
+        memcpy((*out)[i], name, length);
+    }
+    globfree(&found);
+    return n;
+}
+
+static void free_params(struct criterion_test_params *p)
+{
+    cr_free(p->params);
+}
+
+struct criterion_test_params golden_params(const char *has)
+{
+    char(*names)[GOLDEN_NAME];
+    size_t n = golden_names(has, &names);
+    void *shared = cr_malloc(n * sizeof(*names)); /* tests are processes of their own */
+
+    memcpy(shared, names, n * sizeof(*names));
+    free(names);
+    return (struct criterion_test_params){
+        .size = sizeof(*names), .params = shared, .length = n, .cleanup = free_params};
+}
+
+void golden_path(char out[GOLDEN_PATH], const char *name, const char *file)
+{
+    snprintf(out, GOLDEN_PATH, ROOT "%s/%s", name, file);
+}
+
+void golden_open_file(struct safetensors_file *f, const char *name, const char *file)
+{
+    struct err err = {0};
+    char path[GOLDEN_PATH];
+
+    golden_path(path, name, file);
+    cr_assert_eq(safetensors_open(path, f, &err), 0, "%s", err.msg);
+}
 
 void golden_compare(struct golden_check *c, const char *what, const double *got, const double *want,
                     int64_t n)
@@ -36,7 +95,7 @@ void *golden_load(const struct safetensors_file *f, const char *name, int64_t *n
     return data;
 }
 
-void golden_load_batch(struct rig *r, const struct safetensors_file *f)
+static void load_batch(struct rig *r, const struct safetensors_file *f)
 {
     int32_t *const into[] = {r->tokens, r->targets, r->positions};
     const char *const names[] = {"tokens", "targets", "positions"};
@@ -49,6 +108,22 @@ void golden_load_batch(struct rig *r, const struct safetensors_file *f)
         memcpy(into[i], data, (size_t)n * sizeof(int32_t));
         free(data);
     }
+}
+
+void golden_open(struct rig *r, const char *name, enum dtype compute, bool reference)
+{
+    struct decoder_config config;
+    struct safetensors_file batch;
+    struct err err = {0};
+    char path[GOLDEN_PATH];
+
+    golden_path(path, name, "model");
+    cr_assert_eq(decoder_config_load(path, &config, &err), 0, "%s", err.msg);
+    rig_open(r, &config, compute, reference, 4, 12);
+    rig_load(r, path);
+    golden_open_file(&batch, name, "batch.safetensors");
+    load_batch(r, &batch);
+    safetensors_close(&batch);
 }
 
 void golden_same_file(const char *a_path, const char *b_path)
@@ -74,7 +149,8 @@ void golden_same_file(const char *a_path, const char *b_path)
     safetensors_close(&b);
 }
 
-double golden_adamw_step(struct rig *r, double *const *moments, const double *params,
+/* params: beta1, beta2, epsilon, weight decay, clip norm. Returns the norm of the gradients. */
+static double adamw_step(struct rig *r, double *const *moments, const double *params,
                          struct adamw_step step)
 {
     double *partial = xcalloc((size_t)r->m.n_tensors, sizeof(double));
@@ -117,11 +193,48 @@ double golden_adamw_step(struct rig *r, double *const *moments, const double *pa
     return result.norm;
 }
 
-void golden_near(const char *what, int step, double got, double want, double *worst)
+/* *worst is raised to the share of the tolerance that is used. */
+static void near(const char *what, int step, double got, double want, double *worst)
 {
     const double rtol = 1e-6; /* rates and the scale of losses are floats */
 
     cr_assert_leq(fabs(got - want), rtol * fabs(want), "%s of step %d is %.12g, not %.12g", what,
                   step, got, want);
     *worst = fmax(*worst, fabs(got - want) / (rtol * fabs(want)));
+}
+
+void golden_adamw(struct rig *r, const struct safetensors_file *f, int64_t steps)
+{
+    int64_t n_losses, n, targets = 0;
+    double *losses = golden_load(f, "adamw.losses", &n_losses),
+           *norms = golden_load(f, "adamw.norms", &n), *rates = golden_load(f, "adamw.lr", &n),
+           *params = golden_load(f, "adamw.params", &n), worst = 0;
+    double **moments = xcalloc((size_t)r->m.n_tensors, sizeof(*moments));
+
+    cr_assert_eq(n_losses, steps);
+    for (int64_t t = 0; t < r->m.n_tensors; t++)
+        moments[t] = xcalloc((size_t)tensor_elements(&r->m.tensors[t]), 2 * sizeof(double));
+    for (int64_t i = 0; i < r->B * r->T; i++)
+        targets += r->targets[i] >= 0;
+    r->grad_scale = 1 / (float)targets;
+    for (int step = 0; step < steps; step++) {
+        struct adamw_step s = {.lr = (float)rates[step],
+                               .bias1 = (float)(1 - pow(params[0], step + 1)),
+                               .bias2 = (float)(1 - pow(params[1], step + 1))};
+        double loss = 0;
+
+        rig_train(r, 2, ACCUM_ASSIGN);
+        for (int64_t i = 0; i < r->B * r->T; i++)
+            loss += r->row_loss[i] / (double)targets;
+        near("loss", step, loss, losses[step], &worst);
+        near("norm", step, adamw_step(r, moments, params, s), norms[step], &worst);
+    }
+    fprintf(stderr, "golden adamw: %.2g %% of the tolerance used\n", 100 * worst);
+    for (int64_t t = 0; t < r->m.n_tensors; t++)
+        free(moments[t]);
+    free(moments);
+    free(losses);
+    free(norms);
+    free(rates);
+    free(params);
 }

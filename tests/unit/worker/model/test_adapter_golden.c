@@ -15,7 +15,6 @@
 #include "worker/model/adapter.h"
 #include "worker/model/weights_names.h"
 
-#define ROOT "tests/golden/"
 enum { MAX_TARGETS = 16 };
 
 /* Modules as adapter_config.json names them. */
@@ -23,11 +22,11 @@ static json_t *load_config(const char *name, struct adapter_config *out,
                            const char *targets[MAX_TARGETS])
 {
     struct err err = {0};
-    char path[256];
+    char path[GOLDEN_PATH];
     json_t *j = NULL, *list;
     int64_t alpha = 0;
 
-    snprintf(path, sizeof(path), ROOT "%s/lora/adapter_config.json", name);
+    golden_path(path, name, "lora/adapter_config.json");
     cr_assert_eq(json_parse_file(path, 1 << 20, JSON_MAX_DEPTH_FILE, &j, &err), 0, "%s", err.msg);
     *out = (struct adapter_config){.targets = targets};
     cr_assert_eq(json_get_int64(j, "", "r", true, 1, 100, &out->rank, &err), 0);
@@ -151,136 +150,95 @@ static void check_file(struct rig *r, const char *path)
 
 static void open_case(struct rig *r, const char *name, enum dtype compute, bool reference)
 {
-    struct decoder_config config;
     struct adapter_config adapters;
     const char *targets[MAX_TARGETS];
-    struct safetensors_file batch;
-    struct err err = {0};
-    char path[256];
+    char path[GOLDEN_PATH];
     json_t *j;
 
-    snprintf(path, sizeof(path), ROOT "%s/model", name);
-    cr_assert_eq(decoder_config_load(path, &config, &err), 0, "%s", err.msg);
-    rig_open(r, &config, compute, reference, 4, 12);
-    rig_load(r, path);
+    golden_open(r, name, compute, reference);
     j = load_config(name, &adapters, targets);
     rig_adapt(r, &adapters);
     json_decref(j);
-    snprintf(path, sizeof(path), ROOT "%s/lora/adapter_model.safetensors", name);
+    golden_path(path, name, "lora/adapter_model.safetensors");
     cr_assert(read_adapters(r, path, 0, NULL));
-    snprintf(path, sizeof(path), ROOT "%s/batch.safetensors", name);
-    cr_assert_eq(safetensors_open(path, &batch, &err), 0, "%s", err.msg);
-    golden_load_batch(r, &batch);
-    safetensors_close(&batch);
+}
+
+/* Losses as in a file of the golden, evaluated and in training. */
+static void check_losses(struct golden_check *c, struct rig *r, const char *name, const char *file)
+{
+    struct safetensors_file results;
+    double *want;
+    int64_t n;
+
+    golden_open_file(&results, name, file);
+    want = golden_load(&results, "row_loss", &n);
+    rig_evaluate(r, r->B);
+    golden_compare(c, "row_loss", r->row_loss, want, n);
+    rig_train(r, r->B / 2, ACCUM_ASSIGN);
+    golden_compare(c, "row_loss in training", r->row_loss, want, n);
+    free(want);
+    safetensors_close(&results);
 }
 
 static void check_case(const char *name, enum dtype compute, bool reference, double rtol)
 {
     struct golden_check c = {.rtol = rtol};
-    struct safetensors_file results;
-    struct err err = {0};
     struct rig r;
-    double *want;
-    int64_t n;
-    char path[256];
+    char path[GOLDEN_PATH];
 
     open_case(&r, name, compute, reference);
-    snprintf(path, sizeof(path), ROOT "%s/lora/results.safetensors", name);
-    cr_assert_eq(safetensors_open(path, &results, &err), 0, "%s", err.msg);
-    want = golden_load(&results, "row_loss", &n);
-    rig_evaluate(&r, r.B);
-    golden_compare(&c, "row_loss", r.row_loss, want, n);
-    rig_train(&r, r.B / 2, ACCUM_ASSIGN);
-    golden_compare(&c, "row_loss in training", r.row_loss, want, n);
-    snprintf(path, sizeof(path), ROOT "%s/lora/grads.safetensors", name);
+    check_losses(&c, &r, name, "lora/results.safetensors");
+    golden_path(path, name, "lora/grads.safetensors");
     check_grads(&c, &r, path, 0);
-    snprintf(path, sizeof(path), ROOT "%s/lora/adapter_model.safetensors", name);
+    golden_path(path, name, "lora/adapter_model.safetensors");
     check_file(&r, path);
     fprintf(stderr, "golden adapters %s %s: %.2g %% of the tolerance %g used\n", name, r.ops->name,
             100 * c.worst, rtol);
-    free(want);
-    safetensors_close(&results);
     rig_close(&r);
 }
 
-/* Beside weights in a format: losses, and gradients where the golden file has them. False without
- * such a file. */
-static bool check_quantised(const char *name, enum quant_format format, enum dtype compute,
+/* Beside weights in a format: losses, and gradients where the golden file has them. */
+static void check_quantised(const char *name, enum quant_format format, enum dtype compute,
                             bool reference, double rtol)
 {
+    const char *file = format == QUANT_NF4 ? "lora/nf4.safetensors" : "lora/int8.safetensors";
     struct golden_check c = {.rtol = rtol};
-    struct safetensors_file golden;
-    struct err err = {0};
     struct rig r;
-    double *want;
-    int64_t n;
-    char path[256];
+    char path[GOLDEN_PATH];
 
-    snprintf(path, sizeof(path), ROOT "%s/lora/%s.safetensors", name,
-             format == QUANT_NF4 ? "nf4" : "int8");
-    if (!fs_exists(path))
-        return false;
     open_case(&r, name, compute, reference);
     rig_quantise(&r, format);
-    cr_assert_eq(safetensors_open(path, &golden, &err), 0, "%s", err.msg);
-    want = golden_load(&golden, "row_loss", &n);
-    rig_evaluate(&r, r.B);
-    golden_compare(&c, "row_loss", r.row_loss, want, n);
-    rig_train(&r, r.B / 2, ACCUM_ASSIGN);
-    golden_compare(&c, "row_loss in training", r.row_loss, want, n);
+    check_losses(&c, &r, name, file);
+    golden_path(path, name, file);
     check_grads(&c, &r, path, 1);
-    fprintf(stderr, "golden adapters beside %s %s %s: %.2g %% of the tolerance %g used\n",
-            format == QUANT_NF4 ? "nf4" : "int8", name, r.ops->name, 100 * c.worst, rtol);
-    free(want);
-    safetensors_close(&golden);
+    fprintf(stderr, "golden adapters beside %s %s %s: %.2g %% of the tolerance %g used\n", name,
+            file, r.ops->name, 100 * c.worst, rtol);
     rig_close(&r);
-    return true;
 }
 
-static const char *const cases[] = {
-    "opt/pre",           "opt/post",      "opt/plain",         "gpt2/plain",
-    "llama/grouped",     "llama/biased",  "mistral/window",    "qwen2/mixed",
-    "qwen3/normed",      "phi3/fused",    "gpt_neox/parallel", "gpt_neox/sequential",
-    "gptj/plain",        "phi/plain",     "bloom/plain",       "falcon/single",
-    "falcon/grouped",    "gemma/plain",   "gemma2/plain",      "qwen2/yarn",
-    "phi3/long",         "phi3/short",    "gpt2/by_layer",     "falcon/two_norms",
-    "falcon/sequential", "gemma3/text",   "cohere/palm",       "bloom/stream",
-    "falcon/alibi",      "cohere/normed",
-};
-
-Test(adapter_golden, every_family_in_double)
+ParameterizedTestParameters(adapter_golden, every_model)
 {
-    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
-        check_case(cases[i], DT_F64, true, 1e-12);
+    return golden_params("lora");
 }
 
-Test(adapter_golden, every_family_in_float)
+ParameterizedTest(const char *name, adapter_golden, every_model)
 {
-    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-        check_case(cases[i], DT_F32, true, 1e-5);
-        check_case(cases[i], DT_F32, false, 1e-5); /* the fast ops, where the build has them */
+    check_case(name, DT_F64, true, 1e-12);
+    check_case(name, DT_F32, true, 1e-5);
+    check_case(name, DT_F32, false, 1e-5); /* the fast ops, where the build has them */
+}
+
+ParameterizedTestParameters(adapter_golden, every_quantised_model)
+{
+    return golden_params("lora/nf4.safetensors");
+}
+
+ParameterizedTest(const char *name, adapter_golden, every_quantised_model)
+{
+    for (int format = QUANT_NF4; format <= QUANT_INT8; format++) {
+        check_quantised(name, (enum quant_format)format, DT_F64, true, 1e-12);
+        check_quantised(name, (enum quant_format)format, DT_F32, false, 1e-5);
     }
-}
-
-static void check_all_quantised(enum dtype compute, bool reference, double rtol)
-{
-    int checked = 0;
-
-    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
-        for (int format = QUANT_NF4; format <= QUANT_INT8; format++)
-            checked +=
-                check_quantised(cases[i], (enum quant_format)format, compute, reference, rtol);
-    cr_expect_geq(checked, 2 * 30, "cases with goldens in both formats");
-}
-
-Test(adapter_golden, beside_quantised_weights_in_double)
-{
-    check_all_quantised(DT_F64, true, 1e-12);
-}
-
-Test(adapter_golden, beside_quantised_weights_in_float)
-{
-    check_all_quantised(DT_F32, false, 1e-5);
 }
 
 /* Codes, scales and what they decode to are those of bitsandbytes. */
@@ -290,7 +248,8 @@ Test(adapter_golden, nf4_is_that_of_bitsandbytes)
     struct err err = {0};
     int64_t n, n_codes, n_scales;
 
-    cr_assert_eq(safetensors_open(ROOT "quant/nf4.safetensors", &f, &err), 0, "%s", err.msg);
+    cr_assert_eq(safetensors_open("tests/golden/quant/nf4.safetensors", &f, &err), 0, "%s",
+                 err.msg);
     float *x = golden_load(&f, "x", &n), *decoded = golden_load(&f, "decoded", &n),
           *absmax = golden_load(&f, "absmax", &n_scales);
     uint8_t *want = golden_load(&f, "codes", &n_codes), *codes = xcalloc(1, (size_t)n_codes);
@@ -315,44 +274,11 @@ Test(adapter_golden, nf4_is_that_of_bitsandbytes)
 Test(adapter_golden, adamw_steps_on_adapters_alone)
 {
     struct safetensors_file results;
-    struct err err = {0};
     struct rig r;
-    int64_t n, steps, targets = 0;
-    double *losses, *norms, *rates, *params, **moments, worst = 0;
 
     open_case(&r, "opt/pre", DT_F64, true);
-    cr_assert_eq(safetensors_open(ROOT "opt/pre/lora/results.safetensors", &results, &err), 0);
-    losses = golden_load(&results, "adamw.losses", &steps);
-    norms = golden_load(&results, "adamw.norms", &n);
-    rates = golden_load(&results, "adamw.lr", &n);
-    params = golden_load(&results, "adamw.params", &n);
-    moments = xcalloc((size_t)r.m.n_tensors, sizeof(*moments));
-    for (int64_t t = 0; t < r.m.n_tensors; t++)
-        moments[t] = xcalloc((size_t)tensor_elements(&r.m.tensors[t]), 2 * sizeof(double));
-    for (int64_t i = 0; i < r.B * r.T; i++)
-        targets += r.targets[i] >= 0;
-    r.grad_scale = 1 / (float)targets;
-    for (int step = 0; step < steps; step++) {
-        struct adamw_step s = {.lr = (float)rates[step],
-                               .bias1 = (float)(1 - pow(params[0], step + 1)),
-                               .bias2 = (float)(1 - pow(params[1], step + 1))};
-        double loss = 0;
-
-        rig_train(&r, 2, ACCUM_ASSIGN);
-        for (int64_t i = 0; i < r.B * r.T; i++)
-            loss += r.row_loss[i] / (double)targets;
-        golden_near("loss", step, loss, losses[step], &worst);
-        golden_near("norm", step, golden_adamw_step(&r, moments, params, s), norms[step], &worst);
-    }
-    cr_assert_eq(steps, 5);
-    fprintf(stderr, "golden adamw of adapters: %.2g %% of the tolerance used\n", 100 * worst);
-    for (int64_t t = 0; t < r.m.n_tensors; t++)
-        free(moments[t]);
-    free(moments);
-    free(losses);
-    free(norms);
-    free(rates);
-    free(params);
+    golden_open_file(&results, "opt/pre", "lora/results.safetensors");
+    golden_adamw(&r, &results, 5);
     safetensors_close(&results);
     rig_close(&r);
 }

@@ -9,7 +9,6 @@
  * sharpest to the one that a single small tensor needs.
  */
 #include <criterion/criterion.h>
-#include <glob.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,7 +17,6 @@
 #include "core/alloc.h"
 #include "tests/unit/worker/model/golden.h"
 #include "tests/unit/worker/model/rig.h"
-#include "worker/model/safetensors.h"
 #include "worker/model/weights.h"
 
 /* Ours over PyTorch's: the mean over all goldens, the whole gradient of one, one tensor's. */
@@ -78,55 +76,43 @@ static struct noise model_noise(struct rig *r, const char *name, const struct gr
     return whole;
 }
 
-static struct noise case_noise(const char *dir)
+static struct noise case_noise(const char *name)
 {
-    struct decoder_config config;
-    struct safetensors_file batch;
     struct gradients g = {0};
     struct err err = {0};
     struct rig r;
-    char path[256];
+    char path[GOLDEN_PATH];
 
-    snprintf(path, sizeof(path), "%s/model", dir);
-    cr_assert_eq(decoder_config_load(path, &config, &err), 0, "%s", err.msg);
-    rig_open(&r, &config, DT_BF16, false, 4, 12);
-    rig_load(&r, path);
-    snprintf(path, sizeof(path), "%s/batch.safetensors", dir);
-    cr_assert_eq(safetensors_open(path, &batch, &err), 0, "%s", err.msg);
-    golden_load_batch(&r, &batch);
+    golden_open(&r, name, DT_BF16, false);
     rig_train(&r, r.B, ACCUM_ASSIGN);
-    snprintf(path, sizeof(path), "%s/grads", dir);
+    golden_path(path, name, "grads");
     cr_assert_eq(weights_open(path, &r.m, &g.exact, &err), 0, "%s", err.msg);
-    snprintf(path, sizeof(path), "%s/bf16", dir);
+    golden_path(path, name, "bf16");
     cr_assert_eq(weights_open(path, &r.m, &g.torch, &err), 0, "%s", err.msg);
-    struct noise off = model_noise(&r, dir, &g);
+    struct noise off = model_noise(&r, name, &g);
     weights_close(g.torch);
     weights_close(g.exact);
-    safetensors_close(&batch);
     rig_close(&r);
     return off;
 }
 
 Test(bf16, whole_gradients_are_as_exact_as_those_of_pytorch)
 {
+    char(*names)[GOLDEN_NAME];
+    size_t n = golden_names("bf16", &names);
     double sum_log = 0;
-    glob_t found;
 
-    cr_assert_eq(glob("tests/golden/*/*/bf16", 0, NULL, &found), 0);
-    cr_assert_geq(found.gl_pathc, 28);
-    for (size_t i = 0; i < found.gl_pathc; i++) {
-        char *dir = found.gl_pathv[i];
-        *strrchr(dir, '/') = 0;
-        struct noise off = case_noise(dir);
+    for (size_t i = 0; i < n; i++) {
+        struct noise off = case_noise(names[i]);
         double ratio = off.ours / off.theirs;
 
-        cr_expect_leq(ratio, MODEL_RATIO, "%s", dir);
+        cr_expect_leq(ratio, MODEL_RATIO, "%s", names[i]);
         sum_log += log(ratio);
-        fprintf(stderr, "%s: PyTorch's bfloat16 off by %.2f %%, ours by %.2f %%\n", dir,
+        fprintf(stderr, "%s: PyTorch's bfloat16 off by %.2f %%, ours by %.2f %%\n", names[i],
                 100 * off.theirs / off.want, 100 * off.ours / off.want);
     }
-    double mean = exp(sum_log / (double)found.gl_pathc);
+    double mean = exp(sum_log / (double)n);
     fprintf(stderr, "bfloat16: ours %.2f times PyTorch's distance in the mean\n", mean);
     cr_expect_leq(mean, MEAN_RATIO);
-    globfree(&found);
+    free(names);
 }
