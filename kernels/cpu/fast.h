@@ -30,23 +30,6 @@ int fast_add(struct stream *s, const struct add_args *a);
 int fast_sumsq(struct stream *s, const struct sumsq_args *a);
 int fast_adamw(struct stream *s, const struct adamw_args *a);
 int fast_cast(struct stream *s, const struct cast_args *a);
-struct adamw_consts;
-/* n elements of an update whose gradient and parameter are bfloat16 and lie apart or in the same
- * place, its states float. */
-void fast_adamw_bf16_span(const struct adamw_consts *consts, int64_t n, const uint16_t *grad,
-                          float *master, float *m, float *v, uint16_t *param);
-/* Likewise of a split master; gradient and parameter lie apart. */
-void fast_adamw_split_span(const struct adamw_consts *consts, int64_t n, const uint16_t *grad,
-                           int16_t *remainder, float *m, float *v, uint16_t *param);
-
-/* Elements [i0, i0 + n) of an update with 8-bit moments, i0 a multiple of MOMENT_BLOCK, whose
- * gradient and parameter are bfloat16 and whose master is float or split. */
-void fast_adamw8_span(const struct adamw_args *a, const struct adamw_consts *consts, int64_t i0,
-                      int64_t n);
-/* Such moments as floats, and back. */
-void fast_moments_load(const struct adamw_args *a, int64_t i0, int64_t n, float *m, float *v);
-void fast_moments_store(const struct adamw_args *a, int64_t i0, int64_t n, const float *m,
-                        const float *v);
 
 /* out[c] += (or =) sum over n of x[n * ld + c]; columns [c0, c1). Rows are added in blocks whose
  * sums are then added, which keeps the error of long columns small. */

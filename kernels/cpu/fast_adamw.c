@@ -1,30 +1,16 @@
-/*
- * The update that offload lives by: gradient and parameter in bfloat16, perhaps in the same place,
- * moments in float, the master in float or split. One loop reads, computes and writes, so that the
- * processor computes on one block while the next ones are on their way from memory.
- */
+/* Updates whose moments are floats, in place and aside. */
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
 #include "kernels/adamw_aside.h"
 #include "kernels/cpu/cpu_common.h"
-#include "kernels/cpu/fast.h"
-#include "kernels/cpu/fast_math.h"
+#include "kernels/cpu/fast_adamw.h"
 
 enum {
     BLOCK = 64,   /* elements: whole cache lines of every array                             */
     AHEAD = 1024, /* elements that are fetched ahead: one core waits some 100 ns for memory */
-    LINE = 64     /* bytes */
 };
-
-FAST_INLINE float from_bf16(uint16_t x)
-{
-    uint32_t b = (uint32_t)x << 16;
-    float f;
-    memcpy(&f, &b, sizeof f);
-    return f;
-}
 
 /* A block's gradient has been copied: its place may be the parameter's. `split` is a constant where
  * this is inlined: of master and remainder one is used. */
@@ -34,23 +20,12 @@ FAST_INLINE void update(const struct adamw_consts *c, int64_t n, bool split,
                         uint16_t *restrict param)
 {
     for (int64_t i = 0; i < n; i++) {
-        float w = split ? adamw_join(param[i], remainder[i]) : master[i];
         float mi = m[i], vi = v[i];
-        adamw_element(c, from_bf16(grad[i]), &w, &mi, &vi);
-        if (split)
-            remainder[i] = adamw_remainder(w);
-        else
-            master[i] = w;
+        fast_adamw_element(c, split, grad[i], split ? NULL : master + i,
+                           split ? remainder + i : NULL, param + i, &mi, &vi);
         m[i] = mi;
         v[i] = vi;
-        param[i] = adamw_param_bf16(w);
     }
-}
-
-FAST_INLINE void fetch(const void *at, size_t bytes)
-{
-    for (size_t k = 0; k < bytes; k += LINE)
-        __builtin_prefetch((const char *)at + k, 1, 3);
 }
 
 FAST_CLONES void fast_adamw_bf16_span(const struct adamw_consts *consts, int64_t n,
@@ -61,10 +36,10 @@ FAST_CLONES void fast_adamw_bf16_span(const struct adamw_consts *consts, int64_t
     uint16_t g[BLOCK];
     int64_t i = 0;
     for (; i + BLOCK <= n; i += BLOCK) {
-        fetch(grad + i + AHEAD, BLOCK * sizeof *grad); /* beyond the end it fetches in vain */
-        fetch(master + i + AHEAD, BLOCK * sizeof *master);
-        fetch(m + i + AHEAD, BLOCK * sizeof *m);
-        fetch(v + i + AHEAD, BLOCK * sizeof *v);
+        fast_fetch(grad + i + AHEAD, BLOCK * sizeof *grad);
+        fast_fetch(master + i + AHEAD, BLOCK * sizeof *master);
+        fast_fetch(m + i + AHEAD, BLOCK * sizeof *m);
+        fast_fetch(v + i + AHEAD, BLOCK * sizeof *v);
         memcpy(g, grad + i, sizeof g);
         update(&c, BLOCK, false, g, master + i, NULL, m + i, v + i, param + i);
     }
@@ -79,11 +54,11 @@ FAST_CLONES void fast_adamw_split_span(const struct adamw_consts *consts, int64_
     struct adamw_consts c = *consts;
     int64_t i = 0;
     for (; i + BLOCK <= n; i += BLOCK) {
-        fetch(grad + i + AHEAD, BLOCK * sizeof *grad);
-        fetch(param + i + AHEAD, BLOCK * sizeof *param);
-        fetch(remainder + i + AHEAD, BLOCK * sizeof *remainder);
-        fetch(m + i + AHEAD, BLOCK * sizeof *m);
-        fetch(v + i + AHEAD, BLOCK * sizeof *v);
+        fast_fetch(grad + i + AHEAD, BLOCK * sizeof *grad);
+        fast_fetch(param + i + AHEAD, BLOCK * sizeof *param);
+        fast_fetch(remainder + i + AHEAD, BLOCK * sizeof *remainder);
+        fast_fetch(m + i + AHEAD, BLOCK * sizeof *m);
+        fast_fetch(v + i + AHEAD, BLOCK * sizeof *v);
         update(&c, BLOCK, true, grad + i, NULL, remainder + i, m + i, v + i, param + i);
     }
     update(&c, n - i, true, grad + i, NULL, remainder + i, m + i, v + i, param + i);
@@ -91,12 +66,6 @@ FAST_CLONES void fast_adamw_split_span(const struct adamw_consts *consts, int64_
 
 /* ---- aside --------------------------------------------------------------------------------------
  */
-
-FAST_INLINE void fetch_once(const void *at, size_t bytes)
-{
-    for (size_t k = 0; k < bytes; k += LINE)
-        __builtin_prefetch((const char *)at + k, 0, 3);
-}
 
 /* Past the caches. `from` is aligned to a line. */
 FAST_INLINE void store_block(float *to, const float *from)
@@ -117,7 +86,7 @@ FAST_INLINE void update_aside(const struct adamw_consts *c, int64_t n,
 {
     for (int64_t i = 0; i < n; i++) {
         float w = master[i], mi = m[i], vi = v[i];
-        adamw_element(c, from_bf16(grad[i]), &w, &mi, &vi);
+        adamw_element(c, fast_widen(grad[i]), &w, &mi, &vi);
         new[0][i] = w;
         new[1][i] = mi;
         new[2][i] = vi;
@@ -130,16 +99,16 @@ FAST_CLONES static void aside_span(const struct adamw_consts *consts, int64_t n,
                                    float *const new[3], uint16_t *param)
 {
     struct adamw_consts c = *consts;
-    _Alignas(LINE) float s[3][BLOCK];
-    _Alignas(LINE) uint16_t g[BLOCK];
+    _Alignas(FAST_LINE) float s[3][BLOCK];
+    _Alignas(FAST_LINE) uint16_t g[BLOCK];
     const float *master = old[0], *m = old[1], *v = old[2];
     int64_t i = 0;
     for (; i + BLOCK <= n; i += BLOCK) {
-        fetch_once(grad + i + AHEAD, BLOCK * sizeof *grad);
-        fetch(param + i + AHEAD, BLOCK * sizeof *param);
-        fetch_once(master + i + AHEAD, BLOCK * sizeof *master);
-        fetch_once(m + i + AHEAD, BLOCK * sizeof *m);
-        fetch_once(v + i + AHEAD, BLOCK * sizeof *v);
+        fast_fetch_once(grad + i + AHEAD, BLOCK * sizeof *grad);
+        fast_fetch(param + i + AHEAD, BLOCK * sizeof *param);
+        fast_fetch_once(master + i + AHEAD, BLOCK * sizeof *master);
+        fast_fetch_once(m + i + AHEAD, BLOCK * sizeof *m);
+        fast_fetch_once(v + i + AHEAD, BLOCK * sizeof *v);
         memcpy(g, grad + i, sizeof g);
         update_aside(&c, BLOCK, g, master + i, m + i, v + i, s, param + i);
         for (int k = 0; k < 3; k++)

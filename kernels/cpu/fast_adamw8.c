@@ -1,12 +1,10 @@
 /* Updates whose moments are 8-bit codes (kernels/moment_math.h). */
 #include "kernels/cpu/cpu_common.h"
-#include "kernels/cpu/fast.h"
-#include "kernels/cpu/fast_math.h"
+#include "kernels/cpu/fast_adamw.h"
 #include "kernels/moment_math.h"
 
 enum {
     AHEAD = 2048, /* elements that are fetched ahead */
-    LINE = 64,    /* bytes */
     DRAWS = 16
 };
 
@@ -87,16 +85,10 @@ FAST_CLONES void fast_moments_store(const struct adamw_args *a, int64_t i0, int6
     }
 }
 
-/* ---- beside bfloat16 gradients and parameters: what offload lives by ----------------------------
+/* ---- beside bfloat16 gradients and parameters ---------------------------------------------------
  */
 
-FAST_INLINE float from_bf16(uint16_t x)
-{
-    return moment_float((uint32_t)x << 16);
-}
-
-/* `split` is a constant where this is inlined: of master and remainder one is used. The gradient's
- * place may be the parameter's. */
+/* The gradient's place may be the parameter's. */
 FAST_INLINE void update_block(const struct adamw_consts *c, int64_t n, bool split,
                               const uint16_t *grad, float *restrict master,
                               int16_t *restrict remainder, uint16_t *restrict param,
@@ -110,34 +102,23 @@ FAST_INLINE void update_block(const struct adamw_consts *c, int64_t n, bool spli
 
     memcpy(g, grad, (size_t)n * sizeof *g);
     for (int64_t i = 0; i < n; i++) {
-        float w = split ? adamw_join(param[i], remainder[i]) : master[i];
         float mi = moment_m(mc[i], m_low), vi = moment_v(vc[i], v_low);
-        adamw_element(c, from_bf16(g[i]), &w, &mi, &vi);
-        if (split)
-            remainder[i] = adamw_remainder(w);
-        else
-            master[i] = w;
-        param[i] = adamw_param_bf16(w);
+        fast_adamw_element(c, split, g[i], split ? NULL : master + i, split ? remainder + i : NULL,
+                           param + i, &mi, &vi);
         m[i] = mi;
         v[i] = vi;
     }
     encode_block(codes, n, m, v, random);
 }
 
-FAST_INLINE void fetch(const void *at, size_t bytes)
-{
-    for (size_t k = 0; k < bytes; k += LINE)
-        __builtin_prefetch((const char *)at + k, 1, 3);
-}
-
 FAST_INLINE void fetch_ahead(const struct adamw_args *a, int64_t i, size_t master)
 {
-    i += AHEAD; /* beyond the end it fetches in vain */
-    fetch((const uint16_t *)a->grad + i, MOMENT_BLOCK * sizeof(uint16_t));
-    fetch((const uint16_t *)a->param + i, MOMENT_BLOCK * sizeof(uint16_t));
-    fetch((const char *)a->master + (size_t)i * master, MOMENT_BLOCK * master);
-    fetch((const uint8_t *)a->m + i, MOMENT_BLOCK);
-    fetch((const uint8_t *)a->v + i, MOMENT_BLOCK);
+    i += AHEAD;
+    fast_fetch((const uint16_t *)a->grad + i, MOMENT_BLOCK * sizeof(uint16_t));
+    fast_fetch((const uint16_t *)a->param + i, MOMENT_BLOCK * sizeof(uint16_t));
+    fast_fetch((const char *)a->master + (size_t)i * master, MOMENT_BLOCK * master);
+    fast_fetch((const uint8_t *)a->m + i, MOMENT_BLOCK);
+    fast_fetch((const uint8_t *)a->v + i, MOMENT_BLOCK);
 }
 
 FAST_INLINE void update_at(const struct adamw_args *a, const struct adamw_consts *c, int64_t i,

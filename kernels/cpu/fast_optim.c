@@ -1,8 +1,9 @@
 /* Passes over parameters: sums, norm, AdamW, casts. All are bound by memory. */
+#include "kernels/cpu/bf16.h"
 #include "kernels/cpu/cpu_common.h"
 #include "kernels/cpu/device_cpu.h"
 #include "kernels/cpu/fast.h"
-#include "kernels/cpu/fast_math.h"
+#include "kernels/cpu/fast_adamw.h"
 #include "kernels/master.h"
 
 enum { SPAN = 1 << 14 }; /* elements of one task */
@@ -75,17 +76,12 @@ FAST_CLONES static void adamw_span(const struct adamw_consts *consts, int64_t n,
 /* Updates whose arrays are not all float go through buffers that the first cache level holds. */
 enum { MIX = 512 };
 
-FAST_CLONES static void widen(enum dtype t, const void *from, int64_t n, float *restrict to)
+static void widen(enum dtype t, const void *from, int64_t n, float *to)
 {
-    const uint16_t *narrow = from;
-    if (t != DT_BF16) {
+    if (t == DT_BF16)
+        bf16_load(to, from, n);
+    else
         dtype_convert(DT_F32, to, t, from, n);
-        return;
-    }
-    for (int64_t i = 0; i < n; i++) {
-        uint32_t bits = (uint32_t)narrow[i] << 16;
-        memcpy(&to[i], &bits, sizeof bits);
-    }
 }
 
 /* Gradients as they would have travelled. NaN may lose its payload. */
