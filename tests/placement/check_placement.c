@@ -132,8 +132,12 @@ static void check_variant(struct subject *s, const struct options *o, const stru
     judge_check(s, &resident, want.step[1].finite == !v->overflow,
                 "the variant does not overflow as it is meant to");
     check_policy(s, o, PLACE_CUDA);
+    int64_t paged = s->tally->paged;
     check_policy(s, o, PLACE_CPU);
     check_policy(s, o, PLACE_AUTO);
+    if (o->nvme && v->model == WHOLE)
+        judge_check(s, &resident, s->tally->paged > paged,
+                    "the least host memory, and yet no parameters on the disk");
     trial_result_fini(&want);
 }
 
@@ -206,6 +210,8 @@ int main(int argc, char **argv)
         random_trials(&t, (const char *const *)argv + models, argc - models, o.random, o.seed,
                       o.nvme);
     device_close(o.planner);
+    printf("%lld runs with parameters on the disk, %lld with less host memory than parameters\n",
+           (long long)t.paged, (long long)t.below);
     printf("%lld passed, %lld failed\n", (long long)t.passed, (long long)t.failed);
     return t.failed == 0 && t.passed > 0 ? 0 : 1;
 }

@@ -59,6 +59,8 @@ void judge_run(const struct subject *s, const struct trial_placement *place)
     if (judge_check(s, place, trial_run(s->model, s->job, place, 0, NULL, &got, &err) == 0,
                     err.msg))
         compare(s, place, 0, &got);
+    s->tally->paged += got.chosen.nvme_params > 0;
+    s->tally->below += got.claim[TIER_HOST] < got.param_bytes && got.chosen.resident == 0;
     trial_result_fini(&got);
 }
 

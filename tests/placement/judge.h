@@ -11,6 +11,8 @@
 
 struct tally {
     int64_t passed, failed;
+    int64_t paged, below; /* runs with parameters on the disk, with less host memory than those take
+                           */
 };
 
 /* What is being judged now: a job, its numbers when all is resident, and words for messages. */

@@ -139,14 +139,31 @@ static bool fits(const struct plan_input *in, struct plan_choices c)
     return all;
 }
 
+/* Of states and parameters on the disk, all of the one or none with any number of the other. */
+static bool any_disk_fits(const struct plan_input *in, struct plan_choices c, int64_t most)
+{
+    for (int64_t k = 0; k <= most; k++) {
+        for (int64_t all = 0; all <= most; all += most > 0 ? most : 1) {
+            c.nvme = k;
+            c.nvme_params = all;
+            if (fits(in, c))
+                return true;
+            c.nvme = all;
+            c.nvme_params = k;
+            if (fits(in, c))
+                return true;
+        }
+    }
+    return false;
+}
+
 static bool any_fits(const struct plan_input *in, struct plan_choices c, int64_t chunks)
 {
     int64_t disks = in->limit[TIER_NVME] > 0 ? chunks - c.resident : 0;
     for (c.offload_boundaries = 0; c.offload_boundaries <= 1; c.offload_boundaries++)
         for (c.early = 0; c.early <= (in->clip ? 0 : chunks); c.early += chunks)
-            for (c.nvme = 0; c.nvme <= disks; c.nvme++)
-                if (fits(in, c))
-                    return true;
+            if (any_disk_fits(in, c, disks))
+                return true;
     return false;
 }
 
@@ -191,12 +208,13 @@ static void judge_policies(struct chance *c, struct subject *s, struct device *d
         if (!judge_check(s, &place, plan_build(&in, &p, NULL) == 0, "refused without a limit"))
             continue;
         place.limit[TIER_GPU] = p->claim[TIER_GPU] / 100 * (size_t)between(c, 15, 100);
-        if (k != 2)
-            place.limit[TIER_HOST] = p->claim[TIER_HOST] / 100 * (size_t)between(c, 50, 300);
         if (k != 0 && nvme) {
             place.nvme_directory = nvme;
             place.limit[TIER_NVME] = (size_t)between(c, 0, 1) << 30;
         }
+        int64_t percent = place.limit[TIER_NVME] > 0 ? between(c, 15, 120) : between(c, 50, 300);
+        if (k != 2)
+            place.limit[TIER_HOST] = p->claim[TIER_HOST] / 100 * (size_t)percent;
         judge_limits(s, place, in, p->chunks.n_chunks, p->chosen.slice);
         plan_destroy(p);
     }

@@ -253,15 +253,17 @@ static int measured_steps(struct executor *e, struct device *d, const struct pla
 {
     struct device_counters before = d->counters;
     struct nvme_counters disk = executor_disk_counters(e);
-    struct plan_simulation sim;
+    struct plan_simulation sim, eval;
     int rc = 0;
 
     TRY(plan_simulate(p, LIST_TRAIN, &sim, err));
+    TRY(plan_simulate(p, LIST_EVAL, &eval, err));
     TRY(train(e, p, job, first, out, err));
     out->link_bytes[LINK_H2D] = (int64_t)(d->counters.h2d_bytes - before.h2d_bytes);
     out->link_bytes[LINK_D2H] = (int64_t)(d->counters.d2h_bytes - before.d2h_bytes);
-    TRY(evaluate(e, p, out, err)); /* all queues are idle behind it, and it uses no disk */
-    out->link_bytes[LINK_DISK_READ] = (int64_t)(executor_disk_counters(e).read - disk.read);
+    TRY(evaluate(e, p, out, err)); /* all queues are idle behind it */
+    out->link_bytes[LINK_DISK_READ] =
+        (int64_t)(executor_disk_counters(e).read - disk.read) - eval.link_bytes[LINK_DISK_READ];
     out->link_bytes[LINK_DISK_WRITE] = (int64_t)(executor_disk_counters(e).written - disk.written);
     memcpy(out->planned_link_bytes, sim.link_bytes, sizeof sim.link_bytes);
 out:
@@ -317,6 +319,8 @@ int trial_run(const struct trial_model *m, const struct trial_job *job,
     TRY(trial_plan(m, job, place, d, &p, err));
     memcpy(r.claim, p->claim, sizeof r.claim);
     r.chosen = p->chosen;
+    for (int64_t c = 0; c < p->chunks.n_chunks; c++)
+        r.param_bytes += chunk_payload_bytes(&p->chunks.chunks[c], PAYLOAD_PARAM, p->types);
     TRY(run(m, job, place, d, p, first, from, &r, err));
     *out = r;
     r = (struct trial_result){0};

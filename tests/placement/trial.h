@@ -49,6 +49,7 @@ struct trial_result {
     size_t weights_bytes;
     size_t claim[TIER_COUNT];
     struct plan_choices chosen;
+    size_t param_bytes;                     /* of all parameters */
     size_t peak[TIER_COUNT];                /* counted */
     int64_t link_bytes[LINK_COUNT];         /* counted, of the training steps */
     int64_t planned_link_bytes[LINK_COUNT]; /* a step  */

@@ -23,8 +23,9 @@ static size_t round_up(size_t bytes, size_t to)
 /* What travels between host memory and the disk lies at multiples of the disk's block. */
 static size_t alignment(const struct place *p)
 {
-    bool disk = p->tier == TIER_NVME ||
-                (p->tier == TIER_HOST && p->purpose == PURPOSE_OPTIMIZER && !p->persistent);
+    bool stage = p->tier == TIER_HOST && !p->persistent &&
+                 (p->purpose == PURPOSE_OPTIMIZER || p->purpose == PURPOSE_WEIGHTS);
+    bool disk = p->tier == TIER_NVME || stage;
     return disk ? NVME_ALIGN : DEVICE_ALIGN;
 }
 
@@ -53,14 +54,29 @@ int32_t plan_place_for_good(struct plan *p, enum plan_tier tier, enum plan_purpo
     return n;
 }
 
-int32_t plan_add_stage(struct plan *p)
+/* A chunk's first slice, or piece, is its largest. */
+static size_t stage_bytes(const struct plan *p, int64_t c, enum payload payload)
 {
+    const struct plan_chunk *pc = &p->chunk[c];
+    if (payload != PAYLOAD_STATE)
+        return pc->n_pieces > 0 ? plan_piece_bytes(p, c, 0) : 0;
+    bool disk = pc->n_slices > 0 && p->places[pc->slices[0].home].tier == TIER_NVME;
+    return disk ? plan_slice_bytes(p, &pc->slices[0]) : 0;
+}
+
+int32_t plan_next_stage(struct plan *p, struct stages *s)
+{
+    int64_t turn = s->turns++ % PLAN_STAGES;
     size_t largest = 0;
-    for (int64_t c = 0; c < p->chunks.n_chunks; c++) /* a chunk's first slice is its largest */
-        if (p->chunk[c].n_slices > 0 && p->places[p->chunk[c].slices[0].home].tier == TIER_NVME &&
-            plan_slice_bytes(p, &p->chunk[c].slices[0]) > largest)
-            largest = plan_slice_bytes(p, &p->chunk[c].slices[0]);
-    return plan_add_place(p, TIER_HOST, PURPOSE_OPTIMIZER, largest, false);
+
+    if (s->turns > PLAN_STAGES)
+        return s->at[turn];
+    for (int64_t c = 0; c < p->chunks.n_chunks; c++)
+        if (stage_bytes(p, c, s->payload) > largest)
+            largest = stage_bytes(p, c, s->payload);
+    return s->at[turn] = plan_add_place(
+               p, TIER_HOST, s->payload == PAYLOAD_STATE ? PURPOSE_OPTIMIZER : PURPOSE_WEIGHTS,
+               largest, false);
 }
 
 int32_t plan_add_operands(struct plan *p, struct block_operands o)

@@ -53,14 +53,24 @@ int32_t plan_add_place(struct plan *p, enum plan_tier tier, enum plan_purpose pu
 /* Behind what is there for good already. */
 int32_t plan_place_for_good(struct plan *p, enum plan_tier tier, enum plan_purpose purpose,
                             size_t bytes);
-/* Host memory for any slice of optimizer state on its way from or to the disk. In a step so many of
- * them take turns: one is read, one updated and one written, and one more lets none wait. */
+/* Host memory for what is on its way from or to the disk. In a step so many stages of a kind take
+ * turns: one is read, one used and one written, and one more lets none wait. */
 enum { PLAN_STAGES = 4 };
-int32_t plan_add_stage(struct plan *p);
+struct stages {
+    enum payload payload;    /* STATE: of any slice of it; else of any piece of parameters */
+    int32_t at[PLAN_STAGES]; /* places */
+    int64_t turns;           /* so far */
+};
+int32_t plan_next_stage(struct plan *p, struct stages *s);
+/* A move between the disk and a stage: STAGE or UNSTAGE, of a slice or piece. */
+void plan_add_disk_move(struct plan *p, enum plan_list list, enum instr_op op, int64_t chunk,
+                        int64_t slice, enum payload payload, int32_t src, int32_t dst);
 int32_t plan_add_operands(struct plan *p, struct block_operands o);
 bool plan_is_resident(const struct plan *p, int64_t chunk);
 
-/* homes.c. Is the chunk's early update speculative? */
+/* homes.c. Do the chunk's parameters, and its gradient until the update, live on the disk? */
+bool plan_pages(const struct plan *p, int64_t chunk);
+/* Is the chunk's early update speculative? */
 bool plan_speculates(const struct plan *p, int64_t chunk);
 void plan_place_homes(struct plan *p);
 void plan_place_io(struct plan *p);
@@ -80,9 +90,10 @@ void plan_emit_moves(struct plan *p, enum plan_list list);
 
 /* Instructions that both emit.c and forward.c write. */
 struct block_operands plan_operands(const struct plan *p, int64_t block, const int32_t *param_at);
-/* Fetches that begin at visit v; param_at, by chunk, takes their places. */
+/* Fetches that begin at visit v; param_at, by chunk, takes their places. From the disk they pass
+ * through `stages`. */
 void plan_emit_fetches(struct plan *p, enum plan_list list, const struct itinerary *it, int64_t v,
-                       int32_t *param_at);
+                       struct stages *stages, int32_t *param_at);
 void plan_emit_drops(struct plan *p, enum plan_list list, const struct itinerary *it, int64_t v,
                      int32_t *param_at);
 size_t plan_boundary_bytes(const struct plan *p, enum plan_list list);
@@ -118,7 +129,5 @@ void plan_time(const struct plan *p, enum plan_list list, const struct device_pr
                double *seconds, double *bound);
 double plan_time_if(const struct plan *p, enum plan_list list, const struct device_profile *profile,
                     enum speculation speculation);
-/* Bytes that a move carries over its link. */
-size_t plan_move_bytes(const struct plan *p, const struct instr *i);
 
 #endif

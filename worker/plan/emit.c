@@ -19,7 +19,8 @@ struct emit {
     int32_t *param_at;                /* by chunk: where its parameters are now               */
     int32_t *grad_at;                 /* by chunk and use: the gradient so far, gpu           */
     int32_t *sum_at;                  /* likewise in host memory, between groups              */
-    int32_t *spilled;                 /* by chunk: the rounded gradient, host                 */
+    int32_t *spilled;                 /* by chunk: the rounded gradient, host, or of its first
+                                         piece, disk                                          */
     int32_t *x_at;                    /* by block and micro-batch: its input, gpu             */
     int32_t *x_host;                  /* likewise in host memory, NO_PLACE = it stays         */
     int32_t *saved_at;                /* likewise: saved tensors kept for backward            */
@@ -28,9 +29,10 @@ struct emit {
     int32_t scratch, remade;          /* that a visit's micro-batches share: work space, and  */
                                       /* saved tensors that are made again                    */
     bool *updated;                    /* by chunk                                             */
-    struct instr staged[PLAN_STAGES]; /* updates whose state is on its way from the disk */
-    int64_t n_staged, n_stagings;     /* now, and in all */
-    int32_t stage[PLAN_STAGES];       /* used in turn    */
+    struct instr staged[PLAN_STAGES]; /* updates that wait for what is read from the disk */
+    int64_t n_staged;
+    struct stages states, grads, params; /* of those; */
+    struct stages passing;               /* of fetches and spills */
 };
 
 static int32_t *no_places(int64_t n)
@@ -57,6 +59,10 @@ static void emit_init(struct emit *e, struct plan *p)
                        .saved_at = no_places(n * p->in.micro_batches),
                        .d_at = no_places(p->in.micro_batches),
                        .held_at = no_places(n),
+                       .states = {.payload = PAYLOAD_STATE},
+                       .grads = {.payload = PAYLOAD_GRAD},
+                       .params = {.payload = PAYLOAD_PARAM},
+                       .passing = {.payload = PAYLOAD_PARAM},
                        .updated = xcalloc((size_t)chunks, sizeof(bool))};
     plan_train_itinerary(p, &e->it);
 }
@@ -79,11 +85,13 @@ static void add_move(struct emit *e, enum instr_op op, enum queue queue, int32_t
     instr_list_add(e->list, i);
 }
 
+/* piece: -1 = all of it */
 static void add_gradient_move(struct emit *e, enum instr_op op, enum queue queue, int64_t chunk,
-                              int32_t src, int32_t dst)
+                              int64_t piece, int32_t src, int32_t dst)
 {
     struct instr i = instr_make(op, queue);
     i.chunk = (int32_t)chunk;
+    i.slice = (int32_t)piece;
     i.payload = PAYLOAD_GRAD;
     i.src = src;
     i.dst = dst;
@@ -255,7 +263,7 @@ static void begin_gradients(struct emit *e, int64_t v)
             continue;
         e->grad_at[u] = add_gradient(e, c, TIER_GPU, gradient_type(e, c));
         if (e->sum_at[u] != NO_PLACE)
-            add_gradient_move(e, INSTR_FETCH, QUEUE_H2D, c, e->sum_at[u], e->grad_at[u]);
+            add_gradient_move(e, INSTR_FETCH, QUEUE_H2D, c, -1, e->sum_at[u], e->grad_at[u]);
     }
 }
 
@@ -270,7 +278,7 @@ static void put_gradients_away(struct emit *e, const struct visit *visit)
             continue;
         if (e->sum_at[u] == NO_PLACE)
             e->sum_at[u] = add_gradient(e, c, TIER_HOST, gradient_type(e, c));
-        add_gradient_move(e, INSTR_EVICT, QUEUE_D2H, c, e->grad_at[u], e->sum_at[u]);
+        add_gradient_move(e, INSTR_EVICT, QUEUE_D2H, c, -1, e->grad_at[u], e->sum_at[u]);
         e->grad_at[u] = NO_PLACE;
     }
 }
@@ -290,47 +298,62 @@ static struct instr update_of(const struct emit *e, int64_t chunk, int64_t slice
     return i;
 }
 
-static void add_disk(struct emit *e, enum instr_op op, const struct instr *update, int32_t src,
-                     int32_t dst)
+/* The slice or piece in a stage, from the disk where its update is not in host memory yet. */
+static int32_t stage(struct emit *e, struct stages *stages, const struct instr *update,
+                     int32_t home)
 {
-    struct instr i = instr_make(op, op == INSTR_STAGE ? QUEUE_READ : QUEUE_WRITE);
-    i.chunk = update->chunk;
-    i.slice = update->slice;
-    i.payload = PAYLOAD_STATE;
-    i.src = src;
-    i.dst = dst;
-    instr_list_add(e->list, i);
+    int32_t at = plan_next_stage(e->p, stages);
+    plan_add_disk_move(e->p, LIST_TRAIN, INSTR_STAGE, update->chunk, update->slice, stages->payload,
+                       home, at);
+    return at;
+}
+
+static bool on_disk(const struct emit *e, int32_t place)
+{
+    return e->p->places[place].tier == TIER_NVME;
 }
 
 static void finish_oldest_staged(struct emit *e)
 {
     struct instr i = e->staged[0];
+    const struct plan_chunk *pc = &e->p->chunk[i.chunk];
+    int32_t home = pc->slices[i.slice].home;
+
     instr_list_add(e->list, i);
-    add_disk(e, INSTR_UNSTAGE, &i, i.state, e->p->chunk[i.chunk].slices[i.slice].home);
+    if (on_disk(e, home))
+        plan_add_disk_move(e->p, LIST_TRAIN, INSTR_UNSTAGE, i.chunk, i.slice, PAYLOAD_STATE,
+                           i.state, home);
+    if (i.piece)
+        plan_add_disk_move(e->p, LIST_TRAIN, INSTR_UNSTAGE, i.chunk, i.slice, PAYLOAD_PARAM, i.dst,
+                           pc->param + i.slice);
     e->n_staged--;
     for (int64_t k = 0; k < e->n_staged; k++)
         e->staged[k] = e->staged[k + 1];
 }
 
-/* All slices of a chunk. Those whose state lies on the disk are read some slices ahead. */
+/* All slices of a chunk. What of them lies on the disk is read some slices ahead. */
 static void update(struct emit *e, int64_t chunk)
 {
     struct plan *p = e->p;
+    bool pages = plan_pages(p, chunk);
+
     e->updated[chunk] = true;
     for (int64_t k = 0; k < p->chunk[chunk].n_slices; k++) {
         struct instr i = update_of(e, chunk, k);
-        if (p->places[i.state].tier != TIER_NVME) {
+        if (!on_disk(e, i.state) && !pages) {
             instr_list_add(e->list, i);
             continue;
         }
         if (e->n_staged == PLAN_STAGES)
             finish_oldest_staged(e);
-        int64_t turn = e->n_stagings++ % PLAN_STAGES;
-        if (e->n_stagings <= PLAN_STAGES)
-            e->stage[turn] = plan_add_stage(p);
-        int32_t at = e->stage[turn];
-        add_disk(e, INSTR_STAGE, &i, i.state, at);
-        i.state = at;
+        if (on_disk(e, i.state))
+            i.state = stage(e, &e->states, &i, i.state);
+        if (pages) {
+            bool same = i.src == i.dst;
+            i.piece = true;
+            i.src = stage(e, &e->grads, &i, i.src + i.slice);
+            i.dst = same ? i.src : stage(e, &e->params, &i, i.dst + i.slice);
+        }
         e->staged[e->n_staged++] = i;
     }
 }
@@ -345,14 +368,36 @@ static void confirm(struct emit *e, int64_t chunk)
     }
 }
 
-/* Host memory for a rounded gradient on its way to the update. Beside a whole master the parameters
- * themselves are not read between their last fetch of a step and the update that writes them anew,
- * so the gradient waits in their place, unless that update may have to be done again. */
+/* Where a rounded gradient waits for the update: in host memory, or in pieces on the disk. Beside a
+ * whole master the parameters themselves are not read between their last fetch of a step and the
+ * update that writes them anew, so the gradient waits in their place, unless that update may have
+ * to be done again. */
 static int32_t spill_place(struct emit *e, int64_t chunk)
 {
-    if (chunk_has_whole_master(e->p->types) && !plan_speculates(e->p, chunk))
-        return e->p->chunk[chunk].param;
-    return add_gradient(e, chunk, TIER_HOST, e->p->types.compute);
+    struct plan *p = e->p;
+    if (chunk_has_whole_master(p->types) && !plan_speculates(p, chunk))
+        return p->chunk[chunk].param;
+    if (!plan_pages(p, chunk))
+        return add_gradient(e, chunk, TIER_HOST, p->types.compute);
+    int32_t first = (int32_t)p->n_places;
+    for (int64_t k = 0; k < p->chunk[chunk].n_pieces; k++)
+        plan_add_place(p, TIER_NVME, PURPOSE_GRADIENTS, plan_piece_bytes(p, chunk, k), false);
+    return first;
+}
+
+static void spill(struct emit *e, int64_t chunk, int32_t from)
+{
+    int32_t to = e->spilled[chunk] = spill_place(e, chunk);
+    if (!plan_pages(e->p, chunk)) {
+        add_gradient_move(e, INSTR_SPILL, QUEUE_D2H, chunk, -1, from, to);
+        return;
+    }
+    for (int64_t k = 0; k < e->p->chunk[chunk].n_pieces; k++) {
+        int32_t at = plan_next_stage(e->p, &e->passing);
+        add_gradient_move(e, INSTR_SPILL, QUEUE_D2H, chunk, k, from, at);
+        plan_add_disk_move(e->p, LIST_TRAIN, INSTR_UNSTAGE, chunk, k, PAYLOAD_GRAD, at,
+                           to + (int32_t)k);
+    }
 }
 
 /* A chunk's gradient is complete: sum of its uses, norm partials, and off to where it is used. */
@@ -370,11 +415,8 @@ static void reduce(struct emit *e, int64_t chunk)
     if (!gpu && gradient_type(e, chunk) != p->types.compute)
         i.dst = add_gradient(e, chunk, TIER_GPU, p->types.compute);
     instr_list_add(e->list, i);
-    if (!gpu) {
-        e->spilled[chunk] = spill_place(e, chunk);
-        add_gradient_move(e, INSTR_SPILL, QUEUE_D2H, chunk, i.dst != NO_PLACE ? i.dst : i.src,
-                          e->spilled[chunk]);
-    }
+    if (!gpu)
+        spill(e, chunk, i.dst != NO_PLACE ? i.dst : i.src);
     if (p->in.clip ? plan_speculates(p, chunk) : gpu || p->chunk[chunk].early)
         update(e, chunk);
 }
@@ -413,7 +455,7 @@ static void finish_step(struct emit *e)
 static void visit(struct emit *e, int64_t v)
 {
     const struct visit *now = &e->it.visits[v];
-    plan_emit_fetches(e->p, LIST_TRAIN, &e->it, v, e->param_at);
+    plan_emit_fetches(e->p, LIST_TRAIN, &e->it, v, &e->passing, e->param_at);
     begin_gradients(e, v);
     share_places(e, now);
     for (int64_t m = now->first_micro; m < now->first_micro + now->n_micro; m++) {

@@ -26,8 +26,33 @@ struct block_operands plan_operands(const struct plan *p, int64_t block, const i
     return o;
 }
 
+void plan_add_disk_move(struct plan *p, enum plan_list list, enum instr_op op, int64_t chunk,
+                        int64_t slice, enum payload payload, int32_t src, int32_t dst)
+{
+    struct instr i = instr_make(op, op == INSTR_STAGE ? QUEUE_READ : QUEUE_WRITE);
+    i.chunk = (int32_t)chunk;
+    i.slice = (int32_t)slice;
+    i.payload = payload;
+    i.src = src;
+    i.dst = dst;
+    instr_list_add(&p->lists[list], i);
+}
+
+/* From the disk piece by piece, through host memory. */
+static void fetch_pieces(struct plan *p, enum plan_list list, struct instr i, struct stages *stages)
+{
+    const struct plan_chunk *pc = &p->chunk[i.chunk];
+    for (int64_t k = 0; k < pc->n_pieces; k++) {
+        i.slice = (int32_t)k;
+        i.src = plan_next_stage(p, stages);
+        plan_add_disk_move(p, list, INSTR_STAGE, i.chunk, k, PAYLOAD_PARAM, pc->param + (int32_t)k,
+                           i.src);
+        instr_list_add(&p->lists[list], i);
+    }
+}
+
 void plan_emit_fetches(struct plan *p, enum plan_list list, const struct itinerary *it, int64_t v,
-                       int32_t *param_at)
+                       struct stages *stages, int32_t *param_at)
 {
     for (int64_t k = plan_first_fetch(it, v); k < it->n_stays && it->stays[k].fetch == v; k++) {
         const struct stay *s = &it->stays[k];
@@ -38,7 +63,10 @@ void plan_emit_fetches(struct plan *p, enum plan_list list, const struct itinera
         i.src = p->chunk[s->chunk].param;
         i.dst = param_at[s->chunk] = plan_add_place(
             p, TIER_GPU, PURPOSE_WEIGHTS, chunk_payload_bytes(c, PAYLOAD_PARAM, p->types), false);
-        instr_list_add(&p->lists[list], i);
+        if (plan_pages(p, s->chunk))
+            fetch_pieces(p, list, i, stages);
+        else
+            instr_list_add(&p->lists[list], i);
     }
 }
 
@@ -73,6 +101,7 @@ void plan_emit_forward(struct plan *p, enum plan_list list)
 {
     int64_t n = p->in.model->n_blocks;
     int32_t *param_at = xcalloc((size_t)p->chunks.n_chunks, sizeof *param_at), before = NO_PLACE;
+    struct stages stages = {.payload = PAYLOAD_PARAM};
     struct itinerary it;
 
     plan_forward_itinerary(p, &it);
@@ -81,7 +110,7 @@ void plan_emit_forward(struct plan *p, enum plan_list list)
             plan_add_place(p, TIER_GPU, PURPOSE_BUFFERS,
                            (size_t)p->in.model->config.vocab * dtype_size(p->types.compute), false);
     for (int64_t b = 0; b < n; b++) {
-        plan_emit_fetches(p, list, &it, b, param_at);
+        plan_emit_fetches(p, list, &it, b, &stages, param_at);
         struct block_operands o = plan_operands(p, b, param_at);
         o.x = before;
         if (b < n - 1)

@@ -18,6 +18,11 @@ static enum plan_tier state_tier(const struct plan *p, int64_t chunk)
     return chunk >= p->chunks.n_chunks - p->chosen.nvme ? TIER_NVME : TIER_HOST;
 }
 
+bool plan_pages(const struct plan *p, int64_t chunk)
+{
+    return !plan_is_resident(p, chunk) && chunk >= p->chunks.n_chunks - p->chosen.nvme_params;
+}
+
 static bool updated_on_cpu(const struct plan *p, int64_t chunk)
 {
     return p->chunks.chunks[chunk].trainable && !plan_is_resident(p, chunk);
@@ -43,7 +48,7 @@ static void find_early(struct plan *p)
 bool plan_speculates(const struct plan *p, int64_t chunk)
 {
     return p->in.clip && p->chunk[chunk].early && state_tier(p, chunk) == TIER_HOST &&
-           chunk_has_whole_master(p->types) && p->types.compute != DT_F16;
+           !plan_pages(p, chunk) && chunk_has_whole_master(p->types) && p->types.compute != DT_F16;
 }
 
 /* On the gpu one update is one kernel; elsewhere slices let moves and updates overlap. */
@@ -67,6 +72,24 @@ static void place_state(struct plan *p, int64_t c)
     }
 }
 
+static void place_parameters(struct plan *p, int64_t c)
+{
+    struct plan_chunk *pc = &p->chunk[c];
+    size_t bytes = chunk_payload_bytes(&p->chunks.chunks[c], PAYLOAD_PARAM, p->types);
+
+    if (!plan_pages(p, c)) {
+        pc->param = plan_place_for_good(p, plan_is_resident(p, c) ? TIER_GPU : TIER_HOST,
+                                        PURPOSE_WEIGHTS, bytes);
+        return;
+    }
+    for (; plan_piece_at(p, pc->n_pieces) < bytes; pc->n_pieces++) {
+        int32_t at = plan_place_for_good(p, TIER_NVME, PURPOSE_WEIGHTS,
+                                         plan_piece_bytes(p, c, pc->n_pieces));
+        if (pc->n_pieces == 0)
+            pc->param = at;
+    }
+}
+
 void plan_place_homes(struct plan *p)
 {
     p->chunk = xcalloc((size_t)p->chunks.n_chunks, sizeof *p->chunk);
@@ -74,9 +97,7 @@ void plan_place_homes(struct plan *p)
     for (int64_t c = 0; c < p->chunks.n_chunks; c++) {
         const struct chunk *ch = &p->chunks.chunks[c];
         struct plan_chunk *pc = &p->chunk[c];
-        pc->param =
-            plan_place_for_good(p, plan_is_resident(p, c) ? TIER_GPU : TIER_HOST, PURPOSE_WEIGHTS,
-                                chunk_payload_bytes(ch, PAYLOAD_PARAM, p->types));
+        place_parameters(p, c);
         for (int u = 0; u < CHUNK_MAX_USES; u++)
             pc->grad[u] = NO_PLACE;
         if (!ch->trainable)

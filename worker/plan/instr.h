@@ -26,7 +26,7 @@
 
 enum instr_op {
     /* payloads; queues h2d, d2h, read, write */
-    INSTR_FETCH,   /* host place -> gpu place */
+    INSTR_FETCH,   /* host place -> gpu place, whole or a piece */
     INSTR_EVICT,   /* gpu place -> host place; without a chunk: the step's scalars */
     INSTR_STAGE,   /* nvme place -> host place, whole or a slice */
     INSTR_UNSTAGE, /* host place -> nvme place */
@@ -41,7 +41,7 @@ enum instr_op {
     INSTR_REDUCE, /* compute: the chunk's gradient slots, summed in use order into slot 0 = src,
                      then over the data axis; norm partials; with dst, the sum rounded to the
                      compute type goes there, ready to travel */
-    INSTR_SPILL,  /* d2h: rounded gradient, gpu place -> host place */
+    INSTR_SPILL,  /* d2h: rounded gradient, whole or a piece, gpu place -> host place */
     INSTR_NORM, /* compute: all partials -> global norm, clip coefficient, in the step's scalars */
     INSTR_UPDATE, /* compute or cpu, where the state lies: AdamW on one slice of a chunk; writes the
                      new parameters, on the cpu queue to the host place; with `shadow` before the
@@ -90,11 +90,13 @@ struct instr {
     enum instr_op op;
     enum queue queue;
     int32_t block, chunk, micro; /* -1 = none */
-    int32_t slice;             /* of the chunk's optimizer state; -1 = none or the whole payload */
-    enum payload payload;      /* of moves  */
+    int32_t slice;               /* of the chunk's optimizer state, or piece of another payload on
+                                    its way from or to the disk; -1 = none or the whole payload */
+    enum payload payload;        /* of moves  */
     int32_t src, dst;          /* places of moves; UPDATE: src = gradient, dst = parameter, both of
-                                  the whole chunk, and the same one where the gradient waits in
-                                  the parameter's place */
+                                  the whole chunk or, if `piece`, of the slice, and the same one
+                                  where the gradient waits in the parameter's place */
+    bool piece;                /* UPDATE                                                        */
     int32_t state;             /* UPDATE, CONFIRM: place of the slice's optimizer state         */
     int32_t shadow;            /* likewise of its second one, NO_PLACE = in place: in one pass the
                                   old state lies in `state` and the new one goes to `shadow`, in the

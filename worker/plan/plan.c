@@ -17,6 +17,23 @@ size_t plan_slice_bytes(const struct plan *p, const struct plan_slice *s)
     return chunk_state_bytes(p->types, s->n);
 }
 
+size_t plan_piece_at(const struct plan *p, int64_t piece)
+{
+    return (size_t)(piece * p->chosen.slice) * dtype_size(p->types.compute);
+}
+
+size_t plan_piece_bytes(const struct plan *p, int64_t chunk, int64_t piece)
+{
+    size_t first = plan_piece_at(p, piece), end = plan_piece_at(p, piece + 1);
+    size_t all = chunk_payload_bytes(&p->chunks.chunks[chunk], PAYLOAD_PARAM, p->types);
+    return (end < all ? end : all) - first;
+}
+
+bool plan_moves_piece(const struct instr *i)
+{
+    return i->payload != PAYLOAD_STATE && i->slice >= 0;
+}
+
 int64_t plan_step_rows(const struct plan *p)
 {
     return p->in.micro_batches * p->in.micro_batch * p->in.seq_length;

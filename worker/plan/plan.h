@@ -15,6 +15,11 @@
  * In the last two the host's side (src of a load, dst of a save) is the staging place, or where the
  * payload lives in host memory; then src == dst and nothing is copied.
  *
+ * What lives on the disk passes through host memory in slices of a chunk: of the optimizer state
+ * for its update; of the parameters on their way to the gpu, and of a chunk's gradient, which waits
+ * on the disk like the parameters, to and from its update. In moves of PARAM and GRAD between the
+ * gpu and such a stage `slice` is the number of the piece.
+ *
  * The training list is cyclic: updates on the cpu queue may still run while the next pass begins
  * (its instructions wait for them by `wait_prev`). The other lists start and end with all queues
  * idle.
@@ -56,12 +61,13 @@ const char *plan_list_name(enum plan_list l);
 /* What the planner decides. Chunks are counted in the order of their first use. */
 enum { PLAN_AUTO = -1 };
 struct plan_choices {
-    int64_t group;    /* micro-batches a block's visit serves; all of them = layer-major  */
-    int64_t resident; /* so many first chunks have all payloads on the gpu; the others live in
-                         host memory                                                      */
-    int64_t nvme;     /* the optimizer states of so many last chunks live on the disk      */
-    int64_t keep;     /* so many last layers keep their saved tensors from forward to backward; the
-                         others recompute them                                            */
+    int64_t group;       /* micro-batches a block's visit serves; all of them = layer-major  */
+    int64_t resident;    /* so many first chunks have all payloads on the gpu; the others live in
+                            host memory                                                      */
+    int64_t nvme;        /* the optimizer states of so many last chunks live on the disk      */
+    int64_t nvme_params; /* the parameters of so many last chunks do                       */
+    int64_t keep; /* so many last layers keep their saved tensors from forward to backward; the
+                     others recompute them                                            */
     int64_t offload_boundaries; /* 1: boundary activations wait in host memory            */
     int64_t turn;     /* so many pairs of consecutive uses, the closest ones first, between which
                          parameters stay on the gpu instead of being fetched again        */
@@ -79,7 +85,8 @@ struct plan_choices {
 };
 #define PLAN_CHOICES_AUTO                                                                          \
     ((struct plan_choices){PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO,       \
-                           PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO})
+                           PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO,       \
+                           PLAN_AUTO})
 
 struct plan_input {
     const struct model *model;            /* borrowed, outlives the plan */
@@ -129,7 +136,8 @@ struct plan_slice {
 /* Of each chunk: where its payloads live from step to step, its gradient, and its norm partials.
  * Frozen chunks lack all but the parameter. */
 struct plan_chunk {
-    int32_t param;                /* place of any tier */
+    int32_t param;                /* place of any tier; on the disk, of the first piece */
+    int64_t n_pieces;             /* on the disk: so many places, one behind the other; else 0 */
     int32_t grad[CHUNK_MAX_USES]; /* gpu, one slot a use, as REDUCE finds them; the sum ends in
                                      slot 0 */
     struct plan_slice *slices;
@@ -166,6 +174,13 @@ void plan_destroy(struct plan *p);
 bool plan_holds_copies(const struct plan *p, int64_t block);
 /* Bytes of a slice's state. */
 size_t plan_slice_bytes(const struct plan *p, const struct plan_slice *s);
+/* Of a chunk's pieces on the disk: where one begins in the whole, in bytes, and how long it is. The
+ * pieces of one that trains are its slices. */
+size_t plan_piece_at(const struct plan *p, int64_t piece);
+size_t plan_piece_bytes(const struct plan *p, int64_t chunk, int64_t piece);
+bool plan_moves_piece(const struct instr *i);
+/* Bytes that a move carries over its link. */
+size_t plan_move_bytes(const struct plan *p, const struct instr *i);
 /* Rows (tokens) of a whole step, and the bytes of its batch and of its results. */
 int64_t plan_step_rows(const struct plan *p);
 size_t plan_batch_bytes(const struct plan *p);

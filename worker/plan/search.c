@@ -1,8 +1,8 @@
 /*
  * Which choices. All combinations of group, kept layers and waiting boundaries are few; for each,
  * as much as fits of what always helps is found by bisection: first chunks that are resident, then
- * parameters that stay over the turn; and as little as is needed of what always costs: states on
- * the disk. Of all these plans the one with the shortest simulated step is taken.
+ * parameters that stay over the turn; and as little as is needed of what always costs: states and
+ * parameters on the disk. Of all these plans the one with the shortest simulated step is taken.
  */
 #include <assert.h>
 #include <math.h>
@@ -48,6 +48,7 @@ static struct plan_choices forced(const struct search *s, struct plan_choices c)
     FORCE(group);
     FORCE(resident);
     FORCE(nvme);
+    FORCE(nvme_params);
     FORCE(keep);
     FORCE(cheap);
     FORCE(offload_boundaries);
@@ -193,36 +194,60 @@ static bool hopeless(const struct search *s, struct plan_choices c, int64_t visi
     return too_long;
 }
 
-/* Could another number of states on the disk do? What passes through host memory on its way there
- * may take more of it than a small state that stays. */
+/* Could another number of chunks on the disk do? What passes through host memory on its way there
+ * may take more of it than a small payload that stays. */
 static bool nearly_fits(const struct search *s, struct plan_choices c)
 {
     c = forced(s, c);
     struct plan *p = plan_draft(s->in, &c);
-    size_t passing = 2 * PLAN_STAGES * (chunk_state_bytes(p->types, c.slice) + NVME_ALIGN);
+    size_t state = chunk_state_bytes(p->types, c.slice), pieces = 3 * plan_piece_at(p, 1);
+    size_t passing = 2 * PLAN_STAGES * (state + pieces + 4 * NVME_ALIGN);
     bool near = plan_over(p, TIER_HOST) <= passing;
     plan_destroy(p);
     return near;
 }
 
-/* As few states on the disk as the other tiers leave. */
+/* Any number of chunks less than all of them. */
+static bool some_fit(struct search *s, struct plan_choices *c, int64_t *member, int64_t most)
+{
+    for (*member = most - 1; *member > 0; --*member)
+        if (fits_in(s, *c, NOT_GPU, false))
+            return true;
+    return false;
+}
+
+/* As little on the disk as the other tiers leave. States go first: they are read and written once a
+ * step, while parameters are read twice as a rule, and their gradients pass by, too. */
 static bool search_disk(struct search *s, struct plan_choices *c)
 {
     int64_t most = s->n_chunks - c->resident;
+    struct plan_choices all[] = {*c, *c, *c};
+
     if (fits_in(s, *c, NOT_GPU, false))
         return true;
     if (s->in->limit[TIER_NVME] == 0)
         return false;
-    c->nvme = most;
-    if (fits_in(s, *c, NOT_GPU, false)) {
-        best_that_fits(s, c, &c->nvme, most, 0, NOT_GPU);
+    all[0].nvme = all[1].nvme = all[1].nvme_params = all[2].nvme_params = most;
+    for (int k = 0; k < 3; k++) {
+        *c = all[k];
+        if (!fits_in(s, *c, NOT_GPU, false))
+            continue;
+        if (c->nvme_params > 0)
+            best_that_fits(s, c, &c->nvme_params, most, 0, NOT_GPU);
+        if (c->nvme > 0)
+            best_that_fits(s, c, &c->nvme, most, 0, NOT_GPU);
         return true;
     }
-    if (!nearly_fits(s, *c))
-        return false;
-    while (--c->nvme > 0)
-        if (fits_in(s, *c, NOT_GPU, false))
+    for (int k = 0; k < 3; k++) {
+        if (!nearly_fits(s, all[k]))
+            continue;
+        *c = all[k];
+        if (c->nvme > 0 && some_fit(s, c, &c->nvme, most))
             return true;
+        *c = all[k];
+        if (c->nvme_params > 0 && some_fit(s, c, &c->nvme_params, most))
+            return true;
+    }
     return false;
 }
 

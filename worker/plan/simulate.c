@@ -15,8 +15,9 @@ struct sim {
     int64_t *first, *last; /* by place: first and last instruction that touches it, -1 = none */
     bool *written;         /* by place */
     enum chunk_state *state;
-    bool *there;   /* by chunk: its parameters are in device memory */
-    bool *reduced; /* by chunk: its gradient is complete            */
+    bool *there;     /* by chunk: its parameters are in device memory */
+    int64_t *pieces; /* by chunk: so many first pieces are, the others on their way */
+    bool *reduced;   /* by chunk: its gradient is complete            */
     struct plan_simulation out;
     struct err *err;
 };
@@ -123,12 +124,14 @@ static int move_state(struct sim *s, int64_t at, int64_t chunk, enum chunk_state
     return 0;
 }
 
-/* Nothing changes a frozen chunk, so nothing of it is reduced, updated or written back. */
-static bool writes_frozen(const struct plan *p, const struct instr *i)
+/* Nothing changes a frozen chunk, so nothing of it is reduced, updated or written back once it has
+ * been loaded. */
+static bool writes_frozen(const struct sim *s, const struct instr *i)
 {
     bool writes = i->op == INSTR_REDUCE || i->op == INSTR_UPDATE || i->op == INSTR_CONFIRM ||
-                  i->op == INSTR_SPILL || i->op == INSTR_EVICT || i->op == INSTR_UNSTAGE;
-    return writes && i->chunk >= 0 && !p->chunks.chunks[i->chunk].trainable;
+                  i->op == INSTR_SPILL || i->op == INSTR_EVICT ||
+                  (i->op == INSTR_UNSTAGE && s->list != LIST_LOAD);
+    return writes && i->chunk >= 0 && !s->p->chunks.chunks[i->chunk].trainable;
 }
 
 /* To the device, or off it; loading and saving copy what stays where it is. */
@@ -139,10 +142,21 @@ static bool moves_parameters(const struct sim *s, const struct instr *i)
            (i->op == INSTR_FETCH && i->payload == PAYLOAD_PARAM && runs_blocks);
 }
 
+/* Pieces come one after the other, and the last one makes the chunk whole. */
+static int check_piece(struct sim *s, int64_t at, const struct instr *i)
+{
+    const struct plan_chunk *pc = &s->p->chunk[i->chunk];
+    if (i->slice != s->pieces[i->chunk]++)
+        return broken(s, at, "pieces out of turn, now", i->slice);
+    if (s->pieces[i->chunk] == pc->n_pieces)
+        s->pieces[i->chunk] = 0;
+    return 0;
+}
+
 static int check_states(struct sim *s, int64_t at, const struct instr *i)
 {
     int rc = 0;
-    if (writes_frozen(s->p, i))
+    if (writes_frozen(s, i))
         return broken(s, at, "writes the frozen chunk", i->chunk);
     if (i->op == INSTR_FORWARD || i->op == INSTR_BACKWARD) {
         const struct block_operands *o = &s->p->operands[i->operands];
@@ -165,6 +179,10 @@ static int check_states(struct sim *s, int64_t at, const struct instr *i)
             TRY(move_state(s, at, i->chunk, CHUNK_FREE));
         s->reduced[i->chunk] = true;
     } else if (moves_parameters(s, i)) {
+        if (plan_moves_piece(i))
+            TRY(check_piece(s, at, i));
+        if (s->pieces[i->chunk] > 0)
+            goto out;
         TRY(move_state(s, at, i->chunk, i->op == INSTR_DROP ? CHUNK_FREE : CHUNK_HOLD));
         s->there[i->chunk] = i->op != INSTR_DROP;
     } else if ((i->op == INSTR_UPDATE || i->op == INSTR_CONFIRM) && !s->reduced[i->chunk]) {
@@ -267,6 +285,7 @@ int plan_simulate(const struct plan *p, enum plan_list list, struct plan_simulat
     s.written = xcalloc((size_t)p->n_places, sizeof *s.written);
     s.state = xcalloc((size_t)p->chunks.n_chunks, sizeof *s.state);
     s.there = xcalloc((size_t)p->chunks.n_chunks, sizeof *s.there);
+    s.pieces = xcalloc((size_t)p->chunks.n_chunks, sizeof *s.pieces);
     s.reduced = xcalloc((size_t)p->chunks.n_chunks, sizeof *s.reduced);
     for (int64_t c = 0; c < p->chunks.n_chunks; c++) {
         s.there[c] = plan_is_resident(p, c);
@@ -289,6 +308,7 @@ out:
     free(s.written);
     free(s.state);
     free(s.there);
+    free(s.pieces);
     free(s.reduced);
     return rc;
 }

@@ -21,10 +21,13 @@ size_t plan_move_bytes(const struct plan *p, const struct instr *i)
         return 0;
     if (i->op == INSTR_EVICT && i->chunk < 0)
         return sizeof(struct clip_result);
-    if (i->chunk >= 0 && i->payload == PAYLOAD_PARAM)
+    if (i->chunk < 0 || i->op == INSTR_STAGE || i->op == INSTR_UNSTAGE) /* whole blocks of a disk */
+        return src < dst ? src : dst;
+    if (plan_moves_piece(i))
+        return plan_piece_bytes(p, i->chunk, i->slice);
+    if (i->payload == PAYLOAD_PARAM)
         return chunk_payload_bytes(&p->chunks.chunks[i->chunk], i->payload, p->types);
-    if (i->chunk >= 0 && i->payload == PAYLOAD_STATE && i->op != INSTR_STAGE &&
-        i->op != INSTR_UNSTAGE)
+    if (i->payload == PAYLOAD_STATE)
         return plan_slice_bytes(p, &p->chunk[i->chunk].slices[i->slice]);
     return src < dst ? src : dst;
 }

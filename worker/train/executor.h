@@ -65,10 +65,10 @@ struct step_result {
     double grad_norm;
     bool clipped, finite;         /* !finite: the update was skipped            */
     struct loss_scale loss_scale; /* behind this step; zeros where losses are not scaled */
-    /* Seconds that the compute queue stood still, by the queue that it waited for; that fetches
-     * waited for updates on the CPU, which is part of what compute waited for them; and that the
-     * update threads worked since the step before was collected. */
-    double stall[QUEUE_COUNT], fetch_stall, updating;
+    /* Seconds that the compute queue stood still, by the queue that it waited for; likewise the
+     * queue of fetches, for updates on the CPU or the disk, which is part of what compute waited
+     * for fetches; and that the update threads worked since the step before was collected. */
+    double stall[QUEUE_COUNT], fetch_stall[QUEUE_COUNT], updating;
 };
 
 /* Queue one optimizer step on the slot's batch. The slot must not be in flight. */

@@ -4,33 +4,23 @@
 
 #include "worker/train/executor_impl.h"
 
-/* Bytes that a move is about; its places may be rounded up differently. */
-static size_t move_bytes(const struct executor *e, const struct instr *i)
-{
-    const struct plan *p = e->plan;
-    size_t src = p->places[i->src].bytes, dst = p->places[i->dst].bytes;
-    if (i->chunk >= 0 && i->payload == PAYLOAD_PARAM)
-        return chunk_payload_bytes(&p->chunks.chunks[i->chunk], i->payload, p->types);
-    if (i->chunk >= 0 && i->payload == PAYLOAD_STATE && i->slice >= 0)
-        return plan_slice_bytes(p, &p->chunk[i->chunk].slices[i->slice]);
-    return src < dst ? src : dst;
-}
-
 int executor_run_copy(struct executor *e, const struct instr *i, struct stream *s, struct err *err)
 {
     bool up = i->op == INSTR_FETCH || i->op == INSTR_LOAD_ACT;
+    char *from_at = executor_at(e, i->src), *to_at = executor_at(e, i->dst);
+    size_t piece = plan_moves_piece(i) ? plan_piece_at(e->plan, i->slice) : 0; /* on the gpu */
     if (i->op == INSTR_EVICT && i->chunk < 0) {
         const struct step_scalars *from = executor_at(e, i->src);
         struct step_scalars *to = executor_at(e, i->dst);
         return device_copy(e->device, s, COPY_D2H, &to->clip, &from->clip, sizeof to->clip, err);
     }
-    return device_copy(e->device, s, up ? COPY_H2D : COPY_D2H, executor_at(e, i->dst),
-                       executor_at(e, i->src), move_bytes(e, i), err);
+    return device_copy(e->device, s, up ? COPY_H2D : COPY_D2H, to_at + (up ? piece : 0),
+                       from_at + (up ? 0 : piece), plan_move_bytes(e->plan, i), err);
 }
 
 /* ---- loading and saving -------------------------------------------------------------------------
- * The host sees a payload as a whole: the optimizer state of all slices is put together, or taken
- * apart, in the staging place.
+ * The host sees a payload as a whole: its slices or pieces are put together, or taken apart, in the
+ * staging place.
  */
 
 static size_t payload_bytes(const struct executor *e, const struct instr *i)
@@ -94,28 +84,48 @@ out:
     return rc;
 }
 
+/* Its last instruction of a list. */
+static bool ends_payload(const struct executor *e, const struct instr *i)
+{
+    const struct plan_chunk *pc = &e->plan->chunk[i->chunk];
+    int64_t n = i->payload == PAYLOAD_STATE ? pc->n_slices : pc->n_pieces;
+    return i->slice < 0 || i->slice == n - 1;
+}
+
+/* A piece of the parameters, or all of them. */
+static int copy_parameters(struct executor *e, const struct instr *i, int32_t home, bool load,
+                           struct err *err)
+{
+    const struct plan *p = e->plan;
+    char *staging = executor_at(e, p->io.staging);
+    size_t bytes = payload_bytes(e, i);
+    if (plan_moves_piece(i)) {
+        staging += plan_piece_at(p, i->slice);
+        bytes = plan_piece_bytes(p, i->chunk, i->slice);
+    }
+    return copy_between(e, home, executor_at(e, home), staging, bytes, load, err);
+}
+
 static int transfer_payload(struct executor *e, const struct instr *i, int32_t home, bool load,
                             struct err *err)
 {
     void *staging = executor_at(e, e->plan->io.staging);
     size_t bytes = payload_bytes(e, i);
-    int64_t n_slices = e->plan->chunk[i->chunk].n_slices;
-    bool sliced = i->payload == PAYLOAD_STATE;
     int rc = 0;
 
-    if (load && (!sliced || i->slice == 0)) {
+    if (load && i->slice <= 0) {
         rc = e->transfer(e->transfer_ud, i->chunk, i->payload, staging, bytes, err);
         e->loads_zeros = rc == PAYLOAD_IS_ZERO;
         if (rc != 0 && !e->loads_zeros)
             goto out;
         rc = 0;
     }
-    if (sliced)
+    if (i->payload == PAYLOAD_STATE)
         TRY(copy_slice(e, i, home, load, err));
     else
-        TRY(copy_between(e, home, executor_at(e, home), staging, bytes, load, err));
+        TRY(copy_parameters(e, i, home, load, err));
     TRY(device_stream_sync(e->device, e->stream[QUEUE_COMPUTE], err));
-    if (!load && (!sliced || i->slice == n_slices - 1))
+    if (!load && ends_payload(e, i))
         TRY(e->transfer(e->transfer_ud, i->chunk, i->payload, staging, bytes, err));
 out:
     return rc;

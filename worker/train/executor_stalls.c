@@ -79,8 +79,8 @@ int executor_sum_stalls(struct executor *e, int parity, struct step_result *out,
         TRY(device_mark_elapsed(e->device, s->before, s->behind, &seconds, err));
         if (s->queue == QUEUE_COMPUTE)
             out->stall[s->cause] += seconds;
-        else if (s->cause == QUEUE_CPU)
-            out->fetch_stall += seconds;
+        else
+            out->fetch_stall[s->cause] += seconds;
     }
 out:
     return rc;

@@ -68,7 +68,7 @@ static struct adamw_args slice_args(struct executor *e, const struct instr *i, e
     const struct chunk *c = &e->plan->chunks.chunks[i->chunk];
     const struct plan_slice *s = &e->plan->chunk[i->chunk].slices[i->slice];
     const struct chunk_types *types = &e->plan->types;
-    size_t first = (size_t)s->first;
+    size_t first = i->piece ? 0 : (size_t)s->first; /* in the places of gradient and parameter */
     char *param = (char *)executor_at(e, i->dst) + first * dtype_size(types->compute);
     char *at[PART_COUNT];
     int64_t decay = c->n_decay - s->first;

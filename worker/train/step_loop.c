@@ -158,8 +158,9 @@ static int report_step(struct loop *l, const struct pending *p, const struct ste
                                .disk_write_bytes = (int64_t)disk.written,
                                .stalls = {.h2d = res->stall[QUEUE_H2D],
                                           .d2h = res->stall[QUEUE_D2H],
-                                          .disk = res->stall[QUEUE_READ] + res->stall[QUEUE_WRITE],
-                                          .updates = res->fetch_stall},
+                                          .disk = res->stall[QUEUE_READ] + res->stall[QUEUE_WRITE] +
+                                                  res->fetch_stall[QUEUE_READ],
+                                          .updates = res->fetch_stall[QUEUE_CPU]},
                                .update_seconds = res->updating,
                                .cpu_update_share = r->cpu_update_share}};
     return event_write(&r->events, &e, err);
