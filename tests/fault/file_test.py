@@ -229,19 +229,21 @@ def a_small_disk(root):
 
 
 def disks_of_states(root):
-    """Optimizer states on a volume that is full, or does not give back what was written."""
+    """Optimizer states, then parameters, too, on a volume that is full, or does not give back what was written."""
     start, output = stopped_at_two(root)
     volume = os.path.join(root, "volume")
     os.mkdir(volume)
     start.spec["placement"].update(policy="cpu")
     rig.write_json(start.path("spec.json"), start.spec)
     host = start.plan()[1]["memory"]["host"]
-    start.spec["placement"].update(nvme_path="fast", host_memory_limit=host["total"] - host["optimizer"] // 2)
     start.spec["files"]["nvme"]["path"] = volume
-    rig.write_json(start.path("spec.json"), start.spec)
-    equal(set(each_operation_of(root, start, output, "/volume/", "reserve", errno.ENOSPC, 1)), {"failed"})
-    equal(set(each_operation_of(root, start, output, "/volume/", "pread", errno.EIO, 4)), {"failed"})
-    equal(set(each_operation_of(root, start, output, "/volume/", "pwrite", errno.EIO, 4)), {"failed"})
+    for saved in (host["optimizer"] // 2, host["optimizer"] + host["weights"] // 2):
+        start.spec["placement"].update(nvme_path="fast", host_memory_limit=host["total"] - saved)
+        rig.write_json(start.path("spec.json"), start.spec)
+        equal(start.plan()[1]["memory"]["nvme"]["weights"] > 0, saved > host["optimizer"])
+        equal(set(each_operation_of(root, start, output, "/volume/", "reserve", errno.ENOSPC, 1)), {"failed"})
+        equal(set(each_operation_of(root, start, output, "/volume/", "pread", errno.EIO, 4)), {"failed"})
+        equal(set(each_operation_of(root, start, output, "/volume/", "pwrite", errno.EIO, 4)), {"failed"})
     equal(os.listdir(volume), [])
 
 
