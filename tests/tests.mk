@@ -89,8 +89,10 @@ endef
 castor_bin := CASTOR_BIN=$(abspath $(B))/castord
 $(eval $(call python_suite,hub,tests/hub/check_fixture.py,,--build $(B),$(call uses_libs,$(USES_worker/hub))))
 $(eval $(call python_suite,e2e/http,tests/e2e/http_test.py,$(castor_bin),,$(B)/castord))
+$(eval $(call python_suite,e2e/castord,tests/e2e/castord_test.py,$(castor_bin),,$(B)/castord))
 $(eval $(call python_suite,e2e/sdk,tests/e2e/sdk_test.py,$(castor_bin),,$(B)/castord))
 $(eval $(call python_suite,e2e/train,tests/e2e/train_test.py,,--build $(B),$(B)/castor-worker))
+$(eval $(call python_suite,e2e/resume,tests/e2e/resume_test.py,,--build $(B),$(B)/castor-worker))
 $(eval $(call python_suite,e2e/lora,tests/e2e/lora_test.py,,--build $(B),$(B)/castor-worker))
 $(eval $(call python_suite,e2e/course,tests/e2e/course_test.py,,--build $(B),$(B)/castor-worker))
 $(eval $(call python_suite,e2e/precision,tests/e2e/precision_test.py,,--build $(B),$(B)/castor-worker))

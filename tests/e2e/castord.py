@@ -132,6 +132,20 @@ def data_set(lines=12):
     return "".join(json.dumps({"text": "line %d" % i}) + "\n" for i in range(lines))
 
 
+def expect(answer, status, code=None, param=None):
+    """The body of an answer with that status; of an error, which has to have its form, the error."""
+    got, headers, body = answer
+    assert got == status, (got, body)
+    if status >= 400:
+        error = (body if isinstance(body, dict) else json.loads(body))["error"]
+        assert set(error) >= {"message", "type", "param", "code"} and error["message"], error
+        assert code is None or error["code"] == code, error
+        assert param is None or error["param"] == param, error
+        assert (headers.get("x-request-id") or "").startswith("req_"), dict(headers)
+        return error
+    return body
+
+
 def main(cases):
     """Run (name, function) pairs; the last line says how many passed."""
     only = sys.argv[1:]

@@ -9,13 +9,9 @@ import signal
 import time
 
 import rig
-from rig import Job, differences, finish
+from rig import Job, differences, equal, finish
 
 STILL = {"learning_rate": 1e-30, "schedule": "constant", "weight_decay": 0.0, "dropout": 0.0}  # weights stay: a loss shows its rows
-
-
-def equal(got, want):
-    assert got == want, "%r is not %r" % (got, want)
 
 
 def texts(n):

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""castord over raw sockets: wrong bodies, hostile requests, slow clients, many clients, restarts.
+"""castord over raw sockets: wrong bodies, hostile requests, slow clients, many clients.
 
 CASTOR_BIN names the program (default build/castord). The case `stress` is what a build with
 SAN=thread is run on: `CASTOR_BIN=build/tsan/castord tests/e2e/http_test.py stress`; any report of a
@@ -7,19 +7,16 @@ sanitizer in castord's log fails the run. Needs the standard library only.
 """
 import contextlib
 import glob
-import hashlib
 import json
 import os
-import shutil
-import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import castord as e2e  # noqa: E402
+from castord import expect  # noqa: E402
 
 server = None
 JOBS = "/v1/fine_tuning/jobs"
@@ -65,19 +62,6 @@ def post(body, headers=None, path=JOBS):
 
 def good_body(**more):
     return {"model": "test/tiny", "training_file": server.file_id, **more}
-
-
-def expect(answer, status, code=None, param=None):
-    got, headers, body = answer
-    assert got == status, (got, body)
-    if status >= 400:
-        error = (body if isinstance(body, dict) else json.loads(body))["error"]
-        assert set(error) >= {"message", "type", "param", "code"} and error["message"], error
-        assert code is None or error["code"] == code, error
-        assert param is None or error["param"] == param, error
-        assert (headers.get("x-request-id") or "").startswith("req_"), dict(headers)
-        return error
-    return body
 
 
 def alive():
@@ -444,80 +428,7 @@ def answers_that_nobody_reads():
     alive()
 
 
-# --- several castords, restarts ------------------------------------------------------------------------------
-
-
-def a_second_castord_on_the_same_state_is_refused():
-    second = e2e.Castord({"limits": {"file_bytes": 1 << 20}}, state=server.state)
-    code = second.process.wait(30)
-    assert code == 1, code
-    alive()
-    expect(server.upload(e2e.data_set()), 200)
-
-
-def restart_keeps_everything():
-    state = tempfile.mkdtemp(prefix="castor-e2e-")
-    try:
-        with e2e.Castord(state=state) as one:
-            f = one.upload(e2e.data_set())[2]
-            body = {"model": "test/tiny", "training_file": f["id"], "metadata": {"fake": "slow"},
-                    "optimization": {"max_steps": 15}}
-            job = one.request("POST", JOBS, body, {"Idempotency-Key": "again"})[2]
-            one.wait_status(job["id"], {"running"})
-            while not one.request("GET", JOBS + "/" + job["id"])[2]["progress"]["step"]:
-                time.sleep(0.02)
-            os.kill(one.process.pid, signal.SIGKILL)  # the attempt goes on
-            one.process.wait()
-            os.makedirs(os.path.join(state, "spool"), exist_ok=True)
-            open(os.path.join(state, "spool", "upload-left"), "w").close()
-            with e2e.Castord(state=state) as two:
-                assert not os.listdir(os.path.join(state, "spool"))
-                again = two.request("POST", JOBS, body, {"Idempotency-Key": "again"})[2]
-                assert again["id"] == job["id"], again
-                done = two.wait_status(job["id"], {"succeeded", "failed"})
-                assert done["status"] == "succeeded" and done["attempt"] == 1, done
-                assert two.request("GET", "/v1/files/" + f["id"])[2] == f
-                assert two.stop() == 0
-    finally:
-        shutil.rmtree(state, ignore_errors=True)
-
-
-def stop_is_orderly():
-    with e2e.Castord() as one:
-        sockets = [socket.create_connection(("127.0.0.1", one.port)) for _ in range(5)]
-        started = time.time()
-        assert one.stop() == 0
-        assert time.time() - started < 10
-        for s in sockets:
-            s.close()
-        assert "stopping" in one.log_text()
-
-
-def strangers_need_keys():
-    for listen in ("0.0.0.0:0", "[::]:0"):
-        open_door = e2e.Castord(listen=listen)
-        try:
-            assert open_door.process.wait(30) == 1
-            assert "API keys" in open_door.log_text(), open_door.log_text()
-        finally:
-            open_door.close_quietly()
-    digest = hashlib.sha256(b"sk-x").hexdigest()
-    keys = {"api_keys": [{"name": "a", "sha256": digest}]}
-    with e2e.Castord(keys, listen="0.0.0.0:0") as closed:
-        assert closed.request("GET", "/v1/files")[0] == 401
-        assert closed.request("GET", "/v1/files", headers={"Authorization": "Bearer sk-x"})[0] == 200
-        assert closed.request("GET", "/v1/files", headers={"api-key": "sk-x"})[0] == 200
-        assert "sk-x" not in closed.log_text()
-    expect(server.request("GET", "/v1/files", headers={"Host": "evil.example"}), 403)
-    expect(server.request("GET", "/v1/files", headers={"Origin": "https://evil.example"}), 403)
-
-
-def a_nearly_full_disk_takes_no_uploads():
-    with e2e.Castord({"limits": {"free_bytes": 1 << 50}}) as full:
-        expect(full.upload(e2e.data_set()), 507, "disk_full")
-        assert full.request("GET", "/readyz")[0] == 503
-        assert full.request("GET", "/healthz")[0] == 200
-        assert not os.listdir(os.path.join(full.state, "spool"))
+# --- documents ---------------------------------------------------------------------------------------------
 
 
 def documents():
@@ -590,10 +501,7 @@ CASES = [(f.__name__, f) for f in (
     hostile_paths, methods, headers_every_answer_has, huge_headers, strange_framing, empty_posts,
     pipelined_requests_are_answered_in_order, uploads_in_every_order_and_framing, uploads_that_are_wrong,
     uploads_beyond_the_limit, uploads_given_up_half_way, slow_clients_hold_up_nobody,
-    connections_are_limited, answers_that_nobody_reads, a_second_castord_on_the_same_state_is_refused,
-    restart_keeps_everything, stop_is_orderly, strangers_need_keys, a_nearly_full_disk_takes_no_uploads,
-    documents, stress,
-    no_sanitizer_complained)]
+    connections_are_limited, answers_that_nobody_reads, documents, stress, no_sanitizer_complained)]
 
 if __name__ == "__main__":
     limits = {"limits": {"file_bytes": 1 << 20, "idle_seconds": 2}}

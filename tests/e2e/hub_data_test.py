@@ -8,9 +8,8 @@ import parquet_file
 import rig
 from castord import Castord
 from hub_test import Hub, downloads, run, service
-from rig import Job
+from rig import Job, equal
 from service_test import JOBS, all_events, get, job_dir, wait_end
-from train_test import equal
 
 CARD = """---
 configs:

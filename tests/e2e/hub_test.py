@@ -10,8 +10,8 @@ import urllib.request
 
 import castord
 import rig
+from rig import equal
 from service_test import JOBS, Service, all_events, get, job_dir, wait_end
-from train_test import equal
 
 FIXTURE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../hub/fixture_hub.py")
 TOKENS = {"hf_granted": {"gated": True}, "hf_other": {"gated": False}}

@@ -7,7 +7,7 @@ import signal
 import struct
 
 import rig
-from rig import Job, finish
+from rig import Job, equal, finish
 
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.05, "rslora": False, "target_modules": ["q_proj", "v_proj", "fc1"],
         "quantize_base": "none", "export": "adapter"}
@@ -15,10 +15,6 @@ MODULES = [("self_attn.q_proj", 32, 32), ("self_attn.v_proj", 32, 32), ("fc1", 6
 # What the adapters hold: layers x (rank x in + out x rank)
 PARAMETERS = sum(2 * (4 * i + o * 4) for _, o, i in MODULES)
 FAST = {"optimization": {"learning_rate": 0.02}}
-
-
-def equal(got, want):
-    assert got == want, "%r is not %r" % (got, want)
 
 
 def lora(**changes):

@@ -5,7 +5,7 @@ import random
 import signal
 
 import rig
-from rig import Job, differences, finish
+from rig import RESUMABLE, Job, differences, equal, finish
 
 BF16 = {"compute": "bf16", "master": "fp32", "optimizer_state": "fp32"}
 SPLIT = {"compute": "bf16", "master": "split", "optimizer_state": "fp32"}
@@ -13,12 +13,6 @@ LEAST = {"compute": "bf16", "master": "split", "optimizer_state": "fp8"}
 WITHOUT_MASTERS = {"compute": "bf16", "master": "bf16", "optimizer_state": "bf16"}
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.05, "rslora": False, "target_modules": ["q_proj", "v_proj", "fc1"],
         "quantize_base": "none", "export": "both"}
-RESUMABLE = {"steps": 24 * 8, "validation": 8, "hyperparameters": {"batch_size": 32},
-             "optimization": {"eval_interval": 6, "checkpoint_interval": 4, "dropout": 0.1, "micro_batch_size": 1}}
-
-
-def equal(got, want):
-    assert got == want, "%r is not %r" % (got, want)
 
 
 def learns_as_float32_does(root):

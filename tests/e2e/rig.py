@@ -176,6 +176,13 @@ def merge(into, changes):
     return into
 
 
+# Changes that make a job of RESUMABLE_STEPS steps of some milliseconds: three epochs, and so many that one who waits for
+# a step of the first comes before the last, on a busy machine, too.
+RESUMABLE = {"steps": 24 * 8, "validation": 8, "hyperparameters": {"batch_size": 32, "n_epochs": 3},
+             "optimization": {"eval_interval": 6, "checkpoint_interval": 4, "dropout": 0.1, "micro_batch_size": 1}}
+RESUMABLE_STEPS = 3 * 24
+
+
 class Job:
     """One job directory; `changes` are merged over SPEC. `steps` sets the size of the data: batches of 4."""
 
@@ -325,6 +332,21 @@ def wait_gone(pid, seconds=10):
             return
         time.sleep(0.01)
     raise AssertionError("process %d is still there" % pid)
+
+
+def equal(got, want):
+    assert got == want, "%r is not %r" % (got, want)
+
+
+def same_steps(job, attempts, want):
+    """Every step of these attempts is one of an uninterrupted run, to the last digit."""
+    for attempt in attempts:
+        for step, numbers in job.losses(attempt).items():
+            equal((step, numbers), (step, want[step]))
+
+
+def same_output(got, want):
+    equal(differences(got, want), [])
 
 
 def differences(a, b):

@@ -11,8 +11,7 @@ import time
 import castord
 import rig
 from castord import Castord
-from rig import Skip, read_events, wait_gone
-from train_test import equal
+from rig import Skip, equal, read_events, wait_gone
 
 JOBS = "/v1/fine_tuning/jobs"
 
@@ -322,18 +321,22 @@ def cancels(root):
 
 
 def queue_runs_in_order(root):
+    """The most urgent first, then the oldest. Jobs are validated side by side, so all wait until all are ready: behind
+    one that ends when it is told to."""
     with service(root) as c:
+        first = create(c, body(root, upload(c, steps=50, batch=64), batch=64, epochs=50))
+        wait_step(c, first, 1)
         file = upload(c)
-        ids = [create(c, body(root, file, epochs=3)) for _ in range(3)]
+        ids = [create(c, body(root, file)) for _ in range(3)]
         urgent = create(c, body(root, file, scheduling={"priority": 10}))
-        jobs = {id: wait_end(c, id) for id in ids + [urgent]}
-        equal([j["status"] for j in jobs.values()], ["succeeded"] * 4)
-        spans = {id: (worker_events(c, id)[0]["t"], worker_events(c, id)[-1]["t"]) for id in jobs}
-        order = sorted(jobs, key=lambda id: spans[id][0])
-        equal([id for id in order if id != urgent], ids)
-        assert order.index(urgent) < 3, order  # overtook at least the last one
-        for a, b in zip(order, order[1:]):
-            assert spans[a][1] <= spans[b][0], "two jobs ran at once on one slot"
+        for id in [*ids, urgent]:
+            equal(c.wait_status(id, ("queued", "failed", "running"), 60)["status"], "queued")
+        equal(c.request("POST", "%s/%s/cancel" % (JOBS, first))[0], 200)
+        order = [first, urgent, *ids]
+        equal([wait_end(c, id)["status"] for id in order], ["cancelled"] + ["succeeded"] * 4)
+        spans = [(worker_events(c, id)[0]["t"], worker_events(c, id)[-1]["t"]) for id in order]
+        for before, behind in zip(spans, spans[1:]):
+            assert before[1] <= behind[0], "not in order, or two jobs at once on one slot"
 
 
 def pauses_and_resumes(root):
