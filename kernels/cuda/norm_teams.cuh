@@ -26,7 +26,7 @@ __device__ __forceinline__ void team_fetch(const struct norm_args &a, struct tea
         for (int i = 0; i < 3; i++)
             if (from[i])
                 __pipeline_memcpy_async(&slot->part[i][threadIdx.x],
-                                        (const T *)from[i] + row * a.C + c, 16);
+                                        (const T *)from[i] + row * a.ld + c, 16);
     }
     __pipeline_commit();
 }
@@ -85,7 +85,7 @@ __device__ __forceinline__ void team_row(const struct norm_args &a, const struct
         float g = to_float(dy.v[j]) * (a.weight ? weight_of(a, to_float(weight.v[j])) : 1.0f);
         d[j] = rstd * (g - mean_g - xhat * mean_gx) + (a.dresidual ? to_float(rest.v[j]) : 0.0f);
     }
-    store_pack((T *)a.dx + row * a.C + c, d);
+    store_pack((T *)a.dx + row * a.ld + c, d);
 }
 
 /* The block's partial row of dweight, then of dbias: its teams add theirs in turn. */
