@@ -35,13 +35,20 @@ static bool arrives_before(const struct plan *p, int64_t c, int64_t than)
     return a > b || (a == b && c < than);
 }
 
+/* Spread evenly over the chunks as their gradients arrive: then the last updates of the next forward
+ * are those of its last blocks, and the processor rests but from these to the first gradient. */
 static void find_early(struct plan *p)
 {
+    int64_t n = 0;
+    for (int64_t c = 0; c < p->chunks.n_chunks; c++)
+        n += updated_on_cpu(p, c);
+    int64_t early = p->chosen.early < n ? p->chosen.early : n;
     for (int64_t c = p->chosen.resident; c < p->chunks.n_chunks; c++) {
         int64_t before = 0;
         for (int64_t k = p->chosen.resident; k < p->chunks.n_chunks; k++)
             before += updated_on_cpu(p, k) && arrives_before(p, k, c);
-        p->chunk[c].early = updated_on_cpu(p, c) && before < p->chosen.early;
+        p->chunk[c].early =
+            updated_on_cpu(p, c) && (before + 1) * early / n > before * early / n;
     }
 }
 
