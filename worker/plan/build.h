@@ -72,6 +72,10 @@ bool plan_is_resident(const struct plan *p, int64_t chunk);
 bool plan_pages(const struct plan *p, int64_t chunk);
 /* Is the chunk's early update speculative? */
 bool plan_speculates(const struct plan *p, int64_t chunk);
+/* Beside a whole master the parameters themselves are not read between their last fetch of a step
+ * and the update that writes them anew, so the rounded gradient waits in their place, unless that
+ * update may have to be done again. */
+bool plan_grad_waits_in_param(const struct plan *p, int64_t chunk);
 void plan_place_homes(struct plan *p);
 void plan_place_io(struct plan *p);
 

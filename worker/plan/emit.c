@@ -368,19 +368,19 @@ static void confirm(struct emit *e, int64_t chunk)
     }
 }
 
-/* Where a rounded gradient waits for the update: in host memory, or in pieces on the disk. Beside a
- * whole master the parameters themselves are not read between their last fetch of a step and the
- * update that writes them anew, so the gradient waits in their place, unless that update may have
- * to be done again. */
+/* Where a rounded gradient waits for the update: in host memory, or in pieces on the disk. */
 static int32_t spill_place(struct emit *e, int64_t chunk)
 {
     struct plan *p = e->p;
-    if (chunk_has_whole_master(p->types) && !plan_speculates(p, chunk))
-        return p->chunk[chunk].param;
+    const struct plan_chunk *pc = &p->chunk[chunk];
+    if (plan_grad_waits_in_param(p, chunk))
+        return pc->param;
+    if (pc->grad_home != NO_PLACE)
+        return pc->grad_home;
     if (!plan_pages(p, chunk))
         return add_gradient(e, chunk, TIER_HOST, p->types.compute);
     int32_t first = (int32_t)p->n_places;
-    for (int64_t k = 0; k < p->chunk[chunk].n_pieces; k++)
+    for (int64_t k = 0; k < pc->n_pieces; k++)
         plan_add_place(p, TIER_NVME, PURPOSE_GRADIENTS, plan_piece_bytes(p, chunk, k), false);
     return first;
 }

@@ -35,8 +35,9 @@ static bool arrives_before(const struct plan *p, int64_t c, int64_t than)
     return a > b || (a == b && c < than);
 }
 
-/* Spread evenly over the chunks as their gradients arrive: then the last updates of the next forward
- * are those of its last blocks, and the processor rests but from these to the first gradient. */
+/* Spread evenly over the chunks as their gradients arrive: then the last updates of the next
+ * forward are those of its last blocks, and the processor rests but from these to the first
+ * gradient. */
 static void find_early(struct plan *p)
 {
     int64_t n = 0;
@@ -47,8 +48,7 @@ static void find_early(struct plan *p)
         int64_t before = 0;
         for (int64_t k = p->chosen.resident; k < p->chunks.n_chunks; k++)
             before += updated_on_cpu(p, k) && arrives_before(p, k, c);
-        p->chunk[c].early =
-            updated_on_cpu(p, c) && (before + 1) * early / n > before * early / n;
+        p->chunk[c].early = updated_on_cpu(p, c) && (before + 1) * early / n > before * early / n;
     }
 }
 
@@ -56,6 +56,20 @@ bool plan_speculates(const struct plan *p, int64_t chunk)
 {
     return p->in.clip && p->chunk[chunk].early && state_tier(p, chunk) == TIER_HOST &&
            !plan_pages(p, chunk) && chunk_has_whole_master(p->types) && p->types.compute != DT_F16;
+}
+
+bool plan_grad_waits_in_param(const struct plan *p, int64_t chunk)
+{
+    return chunk_has_whole_master(p->types) && !plan_speculates(p, chunk);
+}
+
+static int32_t place_gradient(struct plan *p, int64_t c)
+{
+    bool last = c >= p->chunks.n_chunks - p->chosen.grad_homes;
+    size_t bytes = (size_t)p->chunks.chunks[c].n * dtype_size(p->types.compute);
+    if (!last || !updated_on_cpu(p, c) || plan_pages(p, c) || plan_grad_waits_in_param(p, c))
+        return NO_PLACE;
+    return plan_place_for_good(p, TIER_HOST, PURPOSE_GRADIENTS, bytes);
 }
 
 /* On the gpu one update is one kernel; elsewhere slices let moves and updates overlap. */
@@ -107,6 +121,7 @@ void plan_place_homes(struct plan *p)
         place_parameters(p, c);
         for (int u = 0; u < CHUNK_MAX_USES; u++)
             pc->grad[u] = NO_PLACE;
+        pc->grad_home = place_gradient(p, c);
         if (!ch->trainable)
             continue;
         place_state(p, c);

@@ -69,24 +69,27 @@ struct plan_choices {
     int64_t keep; /* so many last layers keep their saved tensors from forward to backward; the
                      others recompute them                                            */
     int64_t offload_boundaries; /* 1: boundary activations wait in host memory            */
-    int64_t turn;     /* so many pairs of consecutive uses, the closest ones first, between which
-                         parameters stay on the gpu instead of being fetched again        */
-    int64_t prefetch; /* visits that a fetch runs ahead of its use                         */
-    int64_t early;    /* so many chunks updated on the cpu queue are updated as their gradients
-                         arrive, with clip speculatively; the others in the order in which the
-                         next forward needs them                                          */
-    int64_t slice;    /* elements of a slice of optimizer state on host or disk, a multiple of
-                         CHUNK_ALIGN                                                      */
-    int64_t cheap;    /* 1: saved tensors include what one pass makes again: block.h        */
-    int64_t rounded;  /* so many first layers hold their weights' 8-bit copies through the step:
-                         block.h                                                          */
-    int64_t linger;   /* 1: what leaves the gpu keeps its place while the next block runs, so that
-                         this need not wait for the copy                                  */
+    int64_t turn;       /* so many pairs of consecutive uses, the closest ones first, between which
+                           parameters stay on the gpu instead of being fetched again        */
+    int64_t prefetch;   /* visits that a fetch runs ahead of its use                         */
+    int64_t early;      /* so many chunks updated on the cpu queue are updated as their gradients
+                           arrive, with clip speculatively; the others in the order in which the
+                           next forward needs them; spread evenly over them                 */
+    int64_t grad_homes; /* so many last chunks have host memory for a gradient that waits for its
+                         update on the cpu queue and may not do so in the parameters' place. Others
+                         share it, and each then waits for the updates before it            */
+    int64_t slice;      /* elements of a slice of optimizer state on host or disk, a multiple of
+                           CHUNK_ALIGN                                                      */
+    int64_t cheap;      /* 1: saved tensors include what one pass makes again: block.h        */
+    int64_t rounded;    /* so many first layers hold their weights' 8-bit copies through the step:
+                           block.h                                                          */
+    int64_t linger;     /* 1: what leaves the gpu keeps its place while the next block runs, so that
+                           this need not wait for the copy                                  */
 };
 #define PLAN_CHOICES_AUTO                                                                          \
     ((struct plan_choices){PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO,       \
                            PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO,       \
-                           PLAN_AUTO})
+                           PLAN_AUTO, PLAN_AUTO})
 
 struct plan_input {
     const struct model *model;            /* borrowed, outlives the plan */
@@ -140,6 +143,7 @@ struct plan_chunk {
     int64_t n_pieces;             /* on the disk: so many places, one behind the other; else 0 */
     int32_t grad[CHUNK_MAX_USES]; /* gpu, one slot a use, as REDUCE finds them; the sum ends in
                                      slot 0 */
+    int32_t grad_home;            /* host, NO_PLACE = none: plan_choices.grad_homes */
     struct plan_slice *slices;
     int64_t n_slices; /* 0 = frozen */
     int64_t first_partial, n_partials;

@@ -55,6 +55,7 @@ static struct plan_choices forced(const struct search *s, struct plan_choices c)
     FORCE(turn);
     FORCE(prefetch);
     FORCE(early);
+    FORCE(grad_homes);
     FORCE(slice);
     FORCE(rounded);
     FORCE(linger);
@@ -129,8 +130,10 @@ static int64_t best_that_fits(struct search *s, struct plan_choices *c, int64_t 
     return halve(s, c, member, good, *member, tiers, false);
 }
 
-/* Keep the plan if it fits and is the fastest so far. */
-static bool consider(struct search *s, struct plan_choices c)
+/* Keep the plan if it fits and is the fastest so far. It claims `least` where it takes less: it
+ * would be refused where only it fits, since the search did not look there. */
+static bool consider_claiming(struct search *s, struct plan_choices c,
+                              const size_t least[TIER_COUNT])
 {
     double seconds, bound;
     c = forced(s, c);
@@ -140,6 +143,8 @@ static bool consider(struct search *s, struct plan_choices c)
             plan_destroy(p);
             return false;
         }
+        if (p->claim[t] < least[t])
+            p->claim[t] = least[t];
     }
     plan_insert_waits(p, LIST_TRAIN);
     plan_time(p, LIST_TRAIN, s->profile, &seconds, &bound);
@@ -151,6 +156,12 @@ static bool consider(struct search *s, struct plan_choices c)
     s->best = p;
     s->best_seconds = seconds;
     return true;
+}
+
+static bool consider(struct search *s, struct plan_choices c)
+{
+    static const size_t nothing[TIER_COUNT];
+    return consider_claiming(s, c, nothing);
 }
 
 /* ---- kinds of plans -----------------------------------------------------------------------------
@@ -251,6 +262,31 @@ static bool search_disk(struct search *s, struct plan_choices *c)
     return false;
 }
 
+/* Are there gradients that wait for updates in places which others use, too? */
+static bool shares_gradients(const struct search *s, struct plan_choices c)
+{
+    struct plan *p = plan_draft(s->in, &c);
+    bool shares = false;
+    for (int64_t k = p->chosen.resident; k < p->chunks.n_chunks; k++)
+        shares = shares || (p->chunks.chunks[k].trainable && !plan_grad_waits_in_param(p, k));
+    plan_destroy(p);
+    return shares;
+}
+
+/* Places of their own for as many gradients as host memory holds. */
+static void house_gradients(struct search *s, struct plan_choices c)
+{
+    size_t claim[TIER_COUNT];
+    c = forced(s, c);
+    if (!shares_gradients(s, c))
+        return;
+    struct plan *p = plan_make(s->in, &c);
+    memcpy(claim, p->claim, sizeof claim);
+    plan_destroy(p);
+    best_that_fits(s, &c, &c.grad_homes, 0, s->n_chunks, NOT_GPU);
+    consider_claiming(s, c, claim);
+}
+
 /* With group, kept layers and boundaries given. False: not even with nothing else on the gpu. */
 static bool search_split(struct search *s, struct plan_choices c)
 {
@@ -271,7 +307,8 @@ static bool search_split(struct search *s, struct plan_choices c)
         return true;
     best_that_fits(s, &c, &c.turn, 0, visits, ALL_TIERS);
     best_that_fits(s, &c, &c.cheap, 0, 1, ALL_TIERS);
-    consider(s, c);
+    if (consider(s, c))
+        house_gradients(s, c);
     return true;
 }
 
@@ -302,18 +339,6 @@ static void search_splits(struct search *s, struct plan_choices c)
         if (c.group == 1)
             break;
     }
-}
-
-/* Does the plan claim less on a tier? */
-static bool claims_less(const struct search *s, struct plan_choices c,
-                        const size_t claim[TIER_COUNT])
-{
-    struct plan *p = plan_make(s->in, &c);
-    bool less = false;
-    for (int t = 0; t < TIER_COUNT; t++)
-        less = less || p->claim[t] < claim[t];
-    plan_destroy(p);
-    return less;
 }
 
 /* Places that linger, for which fewer parameters stay over the turn. */
@@ -355,9 +380,13 @@ static void refine_early(struct search *s)
         most = best_that_fits(s, &c, &c.early, 0, most, ALL_TIERS);
     for (int64_t k = 1; k <= EARLY_STEPS; k++) {
         c.early = most * k / EARLY_STEPS;
-        /* One that takes less would be refused where only it fits: the search did not look there */
-        if (!claims_less(s, c, claim))
-            consider(s, c);
+        consider_claiming(s, c, claim);
+    }
+    for (int64_t step = most / EARLY_STEPS / 2 + 1; step > 0; step /= 2) {
+        int64_t middle = s->best->chosen.early;
+        for (c.early = middle - step; c.early <= middle + step; c.early += 2 * step)
+            if (c.early >= 0 && c.early <= most)
+                consider_claiming(s, c, claim);
     }
 }
 
@@ -369,6 +398,8 @@ static void refine(struct search *s)
         return;
     linger(s, c, c.turn);
     refine_early(s);
+    if (s->best->chosen.grad_homes == 0)
+        house_gradients(s, s->best->chosen);
     if (c.resident == s->n_chunks || s->in->force.resident != PLAN_AUTO)
         return;
     refine_residency(s);

@@ -4,7 +4,8 @@
  * as do reads and writes of the disk, and updates on the CPU share host memory with copies.
  *
  * The training list is run pass behind pass, since updates may run on into the next pass; a step is
- * the time between the ends of two passes once they follow each other evenly.
+ * the time between the ends of two passes once they follow each other evenly: not of the last one,
+ * beside whose end no next pass runs.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -269,7 +270,7 @@ static int64_t passes_done(const struct run *r, int64_t passes)
     return passes;
 }
 
-/* Seconds of the last of `passes` passes. */
+/* Seconds of a pass: of `passes`, the last but one where there are several. */
 static double run_passes(struct run *r, int64_t passes)
 {
     double ended[PASSES + 1] = {0};
@@ -280,6 +281,8 @@ static double run_passes(struct run *r, int64_t passes)
         while (pass < passes_done(r, passes))
             ended[++pass] = r->now;
     }
+    if (passes > 1)
+        passes--;
     return ended[passes] - ended[passes - 1];
 }
 

@@ -3,6 +3,7 @@
 #include <criterion/criterion.h>
 
 #include "tests/unit/worker/plan/rig.h"
+#include "worker/plan/build.h"
 #include "worker/plan/touch.h"
 
 /* How often the backward behind a SPILL takes the memory that is still being copied. */
@@ -78,6 +79,81 @@ Test(overlap, updates_run_in_backward_and_in_the_next_forward)
     }
     cr_expect_lt(seconds[2], 0.95 * seconds[0], "%g, %g", seconds[2], seconds[0]);
     cr_expect_lt(seconds[2], seconds[1], "%g, %g", seconds[2], seconds[1]);
+    rig_fini(&r);
+}
+
+/* The last updates of the next forward are those of its last blocks, between every two of which
+ * there is one that has run in backward. */
+Test(overlap, updates_in_backward_are_spread_over_the_chunks)
+{
+    struct rig r;
+    rig_init(&r, 8, 1);
+    r.in.policy = PLACE_CPU;
+    r.in.clip = false;
+    for (int64_t early = 0; early <= 11; early++) { /* embedding, layers, norm, head's */
+        r.in.force.early = early;
+        struct plan *p = rig_plan(&r);
+        int64_t n = p->chunks.n_chunks, found = 0, neighbours = 0;
+        for (int64_t c = 0; c < n; c++) {
+            found += p->chunk[c].early;
+            neighbours += c > 0 && p->chunk[c].early && p->chunk[c - 1].early;
+        }
+        cr_expect_eq(found, early < n ? early : n);
+        if (early <= n / 2)
+            cr_expect_leq(neighbours, 1); /* chunks of one block are in order, blocks are not */
+    }
+    rig_fini(&r);
+}
+
+/* A parameter that is the master cannot lend its place. Gradients that share one wait for the
+ * updates before them, and backward waits for the gradients. */
+Test(overlap, gradients_have_places_of_their_own_where_that_is_faster)
+{
+    struct device_profile profile = rig_profile(1e9, 1e12, 6e6);
+    double seconds[2];
+    struct rig r;
+    rig_init(&r, 8, 1);
+    r.in.policy = PLACE_CPU;
+    r.in.profile = &profile;
+    r.in.clip = false;
+    r.in.force.early = 8;
+    r.in.force.linger = 0;
+    for (int k = 0; k < 2; k++) {
+        r.in.force.grad_homes = k == 0 ? 0 : PLAN_AUTO;
+        struct plan *p = rig_plan(&r);
+        seconds[k] = rig_simulate(p).seconds;
+        for (int64_t c = 0; c < p->chunks.n_chunks; c++)
+            cr_expect_eq(p->chunk[c].grad_home != NO_PLACE, k == 1);
+        for (int64_t n = 0; n < p->lists[LIST_TRAIN].n; n++) {
+            const struct instr *i = &p->lists[LIST_TRAIN].items[n];
+            if (i->op == INSTR_SPILL && k == 1)
+                cr_expect_eq(i->dst, p->chunk[i->chunk].grad_home);
+        }
+    }
+    cr_expect_lt(seconds[1], 0.95 * seconds[0], "%g, %g", seconds[1], seconds[0]);
+    /* where there is no room for all, some */
+    r.in.limit[TIER_HOST] = r.plan->claim[TIER_HOST] - 1;
+    cr_expect_lt(rig_plan(&r)->chosen.grad_homes, r.plan->chunks.n_chunks);
+    cr_expect_lt(rig_simulate(r.plan).seconds, seconds[0]);
+    rig_fini(&r);
+}
+
+/* Updates that run beside the next pass's copies take longer than those behind which nothing runs:
+ * such a step is not what others take. */
+Test(overlap, a_step_takes_as_long_as_its_busiest_queue)
+{
+    struct device_profile profile = rig_profile(1e9, 1e8, 3.2e7);
+    struct rig r;
+    profile.cpu_update_copy_rate = 8e6;
+    profile.host_memory_rate = 1e15;
+    rig_init(&r, 8, 1);
+    r.in.policy = PLACE_CPU;
+    r.in.profile = &profile;
+    r.in.clip = false;
+    r.in.force.early = 0;
+    double bound = plan_time_bound(rig_plan(&r), LIST_TRAIN, &profile, false);
+    double seconds = rig_simulate(r.plan).seconds;
+    cr_expect_geq(seconds, bound * (1 - 1e-9), "%g, %g", seconds, bound);
     rig_fini(&r);
 }
 

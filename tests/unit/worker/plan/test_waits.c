@@ -178,6 +178,7 @@ Test(waits, any_order_that_they_allow_gives_the_same)
                                      .turn = trial % 5,
                                      .prefetch = trial % 3,
                                      .early = trial / 3 % 2 ? 3 : 0,
+                                     .grad_homes = trial % 4 * 2,
                                      .slice = CHUNK_ALIGN * 4};
         struct plan *p = build(&r, PLACE_AUTO, trial % 2, force);
         int64_t wrong = first_wrong(p, LIST_TRAIN);
