@@ -1,9 +1,13 @@
 /* The update threads: an update cut among them has the bits of the op called once. */
 #include <criterion/criterion.h>
+#include <dirent.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/alloc.h"
+#include "core/buf.h"
+#include "core/fs.h"
 #include "kernels/device.h"
 #include "kernels/moment_math.h"
 #include "worker/train/update_pool.h"
@@ -200,4 +204,65 @@ Test(update_pool, copies_what_memcpy_would)
     update_pool_destroy(pool);
     free(from);
     free(to);
+}
+
+/* ---- processors ---------------------------------------------------------------------------------
+ */
+
+/* The processors of all of the process's update threads; returns how many threads there are, and
+ * fails where two have the same one or one has several. */
+static int bound_to(cpu_set_t *all)
+{
+    DIR *tasks = opendir("/proc/self/task");
+    int n = 0;
+
+    CPU_ZERO(all);
+    cr_assert_not_null(tasks);
+    for (struct dirent *e = readdir(tasks); e; e = readdir(tasks)) {
+        char *path = xasprintf("/proc/self/task/%s/comm", e->d_name);
+        struct buf name = {0};
+        cpu_set_t own;
+        if (e->d_name[0] != '.' && fs_read_file(path, 64, &name, NULL) == 0 &&
+            strcmp(buf_str(&name), "castor-adamw\n") == 0) {
+            cr_assert_eq(sched_getaffinity((pid_t)strtol(e->d_name, NULL, 10), sizeof own, &own),
+                         0);
+            cr_expect_eq(CPU_COUNT(&own), 1);
+            CPU_OR(all, all, &own);
+            n++;
+        }
+        buf_fini(&name);
+        free(path);
+    }
+    closedir(tasks);
+    return n;
+}
+
+/* A job's part of a machine (cores.h), say those of one NUMA node: its updates run nowhere else, a
+ * thread on each of its processors but the first. */
+Test(update_pool, threads_of_a_gpus_job_stay_on_its_part)
+{
+    cpu_set_t usable, part, used;
+    struct update_pool *p = NULL;
+    struct err err = {0};
+    int n = 0;
+
+    cr_assert_eq(sched_getaffinity(0, sizeof usable, &usable), 0);
+    if (CPU_COUNT(&usable) < 2)
+        cr_skip_test("one processor has no parts");
+    CPU_ZERO(&part); /* the upper half, at least two */
+    for (int cpu = CPU_SETSIZE - 1; cpu >= 0 && n < 2 + (CPU_COUNT(&usable) - 2) / 2; cpu--)
+        if (CPU_ISSET(cpu, &usable)) {
+            CPU_SET(cpu, &part);
+            n++;
+        }
+    cr_assert_eq(sched_setaffinity(0, sizeof part, &part), 0);
+    cr_assert_eq(update_pool_create(n, NULL, &p, &err), 0, "%s", err.msg);
+    cr_expect_eq(bound_to(&used), n - 1);
+    cr_expect_eq(CPU_COUNT(&used), n - 1, "two threads share a processor");
+    for (int cpu = 0, first = 1; cpu < CPU_SETSIZE; cpu++) {
+        cr_expect_eq(CPU_ISSET(cpu, &used) != 0, CPU_ISSET(cpu, &part) && !first, "processor %d",
+                     cpu);
+        first = first && !CPU_ISSET(cpu, &part);
+    }
+    update_pool_destroy(p);
 }
