@@ -164,6 +164,25 @@ static int find_meetings(const struct adapter *ad, int64_t first, int64_t n,
     return count;
 }
 
+/* The product by B of a part's inner values, whose columns of y are n apart from row to row. */
+static struct linear_args up_product(const struct block_ctx *c, const struct adapter *ad,
+                                     const struct meeting *at, int64_t rows, int64_t n,
+                                     const void *inner)
+{
+    int64_t rank = ad->b->cols;
+
+    return (struct linear_args){
+        .N = rows,
+        .I = rank,
+        .O = at->n,
+        .alpha = c->r->model->adapters.scale,
+        .ldx = ad->inner,
+        .ldy = n,
+        .x = block_at_const(inner, at->part * rank, c->real),
+        .w = block_at_const(block_weight(c, ad->of->b), at->b_row * rank, c->real),
+    };
+}
+
 int block_adapter_add(struct block_ctx *c, enum tensor_role matrix, int64_t rows, int64_t first,
                       int64_t n, const void *inner, void *y)
 {
@@ -175,19 +194,9 @@ int block_adapter_add(struct block_ctx *c, enum tensor_role matrix, int64_t rows
         return 0;
     count = find_meetings(&ad, first, n, at);
     for (int i = 0; i < count; i++) {
-        int64_t rank = ad.b->cols;
-        struct linear_args up = {
-            .N = rows,
-            .I = rank,
-            .O = at[i].n,
-            .alpha = c->r->model->adapters.scale,
-            .ldx = ad.inner,
-            .ldy = n,
-            .x = block_at_const(inner, at[i].part * rank, c->real),
-            .w = block_at_const(block_weight(c, ad.of->b), at[i].b_row * rank, c->real),
-            .y = block_at(y, at[i].y_col, c->real),
-        };
+        struct linear_args up = up_product(c, &ad, &at[i], rows, n, inner);
 
+        up.y = block_at(y, at[i].y_col, c->real);
         up.residual = up.y;
         TRY(block_linear_fwd(c, &up));
     }
@@ -207,24 +216,14 @@ int block_adapter_add_backward(struct block_ctx *c, enum tensor_role matrix, int
         return 0;
     count = find_meetings(&ad, first, n, at);
     for (int i = 0; i < count; i++) {
-        int64_t rank = ad.b->cols;
-        struct linear_args up = {
-            .N = rows,
-            .I = rank,
-            .O = at[i].n,
-            .alpha = c->r->model->adapters.scale,
-            .ldx = ad.inner,
-            .ldy = n,
-            .x = block_at_const(inner, at[i].part * rank, c->real),
-            .w = block_at_const(block_weight(c, ad.of->b), at[i].b_row * rank, c->real),
-            .dy = block_at_const(dy, at[i].y_col, c->real),
-            .dw_accum = accum,
-            .dw = block_at(block_grad(c, ad.of->b), at[i].b_row * rank, c->grad),
-        };
+        struct linear_args up = up_product(c, &ad, &at[i], rows, n, inner);
 
+        up.dy = block_at_const(dy, at[i].y_col, c->real);
+        up.dw_accum = accum;
+        up.dw = block_at(block_grad(c, ad.of->b), at[i].b_row * ad.b->cols, c->grad);
         TRY(block_linear_bwd_weight(c, &up));
         up.dx_accum = at[i].first ? ACCUM_ASSIGN : ACCUM_ADD;
-        up.dx = block_at(c->adapters.dinner, at[i].part * rank, c->real);
+        up.dx = block_at(c->adapters.dinner, at[i].part * ad.b->cols, c->real);
         TRY(block_linear_bwd_data(c, &up));
     }
 out:

@@ -346,11 +346,14 @@ static int op_build(struct machine *m)
     return 0;
 }
 
-static int op_put(struct machine *m, uint64_t slot)
+/* The slot's number is the operation's operand, of so many bytes. */
+static int op_put(struct machine *m, size_t bytes)
 {
+    uint64_t slot = 0;
     int32_t top = 0;
     int rc = 0;
 
+    TRY(take_number(m, bytes, &slot));
     if (slot >= MAX_MEMO)
         return broken(m, "asks for a huge memo");
     TRY(pop(m, &top));
@@ -368,8 +371,13 @@ out:
     return rc;
 }
 
-static int op_get(struct machine *m, uint64_t slot)
+static int op_get(struct machine *m, size_t bytes)
 {
+    uint64_t slot = 0;
+    int rc = take_number(m, bytes, &slot);
+
+    if (rc != 0)
+        return rc;
     if (slot >= m->n_memo || m->memo[slot] < 0)
         return broken(m, "reads a memo that was never written");
     return push_index(m, m->memo[slot]);
@@ -409,19 +417,26 @@ out:
     return rc;
 }
 
-static int op_number(struct machine *m, size_t bytes, uint64_t *v)
+static int op_number(struct machine *m, size_t bytes)
 {
-    int rc = take_number(m, bytes, v);
+    uint64_t v = 0;
+    int rc = take_number(m, bytes, &v);
 
     if (rc != 0)
         return rc;
-    return push(
-        m, (struct value){.kind = VALUE_INT, .number = bytes == 4 ? (int32_t)*v : (int64_t)*v});
+    return push(m,
+                (struct value){.kind = VALUE_INT, .number = bytes == 4 ? (int32_t)v : (int64_t)v});
+}
+
+static int op_setitem(struct machine *m)
+{
+    if (m->n_stack < 3)
+        return broken(m, "takes from an empty stack");
+    return op_setitems(m, m->n_stack - 2, m->n_stack - 2);
 }
 
 static int run_op(struct machine *m, int opcode)
 {
-    uint64_t v = 0;
     size_t mark = 0;
     int rc = 0;
 
@@ -440,11 +455,11 @@ static int run_op(struct machine *m, int opcode)
     case OP_NEWFALSE:
         return push(m, (struct value){.kind = VALUE_BOOL, .number = opcode == OP_NEWTRUE});
     case OP_BININT:
-        return op_number(m, 4, &v);
+        return op_number(m, 4);
     case OP_BININT1:
-        return op_number(m, 1, &v);
+        return op_number(m, 1);
     case OP_BININT2:
-        return op_number(m, 2, &v);
+        return op_number(m, 2);
     case OP_LONG1:
         return op_long(m);
     case OP_BINUNICODE:
@@ -453,12 +468,10 @@ static int run_op(struct machine *m, int opcode)
         return op_persid(m);
     case OP_BINGET:
     case OP_LONG_BINGET:
-        TRY(take_number(m, opcode == OP_BINGET ? 1 : 4, &v));
-        return op_get(m, v);
+        return op_get(m, opcode == OP_BINGET ? 1 : 4);
     case OP_BINPUT:
     case OP_LONG_BINPUT:
-        TRY(take_number(m, opcode == OP_BINPUT ? 1 : 4, &v));
-        return op_put(m, v);
+        return op_put(m, opcode == OP_BINPUT ? 1 : 4);
     case OP_EMPTY_TUPLE:
         return make_tuple(m, 0);
     case OP_TUPLE1:
@@ -470,9 +483,7 @@ static int run_op(struct machine *m, int opcode)
     case OP_EMPTY_DICT:
         return push(m, (struct value){.kind = VALUE_DICT});
     case OP_SETITEM:
-        if (m->n_stack < 3)
-            return broken(m, "takes from an empty stack");
-        return op_setitems(m, m->n_stack - 2, m->n_stack - 2);
+        return op_setitem(m);
     case OP_SETITEMS:
         TRY(find_mark(m, &mark));
         return op_setitems(m, mark, mark - 1);

@@ -19,16 +19,6 @@ static void add_visit(struct itinerary *it, int64_t *cap, struct visit v)
     it->visits[it->n_visits++] = v;
 }
 
-static bool visit_uses(const struct plan *p, const struct visit *v, int64_t chunk)
-{
-    int64_t chunks[BLOCK_MAX_CHUNKS];
-    int64_t n = plan_block_chunks(p, v->block, chunks);
-    for (int64_t k = 0; k < n; k++)
-        if (chunks[k] == chunk)
-            return plan_needs_params(p, v->block, v->backward);
-    return false;
-}
-
 static int closer(const void *a, const void *b)
 {
     const struct pair *x = a, *y = b;
@@ -48,6 +38,19 @@ static int by_fetch(const void *a, const void *b)
     return x->chunk < y->chunk ? -1 : x->chunk > y->chunk;
 }
 
+/* The chunks whose parameters a visit needs and that do not stay for good; their number. */
+static int64_t travelling(const struct plan *p, const struct visit *v,
+                          int64_t chunks[BLOCK_MAX_CHUNKS])
+{
+    int64_t n_chunks = plan_block_chunks(p, v->block, chunks), n = 0;
+    if (!plan_needs_params(p, v->block, v->backward))
+        return 0;
+    for (int64_t k = 0; k < n_chunks; k++)
+        if (!plan_is_resident(p, chunks[k]))
+            chunks[n++] = chunks[k];
+    return n;
+}
+
 /* All pairs of consecutive uses of chunks that are not resident, the closest first. A chunk with a
  * single use gives a pair of that use with itself. */
 static struct pair *find_pairs(const struct plan *p, const struct itinerary *it, int64_t *n_out)
@@ -59,11 +62,9 @@ static struct pair *find_pairs(const struct plan *p, const struct itinerary *it,
         last[c] = -1;
     for (int64_t v = 0; v < it->n_visits; v++) {
         int64_t chunks[BLOCK_MAX_CHUNKS];
-        int64_t n_chunks = plan_block_chunks(p, it->visits[v].block, chunks);
+        int64_t n_chunks = travelling(p, &it->visits[v], chunks);
         for (int64_t k = 0; k < n_chunks; k++) {
             int64_t c = chunks[k];
-            if (plan_is_resident(p, c) || !visit_uses(p, &it->visits[v], c))
-                continue;
             if (last[c] >= 0)
                 pairs[n++] = (struct pair){.chunk = c, .a = last[c], .b = v};
             last[c] = v;
@@ -114,11 +115,9 @@ static void find_stays(const struct plan *p, struct itinerary *it)
     it->stays = xcalloc((size_t)(it->n_visits * BLOCK_MAX_CHUNKS), sizeof *it->stays);
     for (int64_t v = 0; v < it->n_visits; v++) {
         int64_t chunks[BLOCK_MAX_CHUNKS];
-        int64_t n_chunks = plan_block_chunks(p, it->visits[v].block, chunks);
+        int64_t n_chunks = travelling(p, &it->visits[v], chunks);
         for (int64_t k = 0; k < n_chunks; k++) {
             int64_t c = chunks[k];
-            if (plan_is_resident(p, c) || !visit_uses(p, &it->visits[v], c))
-                continue;
             if (open[c] == 0) {
                 int64_t fetch = v > p->chosen.prefetch ? v - p->chosen.prefetch : 0;
                 it->stays[it->n_stays++] = (struct stay){.chunk = c, .fetch = fetch, .first = v};

@@ -310,66 +310,65 @@ Test(tokenizer, merges_short_and_long_words_alike)
 #define BYTES   "\"pre_tokenizer\": {\"type\": \"ByteLevel\"}, "
 #define DECODER "\"decoder\": {\"type\": \"ByteLevel\"}, "
 
+static const struct {
+    const char *json, *word;
+    int rc;
+} REFUSED[] = {
+    {"{" BYTES DECODER "\"model\": {\"type\": \"Unigram\"}}", "Unigram", ERR_UNSUPPORTED},
+    {"{" DECODER "\"model\": {\"type\": \"WordPiece\"}}", "WordPiece", ERR_UNSUPPORTED},
+    {"{" DECODER "\"model\": {\"type\": \"Unigram\"}}", "vocab", ERR_INVALID},
+    {"{" DECODER "\"model\": {\"type\": \"Unigram\", \"vocab\": [[\"a\"]]}}", "entry 0",
+     ERR_INVALID},
+    {"{" DECODER "\"model\": {\"type\": \"Unigram\", \"vocab\": [[\"a\", 0]], \"unk_id\": 1}}",
+     "unk_id", ERR_INVALID},
+    {"{\"pre_tokenizer\": {\"type\": \"UnicodeScripts\"}, " DECODER MODEL "\"merges\": []}}",
+     "UnicodeScripts", ERR_UNSUPPORTED},
+    {"{\"pre_tokenizer\": {\"type\": \"Metaspace\"}, " DECODER MODEL "\"merges\": []}}",
+     "Metaspace", ERR_UNSUPPORTED},
+    {"{\"normalizer\": {\"type\": \"Prepend\"}, " BYTES DECODER MODEL "\"merges\": []}}", "Prepend",
+     ERR_UNSUPPORTED},
+    {"{\"normalizer\": {\"type\": \"BertNormalizer\"}, " DECODER MODEL "\"merges\": []}}",
+     "BertNormalizer", ERR_UNSUPPORTED},
+    {"{\"normalizer\": {\"type\": \"Precompiled\", \"precompiled_charsmap\": "
+     "\"AAAA\"}, " DECODER MODEL "\"merges\": []}}",
+     "charsmap", ERR_INVALID},
+    {"{\"post_processor\": {\"type\": \"Odd\"}, " BYTES DECODER MODEL "\"merges\": []}}", "Odd",
+     ERR_UNSUPPORTED},
+    {"{" BYTES "\"decoder\": {\"type\": \"CTC\"}, " MODEL "\"merges\": []}}", "CTC",
+     ERR_UNSUPPORTED},
+    {"{" BYTES DECODER MODEL "\"merges\": [], \"byte_fallback\": true}}", "byte_fallback",
+     ERR_UNSUPPORTED},
+    {"{" BYTES DECODER MODEL "\"merges\": [\"a c\"]}}", "merge 1", ERR_INVALID},
+    {"{" BYTES DECODER MODEL "\"merges\": [\"a  b\"]}}", "merge 1", ERR_INVALID},
+    {"{" BYTES DECODER MODEL "\"merges\": [[\"a\"]]}}", "merge 1", ERR_INVALID},
+    {"{" BYTES DECODER "\"model\": {\"merges\": [], \"vocab\": {\"a\": 0, \"b\": 0}}}", "'b'",
+     ERR_INVALID},
+    {"{" BYTES DECODER "\"model\": {\"merges\": [], \"vocab\": {\"a\": 4194304}}}", "'a'",
+     ERR_INVALID},
+    {"{" BYTES DECODER "\"model\": {\"merges\": [], \"vocab\": {\"a\": -1}}}", "'a'", ERR_INVALID},
+    {"{\"added_tokens\": [{\"id\": 9, \"content\": \"<x>\"}], " BYTES DECODER MODEL
+     "\"merges\": []}}",
+     "<x>", ERR_UNSUPPORTED},
+    {"{\"post_processor\": {\"type\": \"TemplateProcessing\", \"single\": [{\"SpecialToken\": "
+     "{\"id\": \"<s>\"}}, {\"Sequence\": {\"id\": \"A\"}}], \"special_tokens\": {\"<s>\": "
+     "{\"ids\": [3]}}}, " BYTES DECODER MODEL "\"merges\": []}}",
+     "no token", ERR_INVALID},
+    {"{\"pre_tokenizer\": {\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Split\", "
+     "\"behavior\": \"Isolated\", \"pattern\": {\"Regex\": \"(\"}}, {\"type\": \"ByteLevel\"}]}"
+     ", " DECODER MODEL "\"merges\": []}}",
+     "pattern", ERR_INVALID},
+};
+
 Test(tokenizer, refuses_what_it_cannot_do_by_name)
 {
-    static const struct {
-        const char *json, *word;
-        int rc;
-    } cases[] = {
-        {"{" BYTES DECODER "\"model\": {\"type\": \"Unigram\"}}", "Unigram", ERR_UNSUPPORTED},
-        {"{" DECODER "\"model\": {\"type\": \"WordPiece\"}}", "WordPiece", ERR_UNSUPPORTED},
-        {"{" DECODER "\"model\": {\"type\": \"Unigram\"}}", "vocab", ERR_INVALID},
-        {"{" DECODER "\"model\": {\"type\": \"Unigram\", \"vocab\": [[\"a\"]]}}", "entry 0",
-         ERR_INVALID},
-        {"{" DECODER "\"model\": {\"type\": \"Unigram\", \"vocab\": [[\"a\", 0]], \"unk_id\": 1}}",
-         "unk_id", ERR_INVALID},
-        {"{\"pre_tokenizer\": {\"type\": \"UnicodeScripts\"}, " DECODER MODEL "\"merges\": []}}",
-         "UnicodeScripts", ERR_UNSUPPORTED},
-        {"{\"pre_tokenizer\": {\"type\": \"Metaspace\"}, " DECODER MODEL "\"merges\": []}}",
-         "Metaspace", ERR_UNSUPPORTED},
-        {"{\"normalizer\": {\"type\": \"Prepend\"}, " BYTES DECODER MODEL "\"merges\": []}}",
-         "Prepend", ERR_UNSUPPORTED},
-        {"{\"normalizer\": {\"type\": \"BertNormalizer\"}, " DECODER MODEL "\"merges\": []}}",
-         "BertNormalizer", ERR_UNSUPPORTED},
-        {"{\"normalizer\": {\"type\": \"Precompiled\", \"precompiled_charsmap\": "
-         "\"AAAA\"}, " DECODER MODEL "\"merges\": []}}",
-         "charsmap", ERR_INVALID},
-        {"{\"post_processor\": {\"type\": \"Odd\"}, " BYTES DECODER MODEL "\"merges\": []}}", "Odd",
-         ERR_UNSUPPORTED},
-        {"{" BYTES "\"decoder\": {\"type\": \"CTC\"}, " MODEL "\"merges\": []}}", "CTC",
-         ERR_UNSUPPORTED},
-        {"{" BYTES DECODER MODEL "\"merges\": [], \"byte_fallback\": true}}", "byte_fallback",
-         ERR_UNSUPPORTED},
-        {"{" BYTES DECODER MODEL "\"merges\": [\"a c\"]}}", "merge 1", ERR_INVALID},
-        {"{" BYTES DECODER MODEL "\"merges\": [\"a  b\"]}}", "merge 1", ERR_INVALID},
-        {"{" BYTES DECODER MODEL "\"merges\": [[\"a\"]]}}", "merge 1", ERR_INVALID},
-        {"{" BYTES DECODER "\"model\": {\"merges\": [], \"vocab\": {\"a\": 0, \"b\": 0}}}", "'b'",
-         ERR_INVALID},
-        {"{" BYTES DECODER "\"model\": {\"merges\": [], \"vocab\": {\"a\": 4194304}}}", "'a'",
-         ERR_INVALID},
-        {"{" BYTES DECODER "\"model\": {\"merges\": [], \"vocab\": {\"a\": -1}}}", "'a'",
-         ERR_INVALID},
-        {"{\"added_tokens\": [{\"id\": 9, \"content\": \"<x>\"}], " BYTES DECODER MODEL
-         "\"merges\": []}}",
-         "<x>", ERR_UNSUPPORTED},
-        {"{\"post_processor\": {\"type\": \"TemplateProcessing\", \"single\": [{\"SpecialToken\": "
-         "{\"id\": \"<s>\"}}, {\"Sequence\": {\"id\": \"A\"}}], \"special_tokens\": {\"<s>\": "
-         "{\"ids\": [3]}}}, " BYTES DECODER MODEL "\"merges\": []}}",
-         "no token", ERR_INVALID},
-        {"{\"pre_tokenizer\": {\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Split\", "
-         "\"behavior\": \"Isolated\", \"pattern\": {\"Regex\": \"(\"}}, {\"type\": \"ByteLevel\"}]}"
-         ", " DECODER MODEL "\"merges\": []}}",
-         "pattern", ERR_INVALID},
-    };
-
-    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+    for (size_t i = 0; i < sizeof(REFUSED) / sizeof(REFUSED[0]); i++) {
         struct tokenizer *t = NULL;
         struct scratch_dir d;
         struct err err = {0};
         scratch_dir_init(&d);
-        scratch_dir_text(&d, "tokenizer.json", cases[i].json);
-        cr_expect_eq(tokenizer_load(d.path, &t, &err), cases[i].rc, "case %zu: %s", i, err.msg);
-        cr_expect_not_null(strstr(err.msg, cases[i].word), "case %zu: %s", i, err.msg);
+        scratch_dir_text(&d, "tokenizer.json", REFUSED[i].json);
+        cr_expect_eq(tokenizer_load(d.path, &t, &err), REFUSED[i].rc, "case %zu: %s", i, err.msg);
+        cr_expect_not_null(strstr(err.msg, REFUSED[i].word), "case %zu: %s", i, err.msg);
         cr_expect_null(t);
         scratch_dir_fini(&d);
     }
