@@ -165,8 +165,8 @@ ifeq ($(HAVE_CUDA),1)
 $(eval $(call program_rules,$(B)/tests/bench/gpu_ops,tests/bench/gpu_ops.c,kernels))
 bench-ops-gpu: $(B)/tests/bench/gpu_ops  ## time of every CUDA op at real models' shapes, beside its floor
 	@$<
-bench-gpu: $(B)/castor-worker  ## training steps of real models on this machine's GPU, PyTorch's beside them (PEER=python with torch; CASES=...)
-	@$(or $(PEER),python3) tests/bench/bench_gpu.py --build $(B) --python $(or $(PEER),python3) $(CASES)
+bench-gpu: $(B)/castor-worker  ## training steps of real models on this machine's GPU, PyTorch's and an older build's beside them (PEER=python with torch; AGAINST=build; CASES=...)
+	@$(or $(PEER),python3) tests/bench/bench_gpu.py --build $(B) --python $(or $(PEER),python3) $(if $(AGAINST),--against $(AGAINST)) $(CASES)
 endif
 
 # The planner at models of up to 80 layers, one line a case.
@@ -175,8 +175,8 @@ bench-plan: $(B)/tests/bench/plan_speed  ## seconds that plans of large models t
 	@$<
 .PHONY: bench-plan
 
-bench-memory: $(B)/castor-worker  ## models larger than the GPU's share of memory, under a cap held by a ballast process (CASES=...)
-	@python3 tests/bench/bench_memory.py --build $(B) $(CASES)
+bench-memory: $(B)/castor-worker  ## models larger than the GPU's share of memory, under a cap held by a ballast process, PyTorch's FSDP2 beside them (PEER=python with torch; CLIP=off, on or both; CASES=...)
+	@python3 tests/bench/bench_memory.py --build $(B) --python $(or $(PEER),python3) --clip $(or $(CLIP),both) $(CASES)
 .PHONY: bench-memory
 
 # The CPU beside its peers.

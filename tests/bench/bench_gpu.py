@@ -1,18 +1,20 @@
 """Training steps of real models' shapes on one GPU, ours and PyTorch's in turn. Run by `make bench-gpu`.
 
-usage: bench_gpu.py --build DIR [--python PYTHON] [--work DIR] [--no-peer | --profile] [CASE...]
+usage: bench_gpu.py --build DIR [--against DIR] [--python PYTHON] [--work DIR] [--no-peer] [--no-profile | --profile] [CASE...]
 
 A case is a model's shape with random weights. Ours is castor-worker on a job directory, as castord would write it:
 packed rows without padding, every token a target, AdamW with clipping. The peer is peer_step.py (see there), run
-between two runs of ours on the same GPU; PYTHON is one that has torch and transformers. Prints for each run
+between two runs of ours on the same GPU; PYTHON is one that has torch and transformers. With --against, another
+build's castor-worker, that of an older commit, takes turns with ours: ours, older, peer, older, ours. Prints for each run
 milliseconds a step, tokens a second, model FLOP utilisation (6 N_matmul + 6 L h T flops a token over the datasheet's
 989 TFLOP/s) and peak memory, then for each case
 
   bench: CASE ours X peer Y unit tok/s ratio R
 
-with the median of the steps behind the warm-up; with --profile instead of that where a step's time goes, op by op
-beside each op's floor. Where a case names a published figure of a peer that cannot run here,
-it is printed beside it.
+with the median of the steps behind the warm-up, the same for CASE-older with the older build as the peer, and where a
+step's time goes, op by op beside each op's floor, with the ceilings that floors are taken from measured behind that
+step (--no-profile leaves that out, --profile everything else). Where a case names a published figure of a peer that
+cannot run here, it is printed beside it.
 """
 import argparse
 import itertools
@@ -232,11 +234,16 @@ def read_events(path):
         return [json.loads(line) for line in f if line.endswith("\n")]
 
 
-def run_ours(worker, root):
+def worker_of(build):
+    return os.path.join(build, "castor-worker")
+
+
+def run_ours(worker, root, cache=None):
     """Steps of one attempt, which is cancelled as soon as there are enough: (seconds, peak bytes, tokens of a step), or
     None and the worker's words."""
     events = os.path.join(root, "attempt-1", "events.jsonl")
-    process = subprocess.Popen([worker, root], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, **({"XDG_CACHE_HOME": cache} if cache else {})}
+    process = subprocess.Popen([worker, root], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
     deadline, steps = time.monotonic() + LIMIT_S, []
     while len(steps) < WARM_UP + STEPS and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -283,36 +290,69 @@ def show(name, who, run, why, config, length):
         name, who, seconds * 1e3, tokens / seconds, 100 * mfu, peak / 2**30), flush=True)
 
 
-def bench(name, options, work):
-    config, rows, length, micro, peer_micro, states, published = CASES[name]
+def write_inputs(work, config, rows, length, steps):
+    """The model's directory and the data of so many steps."""
     model, data = os.path.join(work, "model"), os.path.join(work, "train.jsonl")
     os.makedirs(model)
     rig.write_json(os.path.join(model, "config.json"), config)
     write_tokenizer(model)
     write_weights(model, config)
-    write_data(data, rows * (WARM_UP + STEPS + 24), length)
-    ours, peer = [], None
-    alone = options.no_peer or name in LORA_RANK
-    for turn in range(1 if alone else 2):
-        job = os.path.join(work, "job-%d" % turn)
-        write_job(job, data, model, rows, length, micro, states, "fp8" if name.endswith(FP8) else "bf16",
-                  LORA_RANK.get(name, 0))
-        if options.profile:
-            print("%s, %d x %d in micro-batches of %d" % (name, rows, length, micro), flush=True)
-            return profile(os.path.join(options.build, "castor-worker"), job)
-        run, why = run_ours(os.path.join(options.build, "castor-worker"), job)
-        show(name, "ours", run, why, config, length)
-        ours += [run] if run else []
-        if turn == 0 and not alone:
-            peer, why = run_peer(options.python, model, rows, length, peer_micro, states)
-            show(name, "torch", peer, why, config, length)
-    for who, speed in published.items():
-        print("%-14s %-6s published: %d tok/s" % (name, who, speed))
-    if ours:
-        x = statistics.median(tokens / seconds for seconds, _, tokens in ours)
-        y = peer[2] / peer[0] if peer else float("nan")
-        print("bench: %s ours %.0f peer %.0f unit tok/s ratio %.3f" % (name, x, y, x / y), flush=True)
-    return bool(ours)
+    write_data(data, rows * steps, length)
+    return model, data
+
+
+def take_turns(name, options, work, model, data):
+    """{who: runs} of ours, an older build and the peer. Builds keep the tuned plans of products apart: an older one may
+    not know what a newer one chooses."""
+    config, rows, length, micro, peer_micro, states, _ = CASES[name]
+    builds, order, runs = {"ours": options.build}, ["ours"], {}
+    if options.against:
+        builds["older"], order = options.against, ["ours", "older"]
+    if not (options.no_peer or name in LORA_RANK):
+        order += ["torch"]
+    if len(order) > 1:
+        order += [who for who in reversed(order) if who != "torch"]
+    for turn, who in enumerate(order):
+        if who == "torch":
+            run, why = run_peer(options.python, model, rows, length, peer_micro, states)
+        else:
+            job = os.path.join(work, "job-%d" % turn)
+            write_case(job, name, model, data)
+            run, why = run_ours(worker_of(builds[who]), job, os.path.join(work, "cache-" + who) if options.against else None)
+        show(name, who, run, why, config, length)
+        runs.setdefault(who, []).extend([run] if run else [])
+    return runs
+
+
+def write_case(job, name, model, data):
+    _, rows, length, micro, _, states, _ = CASES[name]
+    write_job(job, data, model, rows, length, micro, states, "fp8" if name.endswith(FP8) else "bf16", LORA_RANK.get(name, 0))
+
+
+def speed_of(runs):
+    return statistics.median(tokens / seconds for seconds, _, tokens in runs) if runs else float("nan")
+
+
+def bench(name, options, work):
+    config, rows, length, micro, _, _, published = CASES[name]
+    model, data = write_inputs(work, config, rows, length, WARM_UP + STEPS + 24)
+    fine = True
+    if not options.profile:
+        runs = take_turns(name, options, work, model, data)
+        for who, speed in published.items():
+            print("%-14s %-6s published: %d tok/s" % (name, who, speed))
+        x, fine = speed_of(runs["ours"]), bool(runs["ours"])
+        for who in ("torch", "older"):
+            if who in runs or who == "torch" and fine:
+                y = speed_of(runs.get(who))
+                print("bench: %s ours %.0f peer %.0f unit tok/s ratio %.3f" % (
+                    name + ("-older" if who == "older" else ""), x, y, x / y), flush=True)
+    if not options.no_profile:
+        print("%s, %d x %d in micro-batches of %d" % (name, rows, length, micro), flush=True)
+        job = os.path.join(work, "job-profile")
+        write_case(job, name, model, data)
+        fine &= profile(worker_of(options.build), job)
+    return fine
 
 
 def run_cases(names, bench, options):
@@ -332,8 +372,9 @@ def main():
     parser.add_argument("--build", required=True)
     parser.add_argument("--python", default="python3")
     parser.add_argument("--work", default=None)
-    parser.add_argument("--no-peer", action="store_true")
-    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--against")
+    for name in ("no-peer", "no-profile", "profile"):
+        parser.add_argument("--" + name, action="store_true")
     parser.add_argument("cases", nargs="*", default=list(CASES))
     options = parser.parse_args()
     return run_cases(options.cases or CASES, bench, options)

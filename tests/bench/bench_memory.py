@@ -1,27 +1,37 @@
 """Training models that are larger than the GPU, or than the memory that a job may use of it. Run by `make bench-memory`.
 
-usage: bench_memory.py --build DIR [--work DIR] [--volume DIR] [--steps N] [--clip off|idle|on|both|all] [CASE...]
+usage: bench_memory.py --build DIR [--python PYTHON] [--work DIR] [--volume DIR] [--steps N] [--peer-steps N]
+                       [--clip off|idle|on|both|all] [--no-peer] [--probed] [CASE...]
 
 A case is a model's shape with random weights, trained by castor-worker under a cap of GPU memory. A cap is held by a
 ballast: a process that takes all but that much of the GPU, so that contexts, workspaces and whatever else a run takes
 count as well. "clip off" trains with max_grad_norm 0, "on" with a norm so small that every step is clipped, "idle" with
 one so large that none is; "both" is off and on.
+Cases that PyTorch's FSDP2 with weights in host memory can run too have it as their peer, in the same run on the same
+GPU (peer_fsdp.py by PYTHON, one with torch and transformers): first the peer, whose ballast grows until it does not run
+any more, or by a twentieth slower; then ours under the same cap. What it measures is the median of all its steps that
+were no slower than that. The other peers, DeepSpeed and LLMQ, are not installed where this runs: LLMQ's figures, and
+FSDP2's with --no-peer, were measured earlier on the same kind of machine (RESULTS.md); DeepSpeed has none.
 Where a case has states on a disk, it is that of the volume's directory (the work directory if none is given).
-The machine's profile (castor-worker --probe) is made first. Prints for each run
+The machine's profile (castor-worker --probe) is made first, unless --probed says that it is there. Prints for each run
 
   tokens a second and seconds a step, measured and predicted; T*/T, the bound over the measured time;
   peak memory of all tiers, planned and measured; bytes a step on each link; stalls of the compute queue by cause
 
-and one line `bench: CASE ours X peer Y unit tok/s ratio R` with the median of the steps behind the warm-up. The peers'
-figures are published ones, or were measured on the same kind of machine by themselves (RESULTS.md says which).
+and a line `bench: CASE ours X peer Y unit tok/s ratio R` with the median of the steps behind the warm-up, and one of
+CASE-clipped. The whole takes an hour; cases and --clip cut it into parts, and neighbours of one shape share its files.
 """
 import argparse
 import ctypes
+import itertools
 import json
 import os
+import shutil
+import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 import bench_gpu as shapes
@@ -47,6 +57,8 @@ CASES = {
     "qwen2.5-7b-16k-least": (shapes.qwen2(3584, 28, 28, 4, 18944, 152064, False), 16, 8, "least", 23.5, 6370),
     "opt-13b": (shapes.opt(5120, 40, 40), 32, 8, "fp32", None, None),
 }
+FSDP = ("opt-2.7b", "opt-6.7b")  # cases with that peer; their caps are its least ones as measured once
+SLOWER = 1.05
 NORMS = {"off": 0.0, "idle": 1e9, "on": 1e-3}
 POLICY = {"gpt2-1558m-remade": "cuda", "opt-1.3b-nvme": "cpu"}  # else auto
 HOST_GIB = {"opt-1.3b-nvme": 8.0}  # where host memory has a limit; what it does not hold lies on the disk
@@ -55,14 +67,19 @@ LENGTH = 1024
 
 # ---- the cap ----------------------------------------------------------------------------------------------------
 
-def hold(gib):
-    """The ballast's process: take all of the GPU but so much, say so, and wait for the end of the input."""
-    cuda = next(c for c in (try_load("libcudart.so.13"), try_load("libcudart.so")) if c)
-    free, total, at = ctypes.c_size_t(), ctypes.c_size_t(), ctypes.c_void_p()
+def free_memory(cuda):
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
     assert cuda.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total)) == 0
-    take = free.value - int(gib * GIB)
-    assert take > 0 and cuda.cudaMalloc(ctypes.byref(at), ctypes.c_size_t(take)) == 0
-    print("held", flush=True)
+    return free.value
+
+
+def hold(gib):
+    """The ballast's process: say how many bytes are free beside it, take all but so much, and wait for the end of the input."""
+    cuda = next(c for c in (try_load("libcudart.so.13"), try_load("libcudart.so")) if c)
+    at, free = ctypes.c_void_p(), free_memory(cuda)
+    take = free - int(min(gib * GIB, free))
+    assert take == 0 or cuda.cudaMalloc(ctypes.byref(at), ctypes.c_size_t(take)) == 0
+    print(free, flush=True)
     sys.stdin.read()
 
 
@@ -76,17 +93,107 @@ def try_load(name):
 
 
 class Ballast:
+    """Leaves so much of the GPU free (None = all of it) until it is dropped; `free` was free before it."""
+
     def __init__(self, gib):
         self.process = None
         if gib is not None:
             self.process = subprocess.Popen([sys.executable, os.path.abspath(__file__), "--hold", str(gib)],
                                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            assert self.process.stdout.readline() == "held\n"
+            self.free = int(self.process.stdout.readline())
 
     def drop(self):
         if self.process:
             self.process.communicate()
             self.process = None
+
+
+def free_now():
+    ballast = Ballast(float("inf"))
+    ballast.drop()
+    return ballast.free
+
+
+# ---- the peer ---------------------------------------------------------------------------------------------------
+
+class Fsdp:
+    """peer_fsdp.py on a model; it warms up while the caller does something else."""
+
+    def __init__(self, python, model, rows):
+        self.free = free_now() if shapes.DEVICE == "gpu" else 0
+        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "peer_fsdp.py")
+        self.words = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen(
+            [python, script, model, "--rows", str(rows), "--length", str(LENGTH), "--device",
+             "cuda" if shapes.DEVICE == "gpu" else "cpu"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.words, text=True)
+
+    def read(self):
+        line = self.process.stdout.readline()
+        if line:
+            return json.loads(line)
+        self.words.seek(0)
+        return {"failed": self.words.read()[-800:]}
+
+    def ask(self, command):
+        self.process.stdin.write(command + "\n")
+        self.process.stdin.flush()
+        return self.read()
+
+    def steps(self, n):
+        """So many without clipping, fewer where one fails."""
+        answers = []
+        while len(answers) < n and not (answers and "failed" in answers[-1]):
+            answers.append(self.ask("off"))
+        return answers
+
+    def drop(self):
+        """Also one that is not done yet."""
+        self.process.kill()
+        self.process.communicate()
+        self.words.close()
+
+
+def least_cap(peer, steps, n):
+    """Under ballasts from what the allocator took to what the tensors need at least, until a step does not run, or slower
+    than `limit`. (The least cap in bytes at which it ran, the lines of all steps without clipping.)"""
+    limit, first = SLOWER * min(s["seconds"] for s in steps), steps[-1]
+    peer.ask("rest")
+    rest, most, least = peer.free - free_now(), first["reserved"], first["peak"]
+    found = rest + most - first["allocated"]
+    for share in (0.0, 0.5, 1.0):
+        need = most - share * (most - least) + (32 << 20) - first["allocated"]
+        ballast = Ballast(need / GIB)
+        answers = peer.steps(n)
+        ballast.drop()
+        slow = [a for a in answers if "failed" in a or a["seconds"] > limit]
+        print("    FSDP2 within %.2f GiB: %s" % ((rest + need) / GIB, "; ".join(
+            a.get("failed") or "%.3f s" % a["seconds"] for a in answers)), flush=True)
+        if len(slow) == len(answers):
+            break
+        found, steps = rest + need, steps + [a for a in answers if a not in slow]
+        peer.ask("rest")
+    return found, steps
+
+
+def measure_fsdp(name, peer, n):
+    """({clip: tokens a second}, its least cap in GiB), or (None, None) where it failed; n steps at a time."""
+    ready = peer.read()
+    if "failed" not in ready:
+        steps = peer.steps(n)
+        ready = steps[-1] if "failed" in steps[-1] else peer.ask("on")
+        clipped = ready
+    if "failed" in ready:
+        print("%s FSDP2 failed: %s" % (name, ready["failed"]), flush=True)
+        return None, None
+    print("%s FSDP2 without a cap: %s; clipped %.3f s; tensors %.2f GiB, allocator %.2f GiB" % (
+        name, ", ".join("%.3f s" % s["seconds"] for s in steps), clipped["seconds"], steps[-1]["peak"] / GIB,
+        steps[-1]["reserved"] / GIB), flush=True)
+    cap, steps = least_cap(peer, steps, n) if shapes.DEVICE == "gpu" else (None, steps)
+    tokens = CASES[name][1] * LENGTH
+    speeds = {"off": tokens / median(steps, lambda s: s["seconds"]), "on": tokens / clipped["seconds"]}
+    print("%s FSDP2 %.0f tok/s, clipped %.0f; least cap %s" % (
+        name, speeds["off"], speeds["on"], "%.2f GiB" % (cap / GIB) if cap else "not sought"), flush=True)
+    return speeds, cap / GIB if cap else None
 
 
 # ---- runs -------------------------------------------------------------------------------------------------------
@@ -112,10 +219,14 @@ def run_job(worker, root, steps):
     path = os.path.join(root, "attempt-1", "events.jsonl")
     process = subprocess.Popen([worker, root], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline, events, done = time.monotonic() + LIMIT_S, [], []
-    while len(done) < WARM_UP + steps and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-        events = shapes.read_events(path)
-        done = [e for e in events if e["type"] == "step"]
+    try:
+        while len(done) < WARM_UP + steps and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+            events = shapes.read_events(path)
+            done = [e for e in events if e["type"] == "step"]
+    except SystemExit:
+        process.kill()  # its rank ends with it
+        raise
     with open(os.path.join(root, "control.jsonl"), "a", encoding="utf-8") as f:
         f.write(json.dumps({"v": 1, "id": "ctl-1", "t": time.time(), "type": "cancel"}) + "\n")
     try:
@@ -157,52 +268,93 @@ def show(name, config, steps, plan, begun):
     return tokens / seconds
 
 
-def bench(name, options, work):
-    config, rows, _, _, cap, peer = CASES[name]
-    model, data = os.path.join(work, "model"), os.path.join(work, "train.jsonl")
-    os.makedirs(model)
-    rig.write_json(os.path.join(model, "config.json"), config)
-    shapes.write_tokenizer(model)
-    shapes.write_weights(model, config)
-    shapes.write_data(data, rows * (WARM_UP + options.steps + 6), LENGTH)
-    fine, best = True, 0
+def run_clips(name, options, work, model, data, cap):
+    """{clip: tokens a second} of ours within the cap, and whether every run came to its end."""
+    speeds, fine = {}, True
     for clip in {"both": ["off", "on"], "all": list(NORMS)}.get(options.clip, [options.clip]):
-        label = "%s clip %s" % (name, clip)
-        job = os.path.join(work, "job-" + clip)
+        label, job = "%s clip %s" % (name, clip), os.path.join(work, "%s-%s" % (name, clip))
         write_job(job, data, model, name, clip, options.volume or work)
         ballast = Ballast(cap)
         try:
             run, why = run_job(os.path.join(options.build, "castor-worker"), job, options.steps)
         finally:
             ballast.drop()
-        fine &= run is not None
         if run is None:
+            fine = False
             print("%s failed: %s" % (label, why), flush=True)
-            continue
-        speed = show(label, config, *run)
-        best = max(best, speed)
-    if best > 0:
+        else:
+            speeds[clip] = show(label, CASES[name][0], *run)
+        shutil.rmtree(job)
+    return speeds, fine
+
+
+def report(name, speeds, known, measured, cap):
+    """Lines of what ran, beside the peer measured now or else the known figure."""
+    for clip, speed in speeds.items():
+        peer = measured["on" if clip == "on" else "off"] if measured else known
         print("bench: %s ours %.0f peer %.0f unit tok/s ratio %.3f" % (
-            name, best, peer or float("nan"), best / (peer or float("nan"))), flush=True)
+            name + {"off": "", "on": "-clipped"}.get(clip, "-" + clip), speed, peer or float("nan"), speed / (peer or float("nan"))))
+    if known and not measured:
+        print("    %s: the peer was measured earlier on this kind of machine" % name)
+    print("    %s: cap %s%s" % (name, "%.2f GiB for both" % cap if measured and cap else "%.2f GiB" % cap if cap else "none",
+          ", clipped at %.0f %% of clip off" % (100 * speeds["on"] / speeds["off"]) if {"on", "off"} <= set(speeds) else ""), flush=True)
+
+
+def bench(names, options, work):
+    """Cases of one model's shape."""
+    config, most = CASES[names[0]][0], max(CASES[n][1] for n in names)
+    peer, inputs, fine = None, None, True
+    try:
+        for name in names:
+            _, rows, _, _, cap, known = CASES[name]
+            if name in FSDP and not options.no_peer:
+                peer = Fsdp(options.python, write_config(work, config), rows)
+            inputs = inputs or shapes.write_inputs(work, config, most, LENGTH, WARM_UP + options.steps + 6)
+            measured = None
+            if peer:
+                measured, least = measure_fsdp(name, peer, options.peer_steps)
+                peer.drop()
+                cap, peer, fine = least or cap, None, fine and measured is not None
+            speeds, done = run_clips(name, options, work, *inputs, cap if shapes.DEVICE == "gpu" else None)
+            report(name, speeds, known, measured, cap)
+            fine = fine and done
+    finally:
+        if peer:
+            peer.drop()
     return fine
+
+
+def write_config(work, config):
+    """For the peer, which needs no weights and begins before they are written."""
+    directory = os.path.join(work, "config")
+    os.makedirs(directory, exist_ok=True)
+    rig.write_json(os.path.join(directory, "config.json"), config)
+    return directory
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--hold", type=float)
     parser.add_argument("--build")
+    parser.add_argument("--python", default="python3")
     parser.add_argument("--work", default=None)
     parser.add_argument("--volume", default=None)
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--peer-steps", type=int, default=2)
     parser.add_argument("--clip", default="both")
+    for name in ("no-peer", "probed"):
+        parser.add_argument("--" + name, action="store_true")
     parser.add_argument("cases", nargs="*", default=list(CASES))
     options = parser.parse_args()
     if options.hold is not None:
         hold(options.hold)
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no process of a run outlives this one
     volume = [options.volume or options.work] if options.volume or options.work else []
-    subprocess.run([os.path.join(options.build, "castor-worker"), "--probe", *volume], check=True)
-    return shapes.run_cases(options.cases or CASES, bench, options)
+    if not options.probed:
+        subprocess.run([os.path.join(options.build, "castor-worker"), "--probe", *volume], check=True)
+    groups = [list(g) for _, g in itertools.groupby(options.cases or CASES, lambda name: CASES[name][0])]
+    return shapes.run_cases(groups, bench, options)
 
 
 if __name__ == "__main__":
