@@ -58,7 +58,7 @@ CASES = {
     "opt-13b": (shapes.opt(5120, 40, 40), 32, 8, "fp32", None, None),
 }
 FSDP = ("opt-2.7b", "opt-6.7b")  # cases with that peer; their caps are its least ones as measured once
-SLOWER = 1.05
+SLOWER, SPARE = 1.05, 64 << 20
 NORMS = {"off": 0.0, "idle": 1e9, "on": 1e-3}
 POLICY = {"gpt2-1558m-remade": "cuda", "opt-1.3b-nvme": "cpu"}  # else auto
 HOST_GIB = {"opt-1.3b-nvme": 8.0}  # where host memory has a limit; what it does not hold lies on the disk
@@ -74,7 +74,7 @@ def free_memory(cuda):
 
 
 def hold(gib):
-    """The ballast's process: say how many bytes are free beside it, take all but so much, and wait for the end of the input."""
+    """The ballast's process: say how many bytes are free beside it, take all but so much, wait for the end of the input."""
     cuda = next(c for c in (try_load("libcudart.so.13"), try_load("libcudart.so")) if c)
     at, free = ctypes.c_void_p(), free_memory(cuda)
     take = free - int(min(gib * GIB, free))
@@ -139,11 +139,11 @@ class Fsdp:
         self.process.stdin.flush()
         return self.read()
 
-    def steps(self, n):
-        """So many without clipping, fewer where one fails."""
+    def steps(self, n, clip="off"):
+        """So many, fewer where one fails."""
         answers = []
         while len(answers) < n and not (answers and "failed" in answers[-1]):
-            answers.append(self.ask("off"))
+            answers.append(self.ask(clip))
         return answers
 
     def drop(self):
@@ -155,44 +155,46 @@ class Fsdp:
 
 def least_cap(peer, steps, n):
     """Under ballasts from what the allocator took to what the tensors need at least, until a step does not run, or slower
-    than `limit`. (The least cap in bytes at which it ran, the lines of all steps without clipping.)"""
+    than a twentieth. (The least cap in bytes at which it ran, the answers of all steps without clipping.)"""
     limit, first = SLOWER * min(s["seconds"] for s in steps), steps[-1]
     peer.ask("rest")
     rest, most, least = peer.free - free_now(), first["reserved"], first["peak"]
     found = rest + most - first["allocated"]
-    for share in (0.0, 0.5, 1.0):
-        need = most - share * (most - least) + (32 << 20) - first["allocated"]
+    for share in (0.0, 0.5, 1.0) if most - least > SPARE else (1.0,):
+        need = most - share * (most - least) + SPARE - first["allocated"]
         ballast = Ballast(need / GIB)
         answers = peer.steps(n)
         ballast.drop()
-        slow = [a for a in answers if "failed" in a or a["seconds"] > limit]
+        fast = [a for a in answers if "failed" not in a and a["seconds"] <= limit]
         print("    FSDP2 within %.2f GiB: %s" % ((rest + need) / GIB, "; ".join(
             a.get("failed") or "%.3f s" % a["seconds"] for a in answers)), flush=True)
-        if len(slow) == len(answers):
+        if not fast:
             break
-        found, steps = rest + need, steps + [a for a in answers if a not in slow]
+        found, steps = rest + need, steps + fast
         peer.ask("rest")
-    return found, steps
+    limit = SLOWER * min(s["seconds"] for s in steps)
+    return found, [s for s in steps if s["seconds"] <= limit]
 
 
-def measure_fsdp(name, peer, n):
-    """({clip: tokens a second}, its least cap in GiB), or (None, None) where it failed; n steps at a time."""
+def measure_fsdp(name, peer, n, clipped):
+    """({clip: tokens a second}, its least cap in GiB), or (None, None) where it failed; n steps at a time, of them also
+    clipped ones."""
     ready = peer.read()
-    if "failed" not in ready:
-        steps = peer.steps(n)
-        ready = steps[-1] if "failed" in steps[-1] else peer.ask("on")
-        clipped = ready
-    if "failed" in ready:
-        print("%s FSDP2 failed: %s" % (name, ready["failed"]), flush=True)
-        return None, None
-    print("%s FSDP2 without a cap: %s; clipped %.3f s; tensors %.2f GiB, allocator %.2f GiB" % (
-        name, ", ".join("%.3f s" % s["seconds"] for s in steps), clipped["seconds"], steps[-1]["peak"] / GIB,
-        steps[-1]["reserved"] / GIB), flush=True)
-    cap, steps = least_cap(peer, steps, n) if shapes.DEVICE == "gpu" else (None, steps)
-    tokens = CASES[name][1] * LENGTH
-    speeds = {"off": tokens / median(steps, lambda s: s["seconds"]), "on": tokens / clipped["seconds"]}
-    print("%s FSDP2 %.0f tok/s, clipped %.0f; least cap %s" % (
-        name, speeds["off"], speeds["on"], "%.2f GiB" % (cap / GIB) if cap else "not sought"), flush=True)
+    by_clip = {} if "failed" in ready else {clip: peer.steps(n, clip) for clip in (("on", "off") if clipped else ("off",))}
+    for answer in [ready] + [a for answers in by_clip.values() for a in answers]:
+        if "failed" in answer:
+            print("%s FSDP2 failed: %s" % (name, answer["failed"]), flush=True)
+            return None, None
+    last = by_clip["off"][-1]
+    seconds = "; ".join("clip %s %s" % (clip, ", ".join("%.3f" % a["seconds"] for a in steps)) for clip, steps in by_clip.items())
+    print("%s FSDP2 without a cap: %s s; tensors %.2f GiB, allocator %.2f GiB" % (
+        name, seconds, last["peak"] / GIB, last["reserved"] / GIB), flush=True)
+    cap = None
+    if shapes.DEVICE == "gpu":
+        cap, by_clip["off"] = least_cap(peer, by_clip["off"], n)
+    speeds = {clip: CASES[name][1] * LENGTH / median(steps, lambda s: s["seconds"]) for clip, steps in by_clip.items()}
+    print("%s FSDP2 %s; least cap %s" % (name, ", ".join("clip %s %.0f tok/s" % cs for cs in speeds.items()),
+                                         "%.2f GiB" % (cap / GIB) if cap else "not sought"), flush=True)
     return speeds, cap / GIB if cap else None
 
 
@@ -291,13 +293,14 @@ def run_clips(name, options, work, model, data, cap):
 def report(name, speeds, known, measured, cap):
     """Lines of what ran, beside the peer measured now or else the known figure."""
     for clip, speed in speeds.items():
-        peer = measured["on" if clip == "on" else "off"] if measured else known
+        peer = (measured.get("on" if clip == "on" else "off") if measured else known) or float("nan")
         print("bench: %s ours %.0f peer %.0f unit tok/s ratio %.3f" % (
-            name + {"off": "", "on": "-clipped"}.get(clip, "-" + clip), speed, peer or float("nan"), speed / (peer or float("nan"))))
-    if known and not measured:
-        print("    %s: the peer was measured earlier on this kind of machine" % name)
-    print("    %s: cap %s%s" % (name, "%.2f GiB for both" % cap if measured and cap else "%.2f GiB" % cap if cap else "none",
-          ", clipped at %.0f %% of clip off" % (100 * speeds["on"] / speeds["off"]) if {"on", "off"} <= set(speeds) else ""), flush=True)
+            name + {"off": "", "on": "-clipped"}.get(clip, "-" + clip), speed, peer, speed / peer))
+    words = ["cap %.2f GiB" % cap if cap else "no cap"]
+    words += ["peer in this run"] if measured else ["peer measured earlier on this kind of machine"] if known else []
+    if {"on", "off"} <= set(speeds):
+        words.append("clipped at %.0f %% of clip off" % (100 * speeds["on"] / speeds["off"]))
+    print("    %s: %s" % (name, ", ".join(words)), flush=True)
 
 
 def bench(names, options, work):
@@ -312,7 +315,7 @@ def bench(names, options, work):
             inputs = inputs or shapes.write_inputs(work, config, most, LENGTH, WARM_UP + options.steps + 6)
             measured = None
             if peer:
-                measured, least = measure_fsdp(name, peer, options.peer_steps)
+                measured, least = measure_fsdp(name, peer, options.peer_steps, options.clip in ("on", "both", "all"))
                 peer.drop()
                 cap, peer, fine = least or cap, None, fine and measured is not None
             speeds, done = run_clips(name, options, work, *inputs, cap if shapes.DEVICE == "gpu" else None)
