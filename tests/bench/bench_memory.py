@@ -307,17 +307,18 @@ def bench(names, options, work):
     """Cases of one model's shape."""
     config, most = CASES[names[0]][0], max(CASES[n][1] for n in names)
     peer, inputs, fine = None, None, True
+    measured, least = None, None  # the peer's, also for the cases behind its own
     try:
         for name in names:
             _, rows, _, _, cap, known = CASES[name]
             if name in FSDP and not options.no_peer:
                 peer = Fsdp(options.python, write_config(work, config), rows)
             inputs = inputs or shapes.write_inputs(work, config, most, LENGTH, WARM_UP + options.steps + 6)
-            measured = None
             if peer:
                 measured, least = measure_fsdp(name, peer, options.peer_steps, options.clip in ("on", "both", "all"))
                 peer.drop()
-                cap, peer, fine = least or cap, None, fine and measured is not None
+                peer, fine = None, fine and measured is not None
+            cap = cap and least or cap
             speeds, done = run_clips(name, options, work, *inputs, cap if shapes.DEVICE == "gpu" else None)
             report(name, speeds, known, measured, cap)
             fine = fine and done
