@@ -257,8 +257,11 @@ def show(name, config, steps, plan, begun):
     mfu = shapes.token_flops(config, LENGTH) * tokens / seconds / shapes.DATASHEET
     tiers = ["%s %.2f planned %.2f measured GiB" % (t, measured[-1][t]["planned_peak"] / GIB, measured[-1][t]["peak"] / GIB)
              for t in ("gpu", "host", "nvme") if measured[-1][t]["planned_peak"] > 0]
-    print("%s: %.3f s a step, %.0f tok/s, MFU %.1f %%; predicted %.3f s (%+.0f %%), T* %.3f s, T*/T %.2f" % (
-        name, seconds, tokens / seconds, 100 * mfu, predicted, 100 * (predicted / seconds - 1), bound, bound / seconds))
+    plain = "%s: %.3f s a step, %.0f tok/s, MFU %.1f %%" % (name, seconds, tokens / seconds, 100 * mfu)
+    if predicted and bound:  # known where the machine has been probed
+        plain += "; predicted %.3f s (%+.0f %%), T* %.3f s, T*/T %.2f" % (
+            predicted, 100 * (predicted / seconds - 1), bound, bound / seconds)
+    print(plain)
     print("    %s; h2d %.2f d2h %.2f disk read %.2f write %.2f GB a step; loss %.4f norm %.3f; loading %.0f s" % (
         "; ".join(tiers), *links, measured[-1]["loss"], measured[-1]["grad_norm"],
         begun.get("training", 0) - begun.get("loading", 0)))
