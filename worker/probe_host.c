@@ -212,7 +212,7 @@ static void *run_updates(void *ud)
     double times[PROBE_RUNS];
     for (int k = -1; k < PROBE_RUNS && u->rc == 0; k++) {
         double start = clock_monotonic();
-        u->rc = u->aside[PART_M] ? update_pool_adamw_aside(u->pool, &u->args, u->aside)
+        u->rc = u->aside[PART_M] ? update_pool_adamw_aside(u->pool, &u->args, u->aside, NULL)
                                  : update_pool_adamw(u->pool, &u->args);
         if (k >= 0)
             times[k] = clock_monotonic() - start;

@@ -98,6 +98,7 @@ static const struct variant variants[] = {
     {"fp8", 1, 3, 0.1, 1e9, .fp8 = true},
     {"fp8 lora", 2, 2, 0, 1e9, .fp8 = true, .model = LORA},
     {"fp8 lora nf4", 2, 2, 0, 1e9, .fp8 = true, .model = LORA_NF4},
+    {"both, clip active", 1, 2, 0, 1e-2, .moments = MOMENTS_FP8, .master = MASTER_SPLIT},
     {"both", 1, 3, 0, 0, .moments = MOMENTS_FP8, .master = MASTER_SPLIT},
 };
 

@@ -55,7 +55,7 @@ static void find_early(struct plan *p)
 bool plan_speculates(const struct plan *p, int64_t chunk)
 {
     return p->in.clip && p->chunk[chunk].early && state_tier(p, chunk) == TIER_HOST &&
-           !plan_pages(p, chunk) && chunk_has_whole_master(p->types) && p->types.compute != DT_F16;
+           !plan_pages(p, chunk) && p->types.compute != DT_F16;
 }
 
 bool plan_grad_waits_in_param(const struct plan *p, int64_t chunk)
@@ -70,6 +70,12 @@ static int32_t place_gradient(struct plan *p, int64_t c)
     if (!last || !updated_on_cpu(p, c) || plan_pages(p, c) || plan_grad_waits_in_param(p, c))
         return NO_PLACE;
     return plan_place_for_good(p, TIER_HOST, PURPOSE_GRADIENTS, bytes);
+}
+
+/* Of the parameters as they were before a speculative update. */
+static size_t kept_bytes(const struct plan *p, const struct plan_slice *s)
+{
+    return chunk_has_whole_master(p->types) ? 0 : (size_t)s->n * dtype_size(p->types.compute);
 }
 
 /* On the gpu one update is one kernel; elsewhere slices let moves and updates overlap. */
@@ -89,7 +95,8 @@ static void place_state(struct plan *p, int64_t c)
         s->home = plan_place_for_good(p, tier, PURPOSE_OPTIMIZER, plan_slice_bytes(p, s));
         s->shadow = NO_PLACE;
         if (plan_speculates(p, c))
-            s->shadow = plan_place_for_good(p, tier, PURPOSE_OPTIMIZER, plan_slice_bytes(p, s));
+            s->shadow = plan_place_for_good(p, tier, PURPOSE_OPTIMIZER,
+                                            plan_slice_bytes(p, s) + kept_bytes(p, s));
     }
 }
 

@@ -30,8 +30,9 @@
  * Clipping needs the norm of all gradients, so updates stand behind NORM. A *speculative* update
  * runs in backward nevertheless, as if nothing were clipped, writes the new state to a second place
  * and leaves the old one alone. CONFIRM behind NORM finds that it holds, or does it again from the
- * old state: exact either way. Only of states in host memory beside a whole master, in types whose
- * losses are not scaled.
+ * old state: exact either way. Parameters are written in place; where they are the master, or the
+ * upper half of a split one, what they were is kept behind the second state. Only of states in host
+ * memory, in types whose losses are not scaled.
  *
  * Numbers do not depend on any of the planner's choices: gradients are rounded to the compute type
  * where they are consumed (kernels/op_table.h: sumsq, adamw), so they may travel in it; with
@@ -133,7 +134,8 @@ struct plan_slice {
     int64_t first, n;
     int32_t home;   /* place of any tier */
     int32_t shadow; /* host: of speculative updates, NO_PLACE for others. Every training pass writes
-                       the new state to the place that does not hold the old one */
+                       the new state to the place that does not hold the old one; without a whole
+                       master, behind the state the parameters as they were before */
 };
 
 /* Of each chunk: where its payloads live from step to step, its gradient, and its norm partials.

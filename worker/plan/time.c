@@ -127,14 +127,18 @@ static double update_rate(const struct plan *p, double float_rate, double fp8_ra
     return 1.0 / (part / float_rate + (1.0 - part) / fp8_rate);
 }
 
-/* An update aside loses as large a share of its speed as one of float states does. */
+/* An update aside loses as large a share of its speed as one of float states does. Parameters that
+ * are kept are written once more, and what is written so is read first. */
 static double cpu_update_seconds(const struct plan *p, const struct instr *i,
                                  const struct device_profile *d)
 {
-    double rate = update_rate(p, d->cpu_update_rate, d->cpu_update_fp8_rate);
-    if (i->shadow != NO_PLACE)
+    double rate = update_rate(p, d->cpu_update_rate, d->cpu_update_fp8_rate), kept = 0;
+    if (i->shadow != NO_PLACE) {
         rate *= d->cpu_update_aside_rate / d->cpu_update_rate;
-    return (double)p->chunk[i->chunk].slices[i->slice].n / rate;
+        if (!chunk_has_whole_master(p->types))
+            kept = 2.0 * (double)dtype_size(p->types.compute) / d->host_memory_rate;
+    }
+    return (double)p->chunk[i->chunk].slices[i->slice].n * (1.0 / rate + kept);
 }
 
 static double instr_seconds(const struct plan *p, enum plan_list list, const struct instr *i,

@@ -118,26 +118,34 @@ static void restore_parameters(const struct adamw_args *a)
     master_round(a->param_type, a->param, a->master, a->n);
 }
 
-/* The update of a slice whose new state goes to its other place; the old one stays. */
+/* The update of a slice whose new state goes to its other place; the old one stays, and so do the
+ * parameters that it needs to be done again, behind the second place. */
 static int update_aside(struct executor *e, const struct host_job *job, struct adamw_args *a)
 {
     const struct instr *i = job->instr;
     char *places[2] = {executor_at(e, i->state), executor_at(e, i->shadow)};
     char *old = places[job->swapped], *new = places[!job->swapped];
     const struct plan_slice *s = &e->plan->chunk[i->chunk].slices[i->slice];
+    size_t state = plan_slice_bytes(e->plan, s);
+    char *kept = chunk_has_whole_master(e->plan->types) ? NULL : places[1] + state;
+    void *param = a->param ? a->param : a->master;
     char *from[PART_COUNT], *to[PART_COUNT];
 
     state_parts(old, s, e->plan->types, from);
     state_parts(new, s, e->plan->types, to);
-    a->master = from[PART_MASTER];
+    if (kept && i->op == INSTR_CONFIRM && job->speculates)
+        update_pool_copy(e->updates, param, kept, (size_t)s->n * dtype_size(a->param_type));
+    if (from[PART_MASTER])
+        a->master = from[PART_MASTER];
     a->m = from[PART_M];
     a->v = from[PART_V];
     a->m_exponent = (uint8_t *)from[PART_M_EXPONENT];
     a->v_exponent = (uint8_t *)from[PART_V_EXPONENT];
     if (a->clip->finite)
-        return update_pool_adamw_aside(e->updates, a, to);
-    update_pool_copy(e->updates, new, old, plan_slice_bytes(e->plan, s));
-    restore_parameters(a);
+        return update_pool_adamw_aside(e->updates, a, to, kept);
+    update_pool_copy(e->updates, new, old, state);
+    if (!kept)
+        restore_parameters(a);
     return 0;
 }
 

@@ -35,6 +35,7 @@ struct update_pool {
     int (*run)(struct update_pool *p, int64_t piece); /* the update, or a copy */
     struct adamw_args args;
     char *aside[PART_COUNT]; /* where the new state's parts go */
+    void *kept;              /* where parameters go as they were, or NULL */
     char *to;
     const char *from; /* NULL: zeros */
     size_t bytes;
@@ -250,8 +251,12 @@ static int run_aside(struct update_pool *p, int64_t piece)
         adamw_aside(&a, new[0], new[1], new[2]);
         return 0;
     }
+    if (p->kept)
+        memcpy(advanced(p->kept, piece * PIECE, a.param_type), a.param ? a.param : a.master,
+               (size_t)a.n * dtype_size(a.param_type));
     for (int k = 0; k < 3; k++)
-        *old[k] = memcpy(new[k], *old[k], (size_t)a.n * dtype_size(types[k]));
+        if (new[k])
+            *old[k] = memcpy(new[k], *old[k], (size_t)a.n * dtype_size(types[k]));
     if (a.m_exponent) {
         int64_t first = piece * (PIECE / MOMENT_BLOCK);
         size_t blocks = (size_t)((a.n + MOMENT_BLOCK - 1) / MOMENT_BLOCK);
@@ -262,10 +267,11 @@ static int run_aside(struct update_pool *p, int64_t piece)
 }
 
 int update_pool_adamw_aside(struct update_pool *p, const struct adamw_args *a,
-                            char *const to[PART_COUNT])
+                            char *const to[PART_COUNT], void *kept)
 {
-    assert(a->param && a->clip->finite);
+    assert(a->clip->finite);
     p->args = *a;
+    p->kept = kept;
     memcpy(p->aside, to, sizeof p->aside);
     return run_all(p, run_aside, (a->n + PIECE - 1) / PIECE);
 }

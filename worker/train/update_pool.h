@@ -32,9 +32,10 @@ void update_pool_destroy(struct update_pool *p);
 /* The table's return code. Everything has been written when it returns. */
 int update_pool_adamw(struct update_pool *p, const struct adamw_args *a);
 /* Likewise, but master and moments stay as they are, and the new ones go where they are told:
- * kernels/adamw_aside.h. Beside a whole master alone. */
+ * kernels/adamw_aside.h. What the parameters were goes to `kept` where they are the master, or a
+ * part of it; NULL beside a whole one, of which they can be made. */
 int update_pool_adamw_aside(struct update_pool *p, const struct adamw_args *a,
-                            char *const to[PART_COUNT]);
+                            char *const to[PART_COUNT], void *kept);
 /* Copy what memcpy would, or zeros where `from` is NULL: between updates, for loading. */
 void update_pool_copy(struct update_pool *p, void *to, const void *from, size_t bytes);
 

@@ -388,11 +388,12 @@ static int64_t count_confirms(const struct plan *p)
 }
 
 /* The same steps, one of which overflows, resident and with speculative updates of some chunks. */
-static void compare_speculation(double max_norm, int64_t early, enum moment_kind moments,
-                                bool clips)
+static void compare_speculation(double max_norm, int64_t early, enum dtype compute,
+                                enum master_kind master, enum moment_kind moments, bool clips)
 {
-    struct rig_options here = {.compute = DT_BF16,
+    struct rig_options here = {.compute = compute,
                                .micro_batch = 2,
+                               .master = master,
                                .moments = moments,
                                .max_norm = max_norm},
                        there = here;
@@ -421,11 +422,15 @@ static void compare_speculation(double max_norm, int64_t early, enum moment_kind
 Test(executor, speculative_updates_change_no_bit)
 {
     for (int64_t early = 1; early <= 100; early += 99) {
-        compare_speculation(1e9, early, MOMENTS_FP32, false);
-        compare_speculation(1e-2, early, MOMENTS_FP32, true);
+        compare_speculation(1e9, early, DT_BF16, MASTER_FP32, MOMENTS_FP32, false);
+        compare_speculation(1e-2, early, DT_BF16, MASTER_FP32, MOMENTS_FP32, true);
+        compare_speculation(1e9, early, DT_F32, MASTER_FP32, MOMENTS_FP32, false);
+        compare_speculation(1e-2, early, DT_F32, MASTER_FP32, MOMENTS_FP32, true);
     }
-    for (int moments = MOMENTS_BF16; moments <= MOMENTS_FP8; moments++) {
-        compare_speculation(1e9, 100, moments, false);
-        compare_speculation(1e-2, 100, moments, true);
+    for (int master = MASTER_FP32; master <= MASTER_SPLIT; master++) {
+        for (int moments = MOMENTS_FP32; moments <= MOMENTS_FP8; moments++) {
+            compare_speculation(1e9, 100, DT_BF16, master, moments, false);
+            compare_speculation(1e-2, 100, DT_BF16, master, moments, true);
+        }
     }
 }
