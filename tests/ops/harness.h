@@ -8,8 +8,22 @@
  * stream is not a default stream; the workspace has exactly the size that the table asked for.
  *
  * A tensor's values are compared with |a - b| <= tol * eps * (|b| + rms(b)), eps being that of the
- * table's compute type (or of the tensor's own, where coarser; an eighth of it for 16-bit types);
- * the worst use of this allowance is printed for each op and table.
+ * table's compute type (or of the tensor's own, where coarser; an eighth of it for 16-bit types).
+ * Where tables of 16 bits round what they sum, which is in attention, the error goes with those
+ * summands and not with their sum: harness_attention.h. The worst use of the allowance is printed
+ * for each op and table.
+ *
+ * Random values follow from a case's title alone, so no case changes another's.
+ *
+ * Arguments of a test program, for tools under which every call takes 10 to 50 times as long:
+ *   --device cpu|cuda  leave out the other device's tables; with cuda the CPU only judges: nothing
+ *                      is said of its own tables, nor of gradients in double
+ *   --cases TEXT       leave out cases without TEXT in their title
+ *   --elements N       leave out cases whose tensors have more than N elements in all
+ *   --unset            leave what ops assign (where rows have no gaps) and their workspace as
+ *                      allocated, not NaN, for a tool that finds reads of such memory
+ * --cases and --elements hold for the check_ functions below; checks by hand, all of them small,
+ * run always.
  */
 #ifndef CASTOR_TESTS_OPS_HARNESS_H
 #define CASTOR_TESTS_OPS_HARNESS_H
@@ -72,7 +86,7 @@ struct result {
     double *v[CASE_BINDS]; /* (rows, cols) of every tensor after the run */
 };
 
-/* Start a case; `args` is copied. case_fini releases it. */
+/* Start a case, and the random values of its title; `args` is copied. case_fini releases it. */
 void case_init(struct op_case *c, enum op op, const void *args, size_t args_bytes, const char *fmt,
                ...) __attribute__((format(printf, 5, 6)));
 void case_fini(struct op_case *c);
@@ -91,9 +105,11 @@ void words_get(void *to, const double *from, size_t bytes);
     case_bind(c, #field, offsetof(struct type, field), elem, role, rows, cols, ld)
 #define ALIAS(c, type, field, input) case_alias(c, #field, offsetof(struct type, field), input)
 
-/* Open the devices and list their tables. targets_get(0) is cpu-ref-f64, by which the others are
- * judged. */
-void harness_open(void);
+/* Read the arguments, open the devices and list their tables. targets_get(0) is cpu-ref-f64, by
+ * which the others are judged. */
+void harness_open(int argc, char **argv);
+/* Whether what ops assign is left unset: --unset. */
+bool harness_unset(void);
 int targets_count(void);
 const struct target *targets_get(int i);
 /* Print the worst use of the tolerances and `N passed, N failed`; the program's exit status. */
@@ -134,7 +150,9 @@ struct flow {
 void check_gradients(struct op_case *forward, struct op_case *backward, const struct flow *flow,
                      int n);
 
-/* Random values of a test: the next of a fixed sequence. */
+/* Random values of a test: the next of the sequence that belongs to `title`, which case_init sets.
+ */
+void random_start(const char *title);
 double random_unit(void); /* in [-1, 1) */
 int64_t random_below(int64_t n);
 

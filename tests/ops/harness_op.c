@@ -87,7 +87,7 @@ int op_workspace_slot(enum op op)
     }
 }
 
-static double rms(const double *x, int64_t n)
+double tensor_rms(const double *x, int64_t n)
 {
     double sum = 0;
     for (int64_t i = 0; i < n; i++)
@@ -97,7 +97,7 @@ static double rms(const double *x, int64_t n)
 
 double tensor_error(const double *a, const double *b, int64_t n, double relative)
 {
-    double scale = rms(b, n), used = 0;
+    double scale = tensor_rms(b, n), used = 0;
     if (!isfinite(scale))
         scale = 0;
     for (int64_t i = 0; i < n; i++) {

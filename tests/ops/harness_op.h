@@ -11,6 +11,7 @@ int op_call(const struct op_table *t, struct stream *s, enum op op, const void *
 void op_fill_types(enum op op, void *args, const struct op_table *t);
 /* Where the op's args hold their workspace, or NO_SLOT. */
 int op_workspace_slot(enum op op);
+double tensor_rms(const double *x, int64_t n);
 /* The largest |a - b| / (relative * (|b| + rms(b))); infinity where there is a NaN. */
 double tensor_error(const double *a, const double *b, int64_t n, double relative);
 

@@ -120,13 +120,19 @@ struct memory { /* of one run */
     size_t size[CASE_BINDS + 1];
 };
 
-static void memory_add(struct memory *m, int i, const struct target *t)
+/* unset: only the sentinels are written. */
+static void memory_add(struct memory *m, int i, const struct target *t, bool unset)
 {
     struct err err = {0};
     void *p = NULL;
+    size_t end = m->size[i] - SENTINEL, first = unset ? SENTINEL : m->size[i];
     must(device_alloc(t->device, m->size[i], "a test tensor", &p, &err), &err);
     m->device[i] = p;
-    must(device_copy(t->device, t->stream, COPY_H2D, p, m->image[i], m->size[i], &err), &err);
+    must(device_copy(t->device, t->stream, COPY_H2D, p, m->image[i], first, &err), &err);
+    if (unset)
+        must(device_copy(t->device, t->stream, COPY_H2D, m->device[i] + end, m->image[i] + end,
+                         SENTINEL, &err),
+             &err);
     must(device_stream_sync(t->device, t->stream, &err), &err);
 }
 
@@ -145,7 +151,7 @@ static void place_tensors(const struct op_case *c, const struct target *t,
             continue;
         }
         m->image[i] = make_image(b, t->table, like, &m->size[i]);
-        memory_add(m, i, t);
+        memory_add(m, i, t, harness_unset() && b->role == ROLE_ASSIGN && b->ld == b->cols);
         set_slot(args, b->slot, m->device[i] + SENTINEL);
     }
     size_t bytes = t->table->workspace(c->op, args);
@@ -155,7 +161,7 @@ static void place_tensors(const struct op_case *c, const struct target *t,
     m->image[c->n] = xmalloc(m->size[c->n]);
     memset(m->image[c->n], SENTINEL_BYTE, m->size[c->n]);
     memset(m->image[c->n] + SENTINEL, POISON_BYTE, bytes);
-    memory_add(m, c->n, t);
+    memory_add(m, c->n, t, harness_unset());
     if (slot != NO_SLOT)
         set_slot(args, (size_t)slot, bytes > 0 ? m->device[c->n] + SENTINEL : NULL);
 }

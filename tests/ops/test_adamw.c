@@ -132,12 +132,12 @@ static struct adamw_consts setup_consts(const struct adamw_setup *s, const struc
     return k;
 }
 
-/* As it reads back from memory of type t. */
+/* As it reads back from memory of type t, rounded once. */
 static float rounded_to(enum dtype t, double x)
 {
-    float f = (float)x, back;
+    float back;
     char narrow[8];
-    dtype_convert(t, narrow, DT_F32, &f, 1);
+    dtype_convert(t, narrow, DT_F64, &x, 1);
     dtype_convert(DT_F32, &back, t, narrow, 1);
     return back;
 }
@@ -522,9 +522,9 @@ static void adamw(void)
     nothing_changes(&s);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
-    harness_open();
+    harness_open(argc, argv);
     adamw();
     rounding_is_unbiased();
     mixed();

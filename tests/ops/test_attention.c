@@ -214,9 +214,9 @@ static void rounded_alibi_as_pytorch(void)
     case_fini(&c);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
-    harness_open();
+    harness_open(argc, argv);
     rounded_alibi_as_pytorch();
     for (size_t i = 0; i < sizeof SMALL / sizeof SMALL[0]; i++)
         one_variant(&SMALL[i], true);

@@ -229,12 +229,12 @@ static void add(int64_t n)
     case_fini(&c);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     static const struct rope_shape ROPES[] = {
         {3, 2, 6, 4, 0}, {3, 2, 4, 4, 3}, {17, 9, 64, 64, 0}, {33, 3, 80, 20, 16}, {5, 1, 2, 2, 0}};
 
-    harness_open();
+    harness_open(argc, argv);
     embed(5, 3, 4, 6, true);
     embed(6, 2, 3, 0, true);
     embed(1, 1, 1, 3, false);

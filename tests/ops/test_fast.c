@@ -196,9 +196,9 @@ static void row_threads(void)
     case_fini(&c);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
-    harness_open();
+    harness_open(argc, argv);
     functions();
     linear_threads();
     attention_threads();

@@ -461,7 +461,7 @@ static void all_of_round8(const struct round_shape *s)
     not_finite(s, INFINITY);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     /* sides in multiples of 16 are multiplied in 8 bits on a GPU, others are not */
     static const struct shape SHAPES[] = {{16, 16, 16, 0},   {64, 192, 48, 0}, {32, 144, 80, 0},
@@ -471,7 +471,7 @@ int main(void)
                                                   {64, 48, 8}, {300, 128, 5}, {128, 400, 16}};
     static const int64_t ACTS[][2] = {{16, 32}, {9, 33}, {144, 272}, {300, 48}};
 
-    harness_open();
+    harness_open(argc, argv);
     for (size_t i = 0; i < sizeof SHAPES / sizeof SHAPES[0]; i++)
         all_tables(&SHAPES[i]);
     for (size_t i = 0; i < sizeof MATRICES / sizeof MATRICES[0]; i++)

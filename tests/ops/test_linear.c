@@ -377,7 +377,7 @@ static void far_values(bool gated)
         }
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     static const struct linear_shape SMALL = {4, 5, 3, 0, 0, 0}, PADDED = {3, 4, 5, 2, 3, 0.75f};
     static const struct linear_shape SHAPES[] = {
@@ -389,7 +389,7 @@ int main(void)
     static const int64_t ACT_SHAPES[][2] = {{1, 1}, {7, 13}, {31, 192}, {64, 257}};
     struct op_case c;
 
-    harness_open();
+    harness_open(argc, argv);
     linear_gradients(&SMALL);
     linear_gradients(&PADDED);
     for (int act = 0; act < NACTS; act++) {

@@ -92,7 +92,7 @@ static void by_hand(void)
     case_fini(&c);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     static const struct variant VARIANTS[] = {
         {5, 7, 0, 1, 0, 1},      {4, 6, 3, 0.25f, 0, 3},    {5, 7, 0, 1, 2.5f, 3},
@@ -100,7 +100,7 @@ int main(void)
         {19, 4096, 0, 1, 0, 10}, {9, 513, 7, 0.5f, 30, 60}, {6, 300, 0, 1, 0, 300},
     };
 
-    harness_open();
+    harness_open(argc, argv);
     for (size_t i = 0; i < sizeof VARIANTS / sizeof VARIANTS[0]; i++) {
         if (i < 4)
             gradients(&VARIANTS[i]);

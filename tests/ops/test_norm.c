@@ -124,12 +124,12 @@ static void tables(const struct norm_variant *v, int64_t N, int64_t C)
     }
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     static const int64_t SHAPES[][2] = {{1, 1},   {3, 7},    {5, 33},  {17, 192},
                                         {9, 576}, {7, 1800}, {9, 800}, {300, 65}};
 
-    harness_open();
+    harness_open(argc, argv);
     for (size_t i = 0; i < sizeof VARIANTS / sizeof VARIANTS[0]; i++) {
         gradients(&VARIANTS[i]);
         for (size_t k = 0; k < sizeof SHAPES / sizeof SHAPES[0]; k++)

@@ -82,6 +82,7 @@ static void clip_of_many(void)
     enum { MANY = 300 * CLIP_GROUP + 77 };
     double *partial = malloc(MANY * sizeof *partial);
 
+    random_start("clip of many");
     for (int64_t i = 0; i < MANY; i++)
         partial[i] = ldexp(1 + random_unit(), (int)(i % 30));
     for (int64_t n = MANY; n > 0; n = n > CLIP_GROUP ? n / 7 : n - 85) {
@@ -152,9 +153,9 @@ static void casts(void)
         }
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
-    harness_open();
+    harness_open(argc, argv);
     for (int narrow = 0; narrow < 2; narrow++) {
         sumsq(1, narrow);
         sumsq(SUMSQ_BLOCK, narrow);

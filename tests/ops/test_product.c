@@ -45,9 +45,9 @@ static void sums(int64_t N, int64_t I, int64_t O, float alpha)
     case_fini(&c);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
-    harness_open();
+    harness_open(argc, argv);
     for (int o = 0; o < 8; o++)
         slopes(139, 168, 136, o / 4 * 8, o / 4 ? ACT_GELU_TANH : ACT_RELU, (enum accum)(o % 2),
                o / 2 % 2);

@@ -218,7 +218,7 @@ static void check_shape(const struct shape *s, const struct options *o)
     case_fini(&c);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     static const struct shape SHAPES[] = {
         {16, 64, 32, 0, 0},      {33, 192, 80, 64 * 5, 128}, {5, 7, 3, 0, 0},
@@ -226,7 +226,7 @@ int main(void)
         {3, 64, 1027, 0, 0},
     };
 
-    harness_open();
+    harness_open(argc, argv);
     for (size_t i = 0; i < sizeof SHAPES / sizeof SHAPES[0]; i++)
         for (int format = QUANT_NF4; format <= QUANT_INT8; format++) {
             check_shape(&SHAPES[i], &(struct options){.format = (enum quant_format)format,

@@ -48,6 +48,7 @@ static void codes(void)
     codes_stay(MOMENT_LEAST);
     codes_stay(127);
     codes_stay(254);
+    random_start("codes");
     for (int k = 0; k < 40; k++) { /* from the block's largest binade to far below its least */
         float x = ldexpf((float)(1 + 0.874 * fabs(random_unit())), -k / 2);
         codes_are_unbiased(k % 2 ? x : -x, 127, false);
@@ -93,9 +94,9 @@ static void splitting_is_exact(void)
            (long)wrong, (long)far);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
-    harness_open();
+    harness_open(argc, argv);
     codes();
     splitting_is_exact();
     return harness_close();

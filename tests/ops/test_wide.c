@@ -222,11 +222,11 @@ static void attention(const struct heads *h)
     case_fini(&f);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     static const int64_t WIDTHS[] = {64, 768, 1000, 1600, 2048, 2560, 4096, 8192, 8200};
 
-    harness_open();
+    harness_open(argc, argv);
     for (size_t i = 0; i < sizeof WIDTHS / sizeof WIDTHS[0]; i++) {
         norms(NORM_LAYER, 11, WIDTHS[i]);
         norms(NORM_RMS, 3, WIDTHS[i]);
