@@ -43,6 +43,7 @@ static const struct bench_case cases[] = {
     {&opt_13b, 16, 78, 125, 0, PLACE_AUTO},    {&opt_66b, 16, 78, 1024, 0, PLACE_AUTO},
     {&opt_66b, 16, 78, 512, 2048, PLACE_AUTO}, {&llama_70b, 16, 78, 1200, 0, PLACE_AUTO},
     {&llama_70b, 32, 16, 1200, 0, PLACE_CPU},  {&llama_70b, 16, 78, 125, 0, PLACE_AUTO},
+    {&opt_6b7, 4, 6, 5, 500, PLACE_AUTO},      {&llama_70b, 16, 78, 125, 2048, PLACE_AUTO},
 };
 
 static int build(const struct bench_case *c, const struct op_table *ops, struct model *m,
@@ -88,11 +89,12 @@ static int run(const struct bench_case *c, const struct op_table *ops, struct er
     }
     double seconds = (double)(clock() - start) / CLOCKS_PER_SEC;
     TRY(plan_simulate(p, LIST_TRAIN, &sim, err));
-    printf("%6.2f s: step %.2f s (at least %.2f), group %lld, %lld of %lld resident, %lld on disk, "
-           "%lld kept, turn %lld, %lld instructions\n",
+    printf("%6.2f s: step %.2f s (at least %.2f), group %lld, %lld of %lld resident, on disk "
+           "states of %lld and parameters of %lld, %lld kept, turn %lld, %lld instructions\n",
            seconds, sim.seconds, sim.bound, (long long)p->chosen.group,
            (long long)p->chosen.resident, (long long)p->chunks.n_chunks, (long long)p->chosen.nvme,
-           (long long)p->chosen.keep, (long long)p->chosen.turn, (long long)p->lists[LIST_TRAIN].n);
+           (long long)p->chosen.nvme_params, (long long)p->chosen.keep, (long long)p->chosen.turn,
+           (long long)p->lists[LIST_TRAIN].n);
 out:
     plan_destroy(p);
     model_fini(&m);

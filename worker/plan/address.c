@@ -167,7 +167,7 @@ void plan_claim_floor(struct plan *p, enum plan_list list)
     for (int t = 0; t < TIER_COUNT; t++)
         change[t] = xcalloc((size_t)n, sizeof *change[t]);
     for (int64_t k = 0; k < p->n_places; k++) {
-        if (spans[k].bytes > 0) {
+        if (!p->places[k].persistent && spans[k].bytes > 0) {
             change[p->places[k].tier][spans[k].first] += (int64_t)spans[k].bytes;
             change[p->places[k].tier][spans[k].last + 1] -= (int64_t)spans[k].bytes;
         }
@@ -224,16 +224,28 @@ size_t plan_over(const struct plan *p, enum plan_tier tier)
     return unlimited || p->claim[tier] <= limit ? 0 : p->claim[tier] - limit;
 }
 
+/* Of all lists; most places are there for good. */
+static int64_t count_others(const struct plan *p, enum plan_tier tier)
+{
+    int64_t n = 0;
+    for (int64_t k = 0; k < p->n_places; k++)
+        n += !p->places[k].persistent && p->places[k].tier == tier;
+    return n;
+}
+
 void plan_lay_out(struct plan *p, enum plan_list list, enum plan_tier tier)
 {
+    int64_t n = 0, n_done = 0, most = count_others(p, tier);
+    if (most == 0)
+        return;
     struct span *spans = xcalloc((size_t)p->n_places, sizeof *spans);
-    struct span *todo = xcalloc((size_t)p->n_places, sizeof *todo);
-    struct span *done = xcalloc((size_t)p->n_places, sizeof *done);
-    int64_t n = 0, n_done = 0;
+    struct span *todo = xcalloc((size_t)most, sizeof *todo);
+    struct span *done = xcalloc((size_t)most, sizeof *done);
 
     find_spans(p, list, spans);
     for (int64_t k = 0; k < p->n_places; k++)
-        if (spans[k].bytes > 0 && p->places[k].tier == tier && k != p->io.staging)
+        if (!p->places[k].persistent && p->places[k].tier == tier && spans[k].bytes > 0 &&
+            k != p->io.staging)
             todo[n++] = spans[k];
     qsort(todo, (size_t)n, sizeof *todo, larger);
     /* The staging place serves several lists, so it has one address: the lowest. */

@@ -22,6 +22,7 @@ struct search {
     double best_seconds;
     struct plan_choices nearest; /* of the plan that came nearest to fitting   */
     double least_over;           /* by how much it did not: share of the limits */
+    bool nearly;                 /* the plan that was looked at last: nearly_fits */
 };
 
 /* ---- one plan -----------------------------------------------------------------------------------
@@ -63,12 +64,22 @@ static struct plan_choices forced(const struct search *s, struct plan_choices c)
     return c;
 }
 
+/* Could another number of chunks on the disk do? What passes through host memory on its way there
+ * may take more of it than a small payload that stays. */
+static bool nearly_fits(const struct plan *p)
+{
+    size_t state = chunk_state_bytes(p->types, p->chosen.slice), pieces = 3 * plan_piece_at(p, 1);
+    size_t passing = 2 * PLAN_STAGES * (state + pieces + 4 * NVME_ALIGN);
+    return plan_over(p, TIER_HOST) <= passing;
+}
+
 /* Does the plan claim no more than the limits of these tiers? In a draft: might it? */
 static bool fits_in(struct search *s, struct plan_choices c, unsigned tiers, bool draft)
 {
     c = forced(s, c);
     struct plan *p = plan_draft(s->in, &c);
     bool fits = true;
+    s->nearly = nearly_fits(p);
     for (int t = 0; t < TIER_COUNT; t++) {
         if (!(tiers >> t & 1))
             continue;
@@ -205,19 +216,6 @@ static bool hopeless(const struct search *s, struct plan_choices c, int64_t visi
     return too_long;
 }
 
-/* Could another number of chunks on the disk do? What passes through host memory on its way there
- * may take more of it than a small payload that stays. */
-static bool nearly_fits(const struct search *s, struct plan_choices c)
-{
-    c = forced(s, c);
-    struct plan *p = plan_draft(s->in, &c);
-    size_t state = chunk_state_bytes(p->types, c.slice), pieces = 3 * plan_piece_at(p, 1);
-    size_t passing = 2 * PLAN_STAGES * (state + pieces + 4 * NVME_ALIGN);
-    bool near = plan_over(p, TIER_HOST) <= passing;
-    plan_destroy(p);
-    return near;
-}
-
 /* Any number of chunks less than all of them. */
 static bool some_fit(struct search *s, struct plan_choices *c, int64_t *member, int64_t most)
 {
@@ -228,29 +226,34 @@ static bool some_fit(struct search *s, struct plan_choices *c, int64_t *member, 
 }
 
 /* As little on the disk as the other tiers leave. States go first: they are read and written once a
- * step, while parameters are read twice as a rule, and their gradients pass by, too. */
+ * step, while parameters are read twice as a rule, and their gradients pass by, too. Smaller groups
+ * read them more often still, so that is for the largest group that fits. */
 static bool search_disk(struct search *s, struct plan_choices *c)
 {
     int64_t most = s->n_chunks - c->resident;
     struct plan_choices all[] = {*c, *c, *c};
+    int kinds = s->best && c->group < s->best->chosen.group ? 1 : 3;
+    bool nearly[3] = {false};
 
     if (fits_in(s, *c, NOT_GPU, false))
         return true;
     if (s->in->limit[TIER_NVME] == 0)
         return false;
     all[0].nvme = all[1].nvme = all[1].nvme_params = all[2].nvme_params = most;
-    for (int k = 0; k < 3; k++) {
+    for (int k = 0; k < kinds; k++) {
         *c = all[k];
-        if (!fits_in(s, *c, NOT_GPU, false))
+        if (!fits_in(s, *c, NOT_GPU, false)) {
+            nearly[k] = s->nearly;
             continue;
+        }
         if (c->nvme_params > 0)
             best_that_fits(s, c, &c->nvme_params, most, 0, NOT_GPU);
         if (c->nvme > 0)
             best_that_fits(s, c, &c->nvme, most, 0, NOT_GPU);
         return true;
     }
-    for (int k = 0; k < 3; k++) {
-        if (!nearly_fits(s, all[k]))
+    for (int k = 0; k < kinds; k++) {
+        if (!nearly[k])
             continue;
         *c = all[k];
         if (c->nvme > 0 && some_fit(s, c, &c->nvme, most))
