@@ -133,12 +133,8 @@ static void check_variant(struct subject *s, const struct options *o, const stru
     judge_check(s, &resident, want.step[1].finite == !v->overflow,
                 "the variant does not overflow as it is meant to");
     check_policy(s, o, PLACE_CUDA);
-    int64_t paged = s->tally->paged;
     check_policy(s, o, PLACE_CPU);
     check_policy(s, o, PLACE_AUTO);
-    if (o->nvme && v->model == WHOLE)
-        judge_check(s, &resident, s->tally->paged > paged,
-                    "the least host memory, and yet no parameters on the disk");
     trial_result_fini(&want);
 }
 
@@ -150,6 +146,7 @@ static void check_model(struct tally *t, const struct options *o, const char *di
         [LORA_NF4] = QUANT_NF4, [LORA_INT8] = QUANT_INT8};
     struct trial_model m[MODELS];
     struct err err = {0};
+    int64_t paged = t->paged;
     int opened = 0;
 
     while (opened < MODELS &&
@@ -162,6 +159,8 @@ static void check_model(struct tally *t, const struct options *o, const char *di
         s.model = &m[variants[v].model];
         check_variant(&s, o, &variants[v]);
     }
+    judge_check(&s, &resident, !o->nvme || t->paged > paged,
+                "the least host memory, and yet no parameters on the disk");
     while (opened > 0)
         trial_model_close(&m[--opened]);
 }

@@ -96,6 +96,7 @@ static bool fits_in(struct search *s, struct plan_choices c, unsigned tiers, boo
 enum {
     ALL_TIERS = (1 << TIER_COUNT) - 1,
     GPU_ONLY = 1 << TIER_GPU,
+    HOST_ONLY = 1 << TIER_HOST,
     NOT_GPU = ALL_TIERS - GPU_ONLY
 };
 
@@ -242,15 +243,16 @@ static bool search_disk(struct search *s, struct plan_choices *c)
     all[0].nvme = all[1].nvme = all[1].nvme_params = all[2].nvme_params = most;
     for (int k = 0; k < kinds; k++) {
         *c = all[k];
-        if (!fits_in(s, *c, NOT_GPU, false)) {
-            nearly[k] = s->nearly;
+        bool fits = fits_in(s, *c, HOST_ONLY, false);
+        nearly[k] = s->nearly;
+        if (!fits)
             continue;
-        }
         if (c->nvme_params > 0)
-            best_that_fits(s, c, &c->nvme_params, most, 0, NOT_GPU);
+            best_that_fits(s, c, &c->nvme_params, most, 0, HOST_ONLY);
         if (c->nvme > 0)
-            best_that_fits(s, c, &c->nvme, most, 0, NOT_GPU);
-        return true;
+            best_that_fits(s, c, &c->nvme, most, 0, HOST_ONLY);
+        if (fits_in(s, *c, NOT_GPU, false)) /* the least is not too much for the disk */
+            return true;
     }
     for (int k = 0; k < kinds; k++) {
         if (!nearly[k])
