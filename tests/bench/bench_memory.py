@@ -19,7 +19,9 @@ The machine's profile (castor-worker --probe) is made first, unless --probed say
   peak memory of all tiers, planned and measured; bytes a step on each link; stalls of the compute queue by cause
 
 and a line `bench: CASE ours X peer Y unit tok/s ratio R` with the median of the steps behind the warm-up, and one of
-CASE-clipped. The whole takes an hour; cases and --clip cut it into parts, and neighbours of one shape share its files.
+CASE-clipped. A job that clips begins with updates ahead of the norm and makes them again until it has seen that this
+does not pay; its steps are measured behind that. The whole takes most of an hour; cases and --clip cut it into parts,
+and neighbours of one shape share its files.
 """
 import argparse
 import ctypes
@@ -38,24 +40,28 @@ import bench_gpu as shapes
 from bench_gpu import rig
 
 WARM_UP, LIMIT_S = 2, 200
+TRIAL = 16  # steps within which a job finds out whether updates ahead of the norm pay (worker/train/speculation.h)
 GIB = 1 << 30
 LINKS = ("h2d_bytes", "d2h_bytes", "disk_read_bytes", "disk_write_bytes")
 
-# name: config, rows of a step, rows of a micro-batch, states, cap of GPU memory (None = all of it), peer's tokens a second
+# Peers' tokens a second as measured earlier, by clip. FSDP2's norm of gradients in host memory takes most of its step.
+FSDP_2_7B, FSDP_6_7B = {"off": 5924, "on": 2678}, {"on": 1227}
+LLMQ_65K, LLMQ_16K = ({"off": speed, "on": speed} for speed in (9515, 6370))
+# name: config, rows of a step, rows of a micro-batch, states, cap of GPU memory (None = all of it), peer
 CASES = {
-    "opt-1.3b-4g": (shapes.opt(2048, 24, 32), 8, 8, "fp32", 4.0, None),
-    "opt-1.3b-nvme": (shapes.opt(2048, 24, 32), 8, 8, "fp32", None, None),
-    "opt-2.7b": (shapes.opt(2560, 32, 32), 8, 8, "fp32", 8.11, 3002),
-    "opt-6.7b": (shapes.opt(4096, 32, 32), 8, 8, "fp32", 8.3, 1227),
-    "opt-6.7b-least": (shapes.opt(4096, 32, 32), 8, 8, "least", 8.3, 1227),
-    "opt-6.7b-80g": (shapes.opt(4096, 32, 32), 8, 8, "fp32", None, 1227),
-    "gpt2-1558m": (shapes.gpt2(1600, 48, 25), 16, 4, "fp32", 6.0, None),
-    "gpt2-1558m-remade": (shapes.gpt2(1600, 48, 25), 16, 4, "fp32", 30.0, None),  # all resident, layers recomputed
-    "gpt2-1558m-80g": (shapes.gpt2(1600, 48, 25), 16, 4, "fp32", None, None),
-    "qwen2.5-7b-65k": (shapes.qwen2(3584, 28, 28, 4, 18944, 152064, False), 64, 8, "fp32", 23.5, 9515),
-    "qwen2.5-7b-16k": (shapes.qwen2(3584, 28, 28, 4, 18944, 152064, False), 16, 8, "fp32", 23.5, 6370),
-    "qwen2.5-7b-16k-least": (shapes.qwen2(3584, 28, 28, 4, 18944, 152064, False), 16, 8, "least", 23.5, 6370),
-    "opt-13b": (shapes.opt(5120, 40, 40), 32, 8, "fp32", None, None),
+    "opt-1.3b-4g": (shapes.opt(2048, 24, 32), 8, 8, "fp32", 4.0, {}),
+    "opt-1.3b-nvme": (shapes.opt(2048, 24, 32), 8, 8, "fp32", None, {}),
+    "opt-2.7b": (shapes.opt(2560, 32, 32), 8, 8, "fp32", 8.11, FSDP_2_7B),
+    "opt-6.7b": (shapes.opt(4096, 32, 32), 8, 8, "fp32", 8.3, FSDP_6_7B),
+    "opt-6.7b-least": (shapes.opt(4096, 32, 32), 8, 8, "least", 8.3, FSDP_6_7B),
+    "opt-6.7b-80g": (shapes.opt(4096, 32, 32), 8, 8, "fp32", None, FSDP_6_7B),
+    "gpt2-1558m": (shapes.gpt2(1600, 48, 25), 16, 4, "fp32", 6.0, {}),
+    "gpt2-1558m-remade": (shapes.gpt2(1600, 48, 25), 16, 4, "fp32", 30.0, {}),  # all resident, layers recomputed
+    "gpt2-1558m-80g": (shapes.gpt2(1600, 48, 25), 16, 4, "fp32", None, {}),
+    "qwen2.5-7b-65k": (shapes.qwen2(3584, 28, 28, 4, 18944, 152064, False), 64, 8, "fp32", 23.5, LLMQ_65K),
+    "qwen2.5-7b-16k": (shapes.qwen2(3584, 28, 28, 4, 18944, 152064, False), 16, 8, "fp32", 23.5, LLMQ_16K),
+    "qwen2.5-7b-16k-least": (shapes.qwen2(3584, 28, 28, 4, 18944, 152064, False), 16, 8, "least", 23.5, LLMQ_16K),
+    "opt-13b": (shapes.opt(5120, 40, 40), 32, 8, "fp32", None, {}),
 }
 FSDP = ("opt-2.7b", "opt-6.7b")  # cases with that peer; their caps are its least one as measured once, and its tensors'
 SLOWER, SPARE = 1.05, 64 << 20
@@ -216,13 +222,20 @@ def write_job(root, data, model, name, clip, volume):
     rig.write_json(path, spec)
 
 
+def settled(done, steps):
+    """Enough steps, and none of the last ones made updates twice, unless that goes on beyond the trial."""
+    enough = WARM_UP + steps
+    return len(done) >= enough + TRIAL or (
+        len(done) >= enough and done[-1]["redone_steps"] == done[-1 - steps]["redone_steps"])
+
+
 def run_job(worker, root, steps):
-    """(step events behind the warm-up, plan report) or (None, why)."""
+    """(the last step events, as many as measured and WARM_UP before them, plan report, times of phases) or (None, why)."""
     path = os.path.join(root, "attempt-1", "events.jsonl")
     process = subprocess.Popen([worker, root], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline, events, done = time.monotonic() + LIMIT_S, [], []
     try:
-        while len(done) < WARM_UP + steps and process.poll() is None and time.monotonic() < deadline:
+        while not settled(done, steps) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
             events = shapes.read_events(path)
             done = [e for e in events if e["type"] == "step"]
@@ -241,7 +254,7 @@ def run_job(worker, root, steps):
         return None, failed[-1]["message"] if failed else "%d steps; %s" % (len(done), words[-1500:])
     plan = next(e for e in events if e["type"] == "plan")
     begun = {e["phase"]: e["t"] for e in events if e["type"] == "phase"}
-    return (done, plan["plan"], begun), None
+    return (done[-WARM_UP - steps:], plan["plan"], begun), None
 
 
 def median(steps, key):
@@ -266,9 +279,9 @@ def show(name, config, steps, plan, begun):
         "; ".join(tiers), *links, measured[-1]["loss"], measured[-1]["grad_norm"],
         begun.get("training", 0) - begun.get("loading", 0)))
     stalls = {k: median(measured, lambda s, k=k: s["stalls"][k]) for k in measured[-1].get("stalls", {})}
-    print("    stalls %s s; updates on the CPU %.3f s, %.0f %% of the parameters; clipped %d of %d, redone %d" % (
+    print("    stalls %s s; updates on the CPU %.3f s, %.0f %% of the parameters; clipped %d steps, redone %d" % (
         ", ".join("%s %.3f" % kv for kv in stalls.items()), median(measured, lambda s: s["update_seconds"]),
-        100 * measured[-1]["cpu_update_share"], steps[-1]["clipped_steps"], len(steps), steps[-1]["redone_steps"]))
+        100 * measured[-1]["cpu_update_share"], steps[-1]["clipped_steps"], steps[-1]["redone_steps"]))
     sys.stdout.flush()
     return tokens / seconds
 
@@ -296,7 +309,7 @@ def run_clips(name, options, work, model, data, cap):
 def report(name, speeds, known, measured, cap):
     """Lines of what ran, beside the peer measured now or else the known figure."""
     for clip, speed in speeds.items():
-        peer = (measured.get("on" if clip == "on" else "off") if measured else known) or float("nan")
+        peer = (measured or known).get("on" if clip == "on" else "off", float("nan"))
         print("bench: %s ours %.0f peer %.0f unit tok/s ratio %.3f" % (
             name + {"off": "", "on": "-clipped"}.get(clip, "-" + clip), speed, peer, speed / peer))
     words = ["cap %.2f GiB" % cap if cap else "no cap"]
@@ -316,7 +329,7 @@ def bench(names, options, work):
             _, rows, _, _, cap, known = CASES[name]
             if name in FSDP and not options.no_peer:
                 peer = Fsdp(options.python, write_config(work, config), rows)
-            inputs = inputs or shapes.write_inputs(work, config, most, LENGTH, WARM_UP + options.steps + 6)
+            inputs = inputs or shapes.write_inputs(work, config, most, LENGTH, WARM_UP + options.steps + TRIAL + 6)
             if peer:
                 measured, least = measure_fsdp(name, peer, options.peer_steps, options.clip in ("on", "both", "all"))
                 peer.drop()
