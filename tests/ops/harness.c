@@ -300,7 +300,7 @@ static void compare_one(const struct op_case *c, int ti, const struct result *go
     double *summands[CASE_BINDS] = {0}, used;
 
     if (narrow)
-        attention_summands(c, table->compute, summands);
+        attention_summands(c, table, summands);
     for (int i = 0; i < c->n; i++) {
         const struct bind *b = &c->b[i];
         int64_t n = b->rows * b->cols;

@@ -21,33 +21,51 @@ static double least_normal(enum dtype t)
     return t == DT_F16 ? 0x1p-14 : 0x1p-126;
 }
 
-/* The case's tensors as dense doubles, which attn_pair's functions read. */
+/* The case's tensors as dense doubles, rounded to the table's types: what is zero but for the
+ * rounding of o, the gradient of a query that sees one key, has summands all the same. */
 struct dense {
     struct attn_args a;
+    double *value[CASE_BINDS];
     int32_t *first_key;
     float *slopes;
 };
 
-static const double *tensor(const struct op_case *c, const char *name)
+static const double *tensor(const struct dense *d, const struct op_case *c, const char *name)
 {
     for (int i = 0; i < c->n; i++)
         if (strcmp(c->b[i].name, name) == 0)
-            return c->b[i].init;
+            return d->value[i];
     return NULL;
 }
 
-static void dense_init(struct dense *d, const struct op_case *c)
+static void round_tensor(struct dense *d, int i, const struct bind *b, enum dtype t)
 {
-    const double *first = tensor(c, "first_key"), *slopes = tensor(c, "alibi_slopes");
+    int64_t n = b->rows * b->cols;
+    unsigned char narrow[8];
+
+    d->value[i] = xcalloc((size_t)n, sizeof(double));
+    memcpy(d->value[i], b->init, (size_t)n * sizeof(double));
+    for (int64_t k = 0; t != DT_I32 && k < n; k++) {
+        dtype_convert(t, narrow, DT_F64, &b->init[k], 1);
+        dtype_convert(DT_F64, &d->value[i][k], t, narrow, 1);
+    }
+}
+
+static void dense_init(struct dense *d, const struct op_case *c, const struct op_table *table)
+{
+    memset(d->value, 0, sizeof d->value);
+    for (int i = 0; i < c->n; i++)
+        round_tensor(d, i, &c->b[i], bind_dtype(&c->b[i], table));
+    const double *first = tensor(d, c, "first_key"), *slopes = tensor(d, c, "alibi_slopes");
 
     d->a = c->args.attn;
     d->a.ldq = d->a.ldk = d->a.ldv = d->a.ldo = 0;
-    d->a.q = tensor(c, "q");
-    d->a.k = tensor(c, "k");
-    d->a.v = tensor(c, "v");
-    d->a.o = (void *)(uintptr_t)tensor(c, "o");
-    d->a.lse = (void *)(uintptr_t)tensor(c, "lse");
-    d->a.dout = tensor(c, "dout");
+    d->a.q = tensor(d, c, "q");
+    d->a.k = tensor(d, c, "k");
+    d->a.v = tensor(d, c, "v");
+    d->a.o = (void *)(uintptr_t)tensor(d, c, "o");
+    d->a.lse = (void *)(uintptr_t)tensor(d, c, "lse");
+    d->a.dout = tensor(d, c, "dout");
     d->first_key = xcalloc((size_t)(d->a.B * d->a.T), sizeof *d->first_key);
     d->slopes = xcalloc((size_t)d->a.H, sizeof *d->slopes);
     for (int64_t i = 0; first && i < d->a.B * d->a.T; i++)
@@ -100,16 +118,17 @@ static void backward_query(const struct attn_at *at, double least, double *dq, d
     }
 }
 
-void attention_summands(const struct op_case *c, enum dtype narrow, double *s[CASE_BINDS])
+void attention_summands(const struct op_case *c, const struct op_table *table,
+                        double *s[CASE_BINDS])
 {
-    double *of[CASE_BINDS + 1] = {0}, least = least_normal(narrow);
+    double *of[3] = {0}, least = least_normal(table->compute);
     bool backward = c->op == OP_ATTN_BWD;
     struct dense d;
 
     memset(s, 0, CASE_BINDS * sizeof *s);
     if (c->op != OP_ATTN_FWD && !backward)
         return;
-    dense_init(&d, c);
+    dense_init(&d, c, table);
     for (int k = 0; k < (backward ? 3 : 1); k++) {
         int i = case_index(c, backward ? (const char *const[]){"dq", "dk", "dv"}[k] : "o");
         of[k] = s[i] = xcalloc((size_t)(c->b[i].rows * c->b[i].cols), sizeof(double));
@@ -127,6 +146,8 @@ void attention_summands(const struct op_case *c, enum dtype narrow, double *s[CA
     for (int i = 0; i < c->n; i++)
         for (int64_t k = 0; s[i] && k < c->b[i].rows * c->b[i].cols; k++)
             s[i][k] = sqrt(s[i][k]);
+    for (int i = 0; i < c->n; i++)
+        free(d.value[i]);
     free(d.first_key);
     free(d.slopes);
 }

@@ -19,9 +19,10 @@
 
 #include "tests/ops/harness.h"
 
-/* s[i] = S of each element of tensor i for outputs of attention that such tables sum, to be freed;
+/* s[i] = S of each element of tensor i for outputs of attention that the table sums, to be freed;
  * NULL for all else, and for all tensors of other ops. */
-void attention_summands(const struct op_case *c, enum dtype narrow, double *s[CASE_BINDS]);
+void attention_summands(const struct op_case *c, const struct op_table *table,
+                        double *s[CASE_BINDS]);
 
 /* The largest |a - b| / allowance over n elements, the z of which is such that all n together
  * exceed theirs by chance with a probability below one in a million; floats: what a table of floats

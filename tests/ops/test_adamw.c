@@ -465,7 +465,9 @@ static const struct mix MIXES[] = {
     {DT_F32, DT_F32, DT_BF16, DT_F16, false},   {DT_F32, DT_BF16, DT_U8, DT_BF16, true},
     {DT_F32, DT_F32, DT_U8, DT_F32, true},      {DT_F32, DT_BF16, DT_BF16, DT_BF16, true},
     {DT_BF16, DT_BF16, DT_BF16, DT_BF16, true}, {DT_BF16, DT_BF16, DT_F32, DT_BF16, true},
-    {DT_F32, DT_F32, DT_BF16, DT_F32, true},
+    {DT_F32, DT_F32, DT_BF16, DT_F32, true},    {DT_F16, DT_F32, DT_BF16, DT_F16, false},
+    {DT_F32, DT_BF16, DT_F32, DT_BF16, true},   {DT_F32, DT_F32, DT_U8, DT_F16, false},
+    {DT_BF16, DT_BF16, DT_U8, DT_BF16, true},   {DT_F32, DT_F32, DT_U8, DT_BF16, false},
 };
 
 static void mixed(void)

@@ -66,6 +66,13 @@ static const struct variant TABLES[] = {
     {"all 64", 2, 136, 136, 4, 2, 64, 3.0f, 50, true, true, 0, 0.1f},
     {"all 128", 2, 136, 136, 4, 2, 128, 3.0f, 50, true, true, 0, 0.1f},
     {"64 strided", 2, 210, 210, 4, 2, 64, .strided = 8},
+    {"rounded alibi 96", 1, 70, 70, 2, 1, 96, .alibi = true, .alibi_scale = 0.1f},
+    {"rounded alibi 128, short", 1, 70, 70, 2, 1, 128, .alibi = true, .alibi_scale = 0.1f},
+    /* A scale without slopes means nothing, but Hopper's kernels leave such args to Ampere's. */
+    {"no slopes 64", 1, 130, 130, 2, 1, 64, .alibi_scale = 1},
+    {"no slopes 96", 1, 100, 100, 2, 1, 96, .window = 40, .alibi_scale = 1},
+    {"no slopes 128", 1, 90, 90, 2, 1, 128, .packed = true, .alibi_scale = 1},
+    {"no slopes 256", 1, 70, 70, 1, 1, 256, .alibi_scale = 1},
 };
 
 /* Forward only: T < S, as in generation. */
