@@ -56,8 +56,7 @@ def check_resume(root, name, **changes):
     plain = Job(root, name + "-reference", **RESUMABLE, **changes)
     equal(plain.run().returncode, 0)
     job = Job(root, name, **RESUMABLE, **changes)
-    rng = random.Random()
-    for attempt, kill_at in enumerate(sorted(rng.sample(range(3, 19), 2)), 1):
+    for attempt, kill_at in enumerate((random.randint(3, 9), random.randint(10, 18)), 1):  # one behind a checkpoint
         p = job.start()
         job.wait_step(kill_at, attempt=attempt)
         os.kill(job.rank_pid(p), signal.SIGKILL)
