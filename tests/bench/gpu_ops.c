@@ -15,6 +15,7 @@
 #include "kernels/device.h"
 #include "kernels/moment_math.h"
 #include "kernels/op_table.h"
+#include "tests/ops/harness_op.h"
 
 enum { GROUPS = 9, CALLS = 4 };
 static const size_t ARENA = (size_t)16 << 30;
@@ -111,54 +112,6 @@ static void *take_floats(const float *values, size_t n)
     return p;
 }
 
-static int call(enum op op, const void *a)
-{
-    switch (op) {
-    case OP_EMBED_FWD:
-        return ops->embed_fwd(stream, a);
-    case OP_EMBED_BWD:
-        return ops->embed_bwd(stream, a);
-    case OP_NORM_FWD:
-        return ops->norm_fwd(stream, a);
-    case OP_NORM_BWD:
-        return ops->norm_bwd(stream, a);
-    case OP_LINEAR_FWD:
-        return ops->linear_fwd(stream, a);
-    case OP_LINEAR_BWD_DATA:
-        return ops->linear_bwd_data(stream, a);
-    case OP_LINEAR_BWD_WEIGHT:
-        return ops->linear_bwd_weight(stream, a);
-    case OP_ACT_FWD:
-        return ops->act_fwd(stream, a);
-    case OP_ACT_BWD:
-        return ops->act_bwd(stream, a);
-    case OP_ROPE:
-        return ops->rope(stream, a);
-    case OP_ATTN_FWD:
-        return ops->attn_fwd(stream, a);
-    case OP_ATTN_BWD:
-        return ops->attn_bwd(stream, a);
-    case OP_DROPOUT_FWD:
-        return ops->dropout_fwd(stream, a);
-    case OP_LOSS:
-        return ops->loss(stream, a);
-    case OP_ADD:
-        return ops->add(stream, a);
-    case OP_SUMSQ:
-        return ops->sumsq(stream, a);
-    case OP_CLIP:
-        return ops->clip(stream, a);
-    case OP_ADAMW:
-        return ops->adamw(stream, a);
-    case OP_ROUND8:
-        return ops->round8(stream, a);
-    case OP_CAST:
-        return ops->cast(stream, a);
-    default:
-        abort();
-    }
-}
-
 static int by_size(const void *a, const void *b)
 {
     double x = *(const double *)a, y = *(const double *)b;
@@ -172,12 +125,12 @@ static double seconds_of(enum op op, const void *args)
     double t[GROUPS];
 
     for (int i = 0; i < 3; i++)
-        if (call(op, args) != 0)
+        if (op_call(ops, stream, op, args) != 0)
             return 0;
     for (int g = 0; g < GROUPS; g++) {
         must(device_mark_record(device, from, stream, &err), &err);
         for (int i = 0; i < CALLS; i++)
-            (void)call(op, args);
+            (void)op_call(ops, stream, op, args);
         must(device_mark_record(device, to, stream, &err), &err);
         must(device_mark_sync(device, to, &err), &err);
         must(device_mark_elapsed(device, from, to, &t[g], &err), &err);
@@ -421,7 +374,7 @@ static void bench_attention(int64_t B, int64_t T, int64_t H, int64_t KV, int64_t
     a.dv = take(kv);
     a.workspace = take(ops->workspace(OP_ATTN_BWD, &a));
     if (!only || strstr(name, only)) {
-        (void)call(OP_ATTN_FWD, &a);
+        (void)op_call(ops, stream, OP_ATTN_FWD, &a);
         report(name, OP_ATTN_BWD, &a, (double)(4 * q + 4 * kv), 10 * pairs * (double)D);
     }
     arena_used = 0;
@@ -526,7 +479,7 @@ static void bench_adamw(const char *name, int64_t n, enum dtype grad, enum dtype
     must(device_copy(device, stream, COPY_H2D, partial, ones, sizeof ones, &err), &err);
     c.partial = partial;
     c.result = take(sizeof(struct clip_result));
-    (void)call(OP_CLIP, &c);
+    (void)op_call(ops, stream, OP_CLIP, &c);
     a.weight_decay = 0.1f;
     a.grad_type = grad;
     a.master_type = master;
@@ -578,6 +531,35 @@ static void bench_optimizer(void)
     }
 }
 
+static void bench_linears(void)
+{
+    bench_linear(32768, 768, 2304, ACT_NONE, false);
+    bench_linear(32768, 768, 768, ACT_NONE, false);
+    bench_linear(32768, 768, 3072, ACT_GELU_TANH, false);
+    bench_linear(32768, 768, 3072, ACT_RELU, false);
+    bench_linear(32768, 3072, 768, ACT_NONE, false);
+    bench_linear(32768, 768, 50304, ACT_NONE, false);
+    bench_linear(8192, 4096, 11008, ACT_NONE, false);
+    for (int fp8 = 0; fp8 < 2; fp8++) { /* Qwen2.5-7B's layer */
+        bench_linear(16384, 3584, 4608, ACT_NONE, fp8);
+        bench_linear(16384, 3584, 3584, ACT_NONE, fp8);
+        bench_linear(16384, 3584, 37888, ACT_NONE, fp8);
+        bench_linear(16384, 18944, 3584, ACT_NONE, fp8);
+    }
+    for (int known = 0; known < 2; known++) {
+        bench_round8(16384, 3584, ROUND8_X, known, !known);
+        bench_round8(37888, 3584, ROUND8_X, known, false);
+        bench_round8(16384, 18944, ROUND8_ACT, known, !known);
+        bench_round8(16384, 37888, ROUND8_ACT_GRAD, known, true);
+    }
+    for (int format = QUANT_NF4; format <= QUANT_INT8; format++) { /* Llama 3 8B's widest */
+        bench_quantised(16, 4096, 28672, (enum quant_format)format);
+        bench_quantised(8192, 4096, 28672, (enum quant_format)format);
+    }
+    bench_linear(16, 4096, 28672, ACT_NONE, false);
+    bench_linear(8192, 4096, 28672, ACT_NONE, false);
+}
+
 int main(int argc, char **argv)
 {
     struct err err = {0};
@@ -610,31 +592,7 @@ int main(int argc, char **argv)
     bench_norm(32768, 768, NORM_LAYER);
     bench_norm(8192, 2048, NORM_LAYER);
     bench_norm(16384, 4096, NORM_RMS);
-    bench_linear(32768, 768, 2304, ACT_NONE, false);
-    bench_linear(32768, 768, 768, ACT_NONE, false);
-    bench_linear(32768, 768, 3072, ACT_GELU_TANH, false);
-    bench_linear(32768, 768, 3072, ACT_RELU, false);
-    bench_linear(32768, 3072, 768, ACT_NONE, false);
-    bench_linear(32768, 768, 50304, ACT_NONE, false);
-    bench_linear(8192, 4096, 11008, ACT_NONE, false);
-    for (int fp8 = 0; fp8 < 2; fp8++) { /* Qwen2.5-7B's layer */
-        bench_linear(16384, 3584, 4608, ACT_NONE, fp8);
-        bench_linear(16384, 3584, 3584, ACT_NONE, fp8);
-        bench_linear(16384, 3584, 37888, ACT_NONE, fp8);
-        bench_linear(16384, 18944, 3584, ACT_NONE, fp8);
-    }
-    for (int known = 0; known < 2; known++) {
-        bench_round8(16384, 3584, ROUND8_X, known, !known);
-        bench_round8(37888, 3584, ROUND8_X, known, false);
-        bench_round8(16384, 18944, ROUND8_ACT, known, !known);
-        bench_round8(16384, 37888, ROUND8_ACT_GRAD, known, true);
-    }
-    for (int format = QUANT_NF4; format <= QUANT_INT8; format++) { /* Llama 3 8B's widest */
-        bench_quantised(16, 4096, 28672, (enum quant_format)format);
-        bench_quantised(8192, 4096, 28672, (enum quant_format)format);
-    }
-    bench_linear(16, 4096, 28672, ACT_NONE, false);
-    bench_linear(8192, 4096, 28672, ACT_NONE, false);
+    bench_linears();
     bench_embed(32768, 768, 50257);
     bench_loss(32768, 50257, 50304);
     bench_loss(32768, 50257, 50257);
