@@ -51,6 +51,11 @@ static void check_policy(struct subject *s, const struct options *o, enum placem
 
     s->policy = placement_policy_name(policy);
     run_budgets(s, place, TIER_GPU, o->budgets);
+    if (policy != PLACE_AUTO) { /* saved tensors of a layer in host memory */
+        place.force.offload_saved = place.force.keep = 1;
+        run_budgets(s, place, TIER_GPU, 1);
+        place.force.offload_saved = place.force.keep = PLAN_AUTO;
+    }
     if (policy == PLACE_CUDA)
         return;
     if (policy == PLACE_AUTO) /* only as much device memory as leaves something to the host */

@@ -127,10 +127,20 @@ static int64_t end_of_next_block(const struct instr_list *l, int64_t n)
     return n;
 }
 
-static bool lingers(const struct plan *p, const struct instr *i, const struct touch *t)
+/* Blocks that may run while saved tensors leave: as many as that takes on today's links. */
+enum { SAVED_LINGER = 3 };
+
+/* How long after instruction n a place is in use that n touches. */
+static int64_t in_use_until(const struct plan *p, const struct instr_list *l, int64_t n,
+                            const struct touch *t)
 {
-    return p->chosen.linger && i->queue == QUEUE_D2H && t->reads &&
-           p->places[t->place].tier == TIER_GPU;
+    const struct instr *i = &l->items[n];
+    if (i->queue != QUEUE_D2H || !t->reads || p->places[t->place].tier != TIER_GPU)
+        return n;
+    bool saved = i->op == INSTR_SAVE_ACT && i->block >= 0;
+    for (int k = saved ? SAVED_LINGER : p->chosen.linger ? 1 : 0; k > 0; k--)
+        n = end_of_next_block(l, n < l->n - 1 ? n + 1 : n);
+    return n;
 }
 
 /* Spans of the list's places that are not persistent, by place; the others have no bytes. */
@@ -143,7 +153,7 @@ static void find_spans(const struct plan *p, enum plan_list list, struct span *s
         for (int k = 0; k < n_touches; k++)
             if (!p->places[t[k].place].persistent)
                 touch_span(spans, &p->places[t[k].place], t[k].place,
-                           lingers(p, &l->items[n], &t[k]) ? end_of_next_block(l, n) : n);
+                           in_use_until(p, l, n, &t[k]));
     }
     /* The staging place and the logits are used before and behind the list as well. */
     int32_t whole[2] = {p->io.staging, list == LIST_SAMPLE ? p->io.logits : NO_PLACE};

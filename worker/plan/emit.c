@@ -24,6 +24,7 @@ struct emit {
     int32_t *x_at;                    /* by block and micro-batch: its input, gpu             */
     int32_t *x_host;                  /* likewise in host memory, NO_PLACE = it stays         */
     int32_t *saved_at;                /* likewise: saved tensors kept for backward            */
+    int32_t *saved_host;              /* while they wait in host memory                       */
     int32_t *held_at;                 /* by block: what is held through the step              */
     int32_t *d_at;                    /* by micro-batch: the gradient on its way down         */
     int32_t scratch, remade;          /* that a visit's micro-batches share: work space, and  */
@@ -57,6 +58,7 @@ static void emit_init(struct emit *e, struct plan *p)
                        .x_at = no_places(n * p->in.micro_batches),
                        .x_host = no_places(n * p->in.micro_batches),
                        .saved_at = no_places(n * p->in.micro_batches),
+                       .saved_host = no_places(n * p->in.micro_batches),
                        .d_at = no_places(p->in.micro_batches),
                        .held_at = no_places(n),
                        .states = {.payload = PAYLOAD_STATE},
@@ -69,8 +71,8 @@ static void emit_init(struct emit *e, struct plan *p)
 
 static void emit_fini(struct emit *e)
 {
-    int32_t *all[] = {e->param_at, e->grad_at,  e->sum_at, e->spilled, e->x_at,
-                      e->x_host,   e->saved_at, e->d_at,   e->held_at};
+    int32_t *all[] = {e->param_at, e->grad_at,  e->sum_at,     e->spilled, e->x_at,
+                      e->x_host,   e->saved_at, e->saved_host, e->d_at,    e->held_at};
     for (size_t k = 0; k < sizeof all / sizeof all[0]; k++)
         free(all[k]);
     free(e->updated);
@@ -108,10 +110,21 @@ static bool keeps_saved(const struct emit *e, int64_t block)
     return b->kind != BLOCK_LAYER || b->layer >= e->p->in.model->config.layers - e->p->chosen.keep;
 }
 
-static int32_t add_saved(struct emit *e, int64_t block)
+/* Of the layers that keep them, those whose saved tensors wait in host memory. */
+static bool offloads_saved(const struct emit *e, int64_t block)
+{
+    const struct block_desc *b = &e->p->in.model->blocks[block];
+    int64_t keep = e->p->chosen.keep, n = e->p->chosen.offload_saved;
+    if (b->kind != BLOCK_LAYER || !keeps_saved(e, block) || block < e->bottom)
+        return false;
+    int64_t nth = b->layer - (e->p->in.model->config.layers - keep);
+    return nth * n % keep < n;
+}
+
+static int32_t add_saved(struct emit *e, int64_t block, enum plan_tier tier)
 {
     size_t bytes = e->p->sizes[LIST_TRAIN][block].saved;
-    return bytes > 0 ? plan_add_place(e->p, TIER_GPU, PURPOSE_ACTIVATIONS, bytes, false) : NO_PLACE;
+    return bytes > 0 ? plan_add_place(e->p, tier, PURPOSE_ACTIVATIONS, bytes, false) : NO_PLACE;
 }
 
 static int32_t add_held(struct emit *e, int64_t block)
@@ -133,7 +146,7 @@ static void share_places(struct emit *e, const struct visit *v)
         scratch = s->forward_scratch;
     e->scratch =
         scratch > 0 ? plan_add_place(e->p, TIER_GPU, PURPOSE_WORKSPACE, scratch, false) : NO_PLACE;
-    e->remade = remake ? add_saved(e, v->block) : NO_PLACE;
+    e->remade = remake ? add_saved(e, v->block, TIER_GPU) : NO_PLACE;
 }
 
 static int32_t add_boundary(struct emit *e, enum plan_tier tier)
@@ -162,16 +175,61 @@ static void load_boundary(struct emit *e, int64_t block, int64_t micro)
     add_move(e, INSTR_LOAD_ACT, QUEUE_H2D, e->x_host[at], e->x_at[at]);
 }
 
-/* The input of the micro-batch behind `micro` of visit v, in this visit or the next one. */
-static void load_next_boundary(struct emit *e, int64_t v, int64_t micro)
+static void move_saved(struct emit *e, int64_t block, int64_t micro, enum instr_op op, int32_t src,
+                       int32_t dst)
 {
-    const struct visit *now = &e->it.visits[v];
-    if (micro + 1 < now->first_micro + now->n_micro) {
-        if (now->backward)
-            load_boundary(e, now->block, micro + 1);
-    } else if (v + 1 < e->it.n_visits && e->it.visits[v + 1].backward) {
-        load_boundary(e, e->it.visits[v + 1].block, e->it.visits[v + 1].first_micro);
+    struct instr i = instr_make(op, op == INSTR_SAVE_ACT ? QUEUE_D2H : QUEUE_H2D);
+    i.block = (int32_t)block;
+    i.micro = (int32_t)micro;
+    i.src = src;
+    i.dst = dst;
+    instr_list_add(e->list, i);
+}
+
+static void save_saved(struct emit *e, int64_t block, int64_t micro)
+{
+    int64_t at = block * e->p->in.micro_batches + micro;
+    if (!offloads_saved(e, block) || e->saved_at[at] == NO_PLACE)
+        return;
+    e->saved_host[at] = add_saved(e, block, TIER_HOST);
+    move_saved(e, block, micro, INSTR_SAVE_ACT, e->saved_at[at], e->saved_host[at]);
+}
+
+/* If they are not on their way already. */
+static void load_saved(struct emit *e, int64_t block, int64_t micro)
+{
+    int64_t at = block * e->p->in.micro_batches + micro;
+    if (e->saved_host[at] == NO_PLACE)
+        return;
+    e->saved_at[at] = add_saved(e, block, TIER_GPU);
+    move_saved(e, block, micro, INSTR_LOAD_ACT, e->saved_host[at], e->saved_at[at]);
+    e->saved_host[at] = NO_PLACE;
+}
+
+/* What comes behind `micro` of visit v: the next micro-batch, in this visit or the next one. */
+static bool go_on(const struct emit *e, int64_t *v, int64_t *micro)
+{
+    const struct visit *now = &e->it.visits[*v];
+    if (*micro + 1 < now->first_micro + now->n_micro) {
+        ++*micro;
+        return true;
     }
+    if (++*v == e->it.n_visits)
+        return false;
+    *micro = e->it.visits[*v].first_micro;
+    return true;
+}
+
+/* Ahead of their backward: the input of what comes next, and the saved tensors of what comes behind
+ * that, which take longer to come than a block runs. */
+static void load_ahead(struct emit *e, int64_t v, int64_t micro)
+{
+    if (!go_on(e, &v, &micro))
+        return;
+    if (e->it.visits[v].backward)
+        load_boundary(e, e->it.visits[v].block, micro);
+    if (go_on(e, &v, &micro) && e->it.visits[v].backward)
+        load_saved(e, e->it.visits[v].block, micro);
 }
 
 /* ---- blocks -------------------------------------------------------------------------------------
@@ -200,11 +258,12 @@ static void forward(struct emit *e, int64_t block, int64_t micro)
     struct block_operands o = plan_operands(e->p, block, e->param_at);
     o.x = e->x_at[at];
     o.y = e->x_at[above] = add_boundary(e, TIER_GPU);
-    o.saved = keeps_saved(e, block) ? (e->saved_at[at] = add_saved(e, block)) : e->remade;
+    o.saved = keeps_saved(e, block) ? (e->saved_at[at] = add_saved(e, block, TIER_GPU)) : e->remade;
     if (micro == 0)
         e->held_at[block] = add_held(e, block);
     add_block(e, INSTR_FORWARD, block, micro, o, micro == 0);
     save_boundary(e, block + 1, micro);
+    save_saved(e, block, micro);
 }
 
 static void backward(struct emit *e, int64_t block, int64_t micro)
@@ -213,6 +272,7 @@ static void backward(struct emit *e, int64_t block, int64_t micro)
     int64_t at = block * p->in.micro_batches + micro;
     struct block_operands o = plan_operands(p, block, e->param_at);
 
+    load_saved(e, block, micro);
     o.x = e->x_at[at];
     o.saved = keeps_saved(e, block) && block < e->n_blocks - 1 ? e->saved_at[at] : e->remade;
     if (!keeps_saved(e, block))
@@ -459,7 +519,7 @@ static void visit(struct emit *e, int64_t v)
     begin_gradients(e, v);
     share_places(e, now);
     for (int64_t m = now->first_micro; m < now->first_micro + now->n_micro; m++) {
-        load_next_boundary(e, v, m);
+        load_ahead(e, v, m);
         if (now->backward)
             backward(e, now->block, m);
         else

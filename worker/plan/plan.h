@@ -70,6 +70,8 @@ struct plan_choices {
     int64_t keep; /* so many last layers keep their saved tensors from forward to backward; the
                      others recompute them                                            */
     int64_t offload_boundaries; /* 1: boundary activations wait in host memory            */
+    int64_t offload_saved; /* so many of the layers that keep them, evenly spread, have their saved
+                              tensors wait in host memory, too                            */
     int64_t turn;       /* so many pairs of consecutive uses, the closest ones first, between which
                            parameters stay on the gpu instead of being fetched again        */
     int64_t prefetch;   /* visits that a fetch runs ahead of its use                         */
@@ -90,7 +92,7 @@ struct plan_choices {
 #define PLAN_CHOICES_AUTO                                                                          \
     ((struct plan_choices){PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO,       \
                            PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO,       \
-                           PLAN_AUTO, PLAN_AUTO})
+                           PLAN_AUTO, PLAN_AUTO, PLAN_AUTO})
 
 struct plan_input {
     const struct model *model;            /* borrowed, outlives the plan */

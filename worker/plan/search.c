@@ -12,7 +12,13 @@
 #include "worker/memory/nvme.h"
 #include "worker/plan/build.h"
 
-enum { SLICE_MOST = 4 << 20, SLICES_A_CHUNK = 8, KEEP_STEPS = 4, EARLY_STEPS = 10 };
+enum {
+    SLICE_MOST = 4 << 20,
+    SLICES_A_CHUNK = 8,
+    KEEP_STEPS = 4,
+    SAVED_PARTS = 4,
+    EARLY_STEPS = 10
+};
 
 struct search {
     const struct plan_input *in;
@@ -53,6 +59,7 @@ static struct plan_choices forced(const struct search *s, struct plan_choices c)
     FORCE(keep);
     FORCE(cheap);
     FORCE(offload_boundaries);
+    FORCE(offload_saved);
     FORCE(turn);
     FORCE(prefetch);
     FORCE(early);
@@ -179,6 +186,25 @@ static bool consider(struct search *s, struct plan_choices c)
 /* ---- kinds of plans -----------------------------------------------------------------------------
  */
 
+/* As many layers as fit keep their saved tensors, of which up to `most` let them wait in host
+ * memory: all of them keep them where that is enough, and no more wait than need be. */
+static void search_kept(struct search *s, struct plan_choices c, int64_t most)
+{
+    c.keep = s->layers;
+    c.offload_saved = most;
+    if (fits_in(s, c, ALL_TIERS, false)) {
+        best_that_fits(s, &c, &c.offload_saved, most, 0, ALL_TIERS);
+        best_that_fits(s, &c, &c.rounded, 0, s->in->fp8 ? s->layers : 0, ALL_TIERS);
+        consider(s, c);
+        return;
+    }
+    c.keep = 0;
+    if (!fits_in(s, c, ALL_TIERS, false))
+        return;
+    best_that_fits(s, &c, &c.keep, 0, s->layers, ALL_TIERS);
+    consider(s, c);
+}
+
 /* Everything resident: as many layers as fit keep their saved tensors. Micro-batch after
  * micro-batch needs the fewest boundary activations; all of them at once, the fewest gradients
  * beside activations. */
@@ -194,15 +220,13 @@ static void search_resident(struct search *s, struct plan_choices c)
         consider(s, c);
         return;
     }
-    c.cheap = 0;
     for (int k = 0; k < 4; k++) {
         c.group = k < 2 ? 1 : s->in->micro_batches;
         c.offload_boundaries = k % 2;
-        c.keep = 0;
-        if (!fits_in(s, c, ALL_TIERS, false))
-            continue;
-        best_that_fits(s, &c, &c.keep, 0, s->layers, ALL_TIERS);
-        consider(s, c);
+        for (c.cheap = 0; c.cheap <= 1; c.cheap++)
+            for (int64_t part = 0; part <= SAVED_PARTS; part++)
+                if (part > 0 || c.cheap == 0)
+                    search_kept(s, c, s->layers * part / SAVED_PARTS);
     }
 }
 
@@ -399,7 +423,7 @@ static void refine_early(struct search *s)
 static void refine(struct search *s)
 {
     struct plan_choices c = s->best->chosen;
-    if (c.resident == s->n_chunks && !c.offload_boundaries)
+    if (c.resident == s->n_chunks && !c.offload_boundaries && !c.offload_saved)
         return;
     linger(s, c, c.turn);
     refine_early(s);
@@ -516,7 +540,8 @@ int plan_choose(const struct plan_input *in, struct plan **out, struct err *err)
 
     if (in->policy != PLACE_CPU)
         search_resident(&s, c);
-    bool all_kept = s.best && s.best->chosen.keep == s.layers;
+    bool all_kept =
+        s.best && s.best->chosen.keep == s.layers && s.best->chosen.offload_saved == 0;
     if (in->policy != PLACE_CUDA && !all_kept) {
         search_splits(&s, c);
         c.prefetch = 0;

@@ -125,6 +125,33 @@ Test(plan, refuses_what_does_not_fit_and_accepts_what_just_does)
     rig_fini(&r);
 }
 
+Test(plan, saved_tensors_wait_in_host_memory_rather_than_being_made_again)
+{
+    struct device_profile profile = device_profile_nominal;
+    struct rig r;
+    rig_init(&r, 6, 2);
+    r.in.policy = PLACE_CUDA;
+    r.in.profile = &profile;
+    profile.flops_f32 = 1e9; /* so that a layer takes longer than its tensors travel */
+    r.in.force.cheap = r.in.force.offload_boundaries = 0;
+    struct plan *p = rig_plan(&r);
+    cr_expect_eq(p->chosen.offload_saved, 0);
+    size_t most = p->claim[TIER_GPU], saved = p->sizes[LIST_TRAIN][1].saved;
+    r.in.limit[TIER_GPU] = most - 1;
+    p = rig_plan(&r);
+    cr_expect_eq(p->chosen.keep, 6);
+    cr_expect_gt(p->chosen.offload_saved, 0);
+    cr_expect_eq(count(p, INSTR_SAVE_ACT), 2 * p->chosen.offload_saved);
+    cr_expect_eq(count(p, INSTR_LOAD_ACT), 2 * p->chosen.offload_saved);
+    struct plan_simulation sim = rig_simulate(p);
+    cr_expect_eq((size_t)sim.link_bytes[LINK_D2H] / saved, (size_t)(2 * p->chosen.offload_saved));
+    profile.h2d_rate = profile.d2h_rate = 1e6; /* no link to speak of */
+    p = rig_plan(&r);
+    cr_expect_eq(p->chosen.offload_saved, 0);
+    cr_expect_lt(p->chosen.keep, 6);
+    rig_fini(&r);
+}
+
 Test(plan, holds_as_many_rounded_layers_as_fit)
 {
     struct rig r;

@@ -175,6 +175,7 @@ Test(waits, any_order_that_they_allow_gives_the_same)
                                      .nvme = trial % 2 ? 2 : 0,
                                      .keep = trial % 3,
                                      .offload_boundaries = trial / 2 % 2,
+                                     .offload_saved = trial % 3 > 0 ? trial % 2 + trial / 4 % 2 : 0,
                                      .turn = trial % 5,
                                      .prefetch = trial % 3,
                                      .early = trial / 3 % 2 ? 3 : 0,
