@@ -34,8 +34,8 @@ static const char *kind_name(enum device_kind kind)
     return kind == DEVICE_CUDA ? "cuda" : "cpu";
 }
 
-/* Does the profile tell all that the job asks? Not whether a GPU computes in eight bits, nor what
- * is wrong with a type that none computes in. */
+/* Does the profile tell all that the job asks? A GPU that it does not show to compute in eight bits
+ * may lack that, and what is wrong with a type that none computes in it cannot say. */
 static bool use_profile(const struct job_spec *spec, struct machine *m)
 {
     enum dtype compute = session_dtype(spec);
@@ -45,7 +45,8 @@ static bool use_profile(const struct job_spec *spec, struct machine *m)
 
     free(path);
     m->ops = device_kind_ops(m->kind, compute);
-    if (!found || !m->ops || spec->precision.compute == COMPUTE_FP8 ||
+    bool fp8 = m->profile.flops_fp8 > m->profile.flops_layer;
+    if (!found || !m->ops || (spec->precision.compute == COMPUTE_FP8 && !fp8) ||
         (m->kind == DEVICE_CPU && compute != DT_F32))
         return false;
     snprintf(m->name, sizeof m->name, "%s", m->profile.device);

@@ -205,12 +205,13 @@ static int probe_device(enum device_kind kind, const char *disk, struct device_p
     TRY(copy_rate(&p, COPY_D2H, &out->d2h_rate, err));
     TRY(probe_host(p.device, p.a, p.host, STREAM_BYTES, out, err));
     TRY(probe_disk(p.device, disk, out, err));
+    bool fp8 = p.device->fp8;
     free_buffers(&p); /* layers need the memory */
     p = (struct probe){0};
-    out->flops_layer = out->flops_bf16;
+    out->flops_layer = out->flops_fp8 = out->flops_bf16;
     out->layer_passes = LAYER_PASSES;
     if (kind == DEVICE_CUDA) /* on a CPU a layer would take minutes */
-        TRY(probe_layers(out, err));
+        TRY(probe_layers(out, fp8, err));
 out:
     free_buffers(&p);
     return rc;

@@ -56,11 +56,12 @@ static int make_model(int hidden, int64_t layers, struct model *out, struct err 
     return rc;
 }
 
-static int make_plan(struct trial *t, struct err *err)
+static int make_plan(struct trial *t, bool fp8, struct err *err)
 {
     struct plan_input in = {.model = &t->model,
                             .ops = device_ops(t->device, DT_BF16),
                             .policy = PLACE_CUDA,
+                            .fp8 = fp8,
                             .force = PLAN_CHOICES_AUTO,
                             .micro_batch = ROWS,
                             .micro_batches = 1,
@@ -100,12 +101,12 @@ static void fill_batch(struct executor *e)
     }
 }
 
-static int start(struct trial *t, int hidden, int64_t layers, struct err *err)
+static int start(struct trial *t, int hidden, int64_t layers, bool fp8, struct err *err)
 {
     int rc = 0;
     TRY(device_open(DEVICE_CUDA, 0, NULL, &t->device, err));
     TRY(make_model(hidden, layers, &t->model, err));
-    TRY(make_plan(t, err));
+    TRY(make_plan(t, fp8, err));
     TRY(comm_self_create(t->device, &t->comm, err));
     struct executor_config config = {.plan = t->plan,
                                      .device = t->device,
@@ -136,15 +137,33 @@ static int ascending(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Seconds of a step, the median, and the flops of one layer. */
-static int time_steps(int hidden, int64_t layers, double *seconds, double *flops, struct err *err)
+/* What one layer does in a step, and what of it depends on the type of its products. */
+struct layer_cost {
+    double seconds, flops, product_flops, pass_bytes;
+};
+
+static void count_layer(const struct trial *t, struct layer_cost *out)
+{
+    const struct block_shape *s = &t->plan->shapes[LIST_TRAIN];
+    for (int backward = 0; backward < 2; backward++) {
+        struct block_passes of = {.backward = backward,
+                                  .first_forward = true,
+                                  .held_copies = plan_holds_copies(t->plan, 1)};
+        out->flops += block_flops(&t->model, 1, s, backward);
+        out->product_flops += block_product_flops(&t->model, 1, s, backward);
+        out->pass_bytes += block_pass_bytes(&t->model, 1, s, &of);
+    }
+}
+
+/* Seconds of a step, the median; all else of one layer. */
+static int time_steps(int hidden, int64_t layers, bool fp8, struct layer_cost *out, struct err *err)
 {
     struct trial t = {0};
     struct step_result result;
     double took[STEPS];
     int rc = 0;
 
-    TRY(start(&t, hidden, layers, err));
+    TRY(start(&t, hidden, layers, fp8, err));
     for (int64_t step = 1; step <= WARM_UP + STEPS; step++) {
         struct step_input in = {.step = step, .learning_rate = 1e-6, .grad_scale = 1e-4};
         fill_batch(t.executor);
@@ -155,44 +174,64 @@ static int time_steps(int hidden, int64_t layers, double *seconds, double *flops
             took[step - WARM_UP - 1] = clock_monotonic() - begun;
     }
     qsort(took, STEPS, sizeof *took, ascending);
-    *seconds = took[STEPS / 2];
-    const struct block_shape *s = &t.plan->shapes[LIST_TRAIN];
-    *flops = block_flops(&t.model, 1, s, false) + block_flops(&t.model, 1, s, true);
+    *out = (struct layer_cost){.seconds = took[STEPS / 2]};
+    count_layer(&t, out);
 out:
     finish(&t);
     return rc;
 }
 
-/* Seconds and flops of one layer, forward and backward. */
-static int time_layer(int hidden, double memory_rate, double *seconds, double *flops,
+/* One layer, forward and backward. */
+static int time_layer(int hidden, bool fp8, double memory_rate, struct layer_cost *out,
                       struct err *err)
 {
     /* twelve squares of weights: gradient 4 bytes, states 12 in and out, parameter 2 */
-    double few, many, update = 12.0 * hidden * hidden * 30 / memory_rate;
+    double update = 12.0 * hidden * hidden * 30 / memory_rate;
+    struct layer_cost few;
     int rc = 0;
-    TRY(time_steps(hidden, FEW, &few, flops, err));
-    TRY(time_steps(hidden, MANY, &many, flops, err));
-    *seconds = (many - few) / (MANY - FEW) - update;
+    TRY(time_steps(hidden, FEW, fp8, &few, err));
+    TRY(time_steps(hidden, MANY, fp8, out, err));
+    out->seconds = (out->seconds - few.seconds) / (MANY - FEW) - update;
 out:
     return rc;
 }
 
-int probe_layers(struct device_profile *profile, struct err *err)
+/* A wide layer's products in 8 bits are what is left of its time. */
+static int fit_fp8(struct device_profile *profile, double pass, struct err *err)
 {
-    double wide, narrow, wide_flops, narrow_flops;
+    struct layer_cost wide;
+    int rc = 0;
+
+    TRY(time_layer(WIDE, true, profile->memory_rate, &wide, err));
+    double rest = (wide.flops - wide.product_flops) / profile->flops_layer +
+                  profile->layer_passes * pass * WIDE + wide.pass_bytes / profile->memory_rate;
+    double rate = wide.product_flops / (wide.seconds - rest);
+    bool sensible = wide.seconds > rest && rate <= 4 * profile->flops_bf16;
+    profile->flops_fp8 = sensible ? rate : wide.product_flops / wide.seconds;
+out:
+    return rc;
+}
+
+int probe_layers(struct device_profile *profile, bool fp8, struct err *err)
+{
+    struct layer_cost wide, narrow;
     double pass = (double)ROWS * LENGTH * sizeof(uint16_t) / profile->memory_rate; /* a column's */
     int rc = 0;
 
-    TRY(time_layer(WIDE, profile->memory_rate, &wide, &wide_flops, err));
-    TRY(time_layer(NARROW, profile->memory_rate, &narrow, &narrow_flops, err));
+    TRY(time_layer(WIDE, false, profile->memory_rate, &wide, err));
+    TRY(time_layer(NARROW, false, profile->memory_rate, &narrow, err));
     /* seconds = flops / rate + passes * pass * hidden */
     double ratio = (double)NARROW / WIDE;
-    double products = (narrow - wide * ratio) / (narrow_flops - wide_flops * ratio);
-    double passes = (wide - wide_flops * products) / (pass * WIDE);
+    double products =
+        (narrow.seconds - wide.seconds * ratio) / (narrow.flops - wide.flops * ratio);
+    double passes = (wide.seconds - wide.flops * products) / (pass * WIDE);
     /* A wide layer draws more power, so the fit's rate may be higher than any that is reached. */
     bool sensible = products > 0 && passes >= 1 && 1 / products <= 2 * profile->flops_bf16;
-    profile->flops_layer = sensible ? 1 / products : wide_flops / wide;
+    profile->flops_layer = sensible ? 1 / products : wide.flops / wide.seconds;
     profile->layer_passes = sensible ? passes : 1;
+    profile->flops_fp8 = profile->flops_layer;
+    if (fp8)
+        TRY(fit_fp8(profile, pass, err));
 out:
     return rc;
 }

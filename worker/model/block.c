@@ -133,6 +133,48 @@ static double matrix_flops(const struct model *m, const struct block_desc *b, do
     return flops;
 }
 
+double block_product_flops(const struct model *m, int64_t block, const struct block_shape *shape,
+                           bool backward)
+{
+    return matrix_flops(m, &m->blocks[block], (double)shape->B * (double)shape->T, backward);
+}
+
+/* In 8 bits: 16 bits of an element read for the magnitude; 16 read and 8 written for a copy, 8 more
+ * for a second one. A gated activation is made of two values of 16 bits, its gradient of three. */
+static double rounding_bytes(const struct model *m, const struct block_desc *b, double N,
+                             const struct block_passes *p)
+{
+    const struct decoder_config *c = &m->config;
+    double C = (double)c->hidden, F = (double)c->ffn, q = (double)(c->heads * c->head_dim),
+           qkv = q + 2 * (double)(c->kv_heads * c->head_dim), weights = 0;
+
+    for (int64_t i = 0; i < b->n_tensors; i++) {
+        const struct tensor_desc *t = &m->tensors[b->tensors[i]];
+        if (t->cols > 1 && !tensor_is_adapter(t))
+            weights += (double)tensor_elements(t);
+    }
+    if (p->backward)
+        return N * (6 * (2 * C + qkv) + (c->gated ? 16 : 6) * F + 3 * q) + 3 * weights;
+    weights *= (p->first_forward ? 2 : 0) + (p->first_forward || !p->held_copies ? 3 : 0);
+    return N * (5 * (2 * C + q) + (c->gated ? 9 : 5) * F) + weights;
+}
+
+double block_pass_bytes(const struct model *m, int64_t block, const struct block_shape *shape,
+                        const struct block_passes *p)
+{
+    const struct decoder_config *c = &m->config;
+    double N = (double)shape->B * (double)shape->T, bytes = 0;
+    double C = (double)c->hidden, F = (double)c->ffn;
+
+    if (m->blocks[block].kind != BLOCK_LAYER)
+        return 0;
+    if (shape->fp8)
+        bytes += rounding_bytes(m, &m->blocks[block], N, p);
+    if (p->backward && !shape->keep_cheap) /* norms and the activation again, in 8 bits rounded */
+        bytes += N * (8 * C + (c->gated ? 6 : 4) * F + (shape->fp8 ? 6 * C : 0));
+    return bytes;
+}
+
 double block_flops(const struct model *m, int64_t block, const struct block_shape *shape,
                    bool backward)
 {

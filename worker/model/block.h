@@ -124,6 +124,16 @@ int block_backward(const struct block_run *r, struct err *err);
 /* Costs for the simulator: floating-point operations of one call (multiply-add = 2). */
 double block_flops(const struct model *m, int64_t block, const struct block_shape *shape,
                    bool backward);
+/* Of these, those of products with the block's matrices. */
+double block_product_flops(const struct model *m, int64_t block, const struct block_shape *shape,
+                           bool backward);
+/* Bytes read and written by those passes of a layer over memory that depend on how it is run:
+ * roundings to 8 bits, and in backward the making of what keep_cheap would have kept. */
+struct block_passes {
+    bool backward, first_forward, held_copies;
+};
+double block_pass_bytes(const struct model *m, int64_t block, const struct block_shape *shape,
+                        const struct block_passes *p);
 
 /* The tables of rotary positions in sequences of `positions` tokens, into host memory: cos
  * (positions, rope.dim / 2), then sin; where layers with a window have a base of their own, both

@@ -11,6 +11,7 @@
 const struct device_profile device_profile_nominal = {.flops_f32 = 4e14,
                                                       .flops_bf16 = 8e14,
                                                       .flops_layer = 8e14,
+                                                      .flops_fp8 = 1.3e15,
                                                       .layer_passes = 100,
                                                       .memory_rate = 3.0e12,
                                                       .h2d_rate = 55.2e9,
@@ -28,7 +29,7 @@ const struct device_profile device_profile_nominal = {.flops_f32 = 4e14,
                                                       .disk_read_both_rate = 1.0e9,
                                                       .disk_write_both_rate = 1.0e9};
 
-enum { PROFILE_VERSION = 6, PROFILE_MAX_BYTES = 1 << 16 };
+enum { PROFILE_VERSION = 7, PROFILE_MAX_BYTES = 1 << 16 };
 
 struct rate_field {
     const char *key;
@@ -38,6 +39,7 @@ static const struct rate_field rates[] = {
     {"flops_f32", offsetof(struct device_profile, flops_f32)},
     {"flops_bf16", offsetof(struct device_profile, flops_bf16)},
     {"flops_layer", offsetof(struct device_profile, flops_layer)},
+    {"flops_fp8", offsetof(struct device_profile, flops_fp8)},
     {"layer_passes", offsetof(struct device_profile, layer_passes)},
     {"memory_rate", offsetof(struct device_profile, memory_rate)},
     {"h2d_rate", offsetof(struct device_profile, h2d_rate)},

@@ -19,6 +19,8 @@ struct device_profile {
     int64_t host_memory;          /* bytes                                          */
     double flops_f32, flops_bf16; /* GEMM, multiply-add = 2                      */
     double flops_layer;           /* a fit to layers of several widths: their products' rate, ... */
+    double flops_fp8;             /* of a layer's products in 8 bits, roundings apart; where the
+                                     device has none, flops_layer             */
     double layer_passes;          /* ... and how often a layer, forward and backward, moves its
                                      rows of hidden values through device memory    */
     double memory_rate;           /* device memory, bytes read + written a second   */

@@ -95,8 +95,26 @@ static double adapter_seconds(const struct plan *p, enum plan_list list, int64_t
     return (double)(s->B * s->T) * width * (double)dtype_size(p->types.compute) / d->memory_rate;
 }
 
-/* Layers take the time of their products and of the passes over memory beside them, a third of
- * these in forward; at best, blocks take that of products alone. */
+/* What a step's later micro-batches add to the gradients that are there: read and written by the
+ * product, or, where they are rounded stochastically, in a pass of its own. */
+static double sum_seconds(const struct plan *p, const struct instr *i,
+                          const struct device_profile *d)
+{
+    const struct block_operands *o = &p->operands[i->operands];
+    double bytes = 0;
+    if (i->op != INSTR_BACKWARD || i->first_grad ||
+        p->in.model->blocks[i->block].kind == BLOCK_EMBED)
+        return 0;
+    for (int32_t k = 0; k < o->n_chunks; k++) {
+        const struct chunk *c = &p->chunks.chunks[o->chunk[k]];
+        if (c->trainable)
+            bytes += (double)c->n * (chunk_grad_type(c, p->types) == DT_F32 ? 4 : 8);
+    }
+    return bytes / d->memory_rate;
+}
+
+/* Layers take the time of their products and of the passes over memory beside them: of those of any
+ * layer a third in forward. At best, blocks take that of products alone. */
 static double block_seconds(const struct plan *p, enum plan_list list, const struct instr *i,
                             const struct device_profile *d, bool at_best)
 {
@@ -104,16 +122,24 @@ static double block_seconds(const struct plan *p, enum plan_list list, const str
     bool backward = i->op == INSTR_BACKWARD;
     bool layer = p->in.model->blocks[i->block].kind == BLOCK_LAYER;
     double flops = block_flops(p->in.model, i->block, s, backward);
+    double narrow = layer && s->fp8 ? block_product_flops(p->in.model, i->block, s, backward) : 0;
     double decode = at_best ? 0 : decode_seconds(p, i->block, d);
     if (p->types.compute == DT_F32)
         return flops / d->flops_f32 + decode;
+    double products = narrow / d->flops_fp8, sums = at_best ? 0 : sum_seconds(p, i, d);
+    flops -= narrow;
     if (!layer || at_best)
-        return flops / d->flops_bf16;
+        return products + flops / d->flops_bf16 + sums;
+    struct block_passes of = {.backward = backward,
+                              .first_forward = i->first_forward,
+                              .held_copies = plan_holds_copies(p, i->block)};
     double pass = (double)(s->B * s->T * p->in.model->config.hidden) *
                   (double)dtype_size(p->types.compute) / d->memory_rate;
     double adapters = adapter_seconds(p, list, i->block, backward, d);
     double passes = pass * d->layer_passes * (backward ? 2.0 : 1.0) / 3.0;
-    return decode + adapters + fmax(flops / d->flops_layer + passes, flops / d->flops_bf16);
+    passes += block_pass_bytes(p->in.model, i->block, s, &of) / d->memory_rate;
+    return decode + adapters + sums + products +
+           fmax(flops / d->flops_layer + passes, flops / d->flops_bf16);
 }
 
 /* Parameters a second that the CPU updates. Two kinds of state are measured; between them the

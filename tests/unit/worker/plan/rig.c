@@ -77,6 +77,7 @@ struct device_profile rig_profile(double flops, double bytes, double updates)
     return (struct device_profile){.flops_f32 = flops,
                                    .flops_bf16 = flops,
                                    .flops_layer = flops,
+                                   .flops_fp8 = flops,
                                    .layer_passes = 1,
                                    .memory_rate = bytes,
                                    .h2d_rate = bytes,

@@ -14,6 +14,7 @@ Test(profile, survives_a_round_trip_and_refuses_nonsense)
                                 .flops_f32 = 1e11,
                                 .flops_bf16 = 2e11,
                                 .flops_layer = 1.5e11,
+                                .flops_fp8 = 3e11,
                                 .layer_passes = 90,
                                 .memory_rate = 3e10,
                                 .h2d_rate = 4e10,
