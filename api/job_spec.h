@@ -132,7 +132,7 @@ struct spec_optimization {
     double max_grad_norm;             /* 1.0; 0 = no clipping                                  */
     int64_t max_steps;                /* 0 = by epochs                                          */
     struct auto_int micro_batch_size; /* sequences a forward pass, divides the step's batch by
-                                         padding the last */
+                                         padding the last; auto: those of the fastest plan */
     int64_t eval_interval;            /* steps; 0 = at the end of each epoch                    */
     int64_t checkpoint_interval;      /* steps; 0 = at the end of each epoch                   */
     int64_t keep_checkpoints;         /* newest kept besides the best; 3                       */

@@ -135,9 +135,11 @@ static int make_report(const char *jobdir, hub_progress_fn progress, struct plan
     TRY(job_spec_load(path, &spec, err));
     TRY(session_prepare(&spec, &options, &session, err));
     TRY(find_machine(&session.spec, &m, err));
-    TRY(session_plan_input(&session, m.ops, m.known ? &m.profile : NULL, m.limit, &in, err));
-    rc = plan_build(&in, &plan, err);
-    if (alternatives && (rc == 0 || rc == ERR_DEVICE_OOM))
+    const struct device_profile *profile = m.known ? &m.profile : NULL;
+    rc = session_plan(&session, m.ops, profile, m.limit, &plan, err);
+    if (alternatives &&
+        (rc == 0 || rc == ERR_DEVICE_OOM) && /* to what it settled on or tried last */
+        session_plan_input(&session, m.ops, profile, m.limit, &in, NULL) == 0)
         *alternatives = plan_alternatives(&in, plan);
     if (rc)
         goto out;

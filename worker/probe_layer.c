@@ -222,8 +222,7 @@ int probe_layers(struct device_profile *profile, bool fp8, struct err *err)
     TRY(time_layer(NARROW, false, profile->memory_rate, &narrow, err));
     /* seconds = flops / rate + passes * pass * hidden */
     double ratio = (double)NARROW / WIDE;
-    double products =
-        (narrow.seconds - wide.seconds * ratio) / (narrow.flops - wide.flops * ratio);
+    double products = (narrow.seconds - wide.seconds * ratio) / (narrow.flops - wide.flops * ratio);
     double passes = (wide.seconds - wide.flops * products) / (pass * WIDE);
     /* A wide layer draws more power, so the fit's rate may be higher than any that is reached. */
     bool sensible = products > 0 && passes >= 1 && 1 / products <= 2 * profile->flops_bf16;

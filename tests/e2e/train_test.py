@@ -314,6 +314,41 @@ def placement_never_changes_the_numbers(root):
     same_output(moved.output(), here.output())
 
 
+def micro_batch_left_open(root):
+    """Rows of a micro-batch that a job leaves open are some that fit, and an attempt that goes on keeps them."""
+    def job(name, rows, limit=0):
+        return Job(root, name, steps=6, placement={"policy": "cuda", "gpu_memory_limit": limit},
+                   optimization={"micro_batch_size": rows, "checkpoint_interval": 2})
+
+    def rows(report):
+        return report["spec"]["optimization"]["micro_batch_size"]
+
+    whole = job("whole", "auto").plan()[1]
+    equal(rows(whole), 4)
+    least, limit = whole["memory"]["gpu"]["total"], 0  # for four rows; too little for them
+    while least - limit > 4096:
+        middle = (least + limit) // 2
+        if job("four-%d" % middle, 4, middle).plan()[1]["fits"]:
+            least = middle
+        else:
+            limit = middle
+    chosen = job("chosen", "auto", limit).plan()[1]
+    assert chosen["fits"] and rows(chosen) in (1, 2), chosen
+    same = job("same", rows(chosen))
+    equal(same.run().returncode, 0)
+    moved = job("moved", "auto", limit)
+    p = moved.start()
+    moved.wait_event(lambda e: e["type"] == "checkpoint")
+    p.kill()
+    p.wait()
+    moved.spec["placement"]["gpu_memory_limit"] = 0  # now four would fit
+    rig.write_json(moved.path("spec.json"), moved.spec)
+    equal(moved.run().returncode, 0)
+    equal([rows(e["plan"]) for e in moved.events(type="plan")], [rows(chosen)])
+    same_steps(moved, range(1, moved.last_attempt() + 1), same.losses())
+    same_output(moved.output(), same.output())
+
+
 def placement_on_disk(root):
     """Optimizer states on a volume: the same numbers, also behind kills while states are on their way."""
     changes = {"steps": 8, "validation": 6, "optimization": {"checkpoint_interval": 2}}
@@ -400,7 +435,7 @@ def probe_serves_plans(root):
     equal(p.returncode, 0)
     profile = json.loads(p.stdout.splitlines()[0])
     equal(profile["kind"], "cpu")
-    for rate in ("flops_f32", "memory_rate", "h2d_rate", "h2d_both_rate", "d2h_both_rate", "host_memory_rate",
+    for rate in ("flops_f32", "flops_fp8", "memory_rate", "h2d_rate", "h2d_both_rate", "d2h_both_rate", "host_memory_rate",
                  "cpu_update_rate", "cpu_update_copy_rate", "cpu_update_aside_rate", "cpu_update_fp8_rate",
                  "cpu_update_fp8_copy_rate", "disk_read_rate", "disk_write_rate",
                  "disk_read_both_rate", "disk_write_both_rate"):
@@ -517,8 +552,8 @@ def hub_faults(root):
 
 CASES = [trains, prints_the_step, profiles_a_step, overlapped_steps_report_the_same, repeats_itself,
          micro_batch_need_not_divide, epochs_reshuffle, broken_models, bad_data, unsupported_specs, too_little_memory,
-         alternatives, placement_never_changes_the_numbers, placement_on_disk, not_finite, check_command,
-         probe_serves_plans, usage, model_from_hub, hub_faults]
+         alternatives, micro_batch_left_open, placement_never_changes_the_numbers, placement_on_disk, not_finite,
+         check_command, probe_serves_plans, usage, model_from_hub, hub_faults]
 
 if __name__ == "__main__":
     rig.main(CASES, __doc__)

@@ -152,8 +152,7 @@ static void find_spans(const struct plan *p, enum plan_list list, struct span *s
         int n_touches = instr_touches(p, list, &l->items[n], t);
         for (int k = 0; k < n_touches; k++)
             if (!p->places[t[k].place].persistent)
-                touch_span(spans, &p->places[t[k].place], t[k].place,
-                           in_use_until(p, l, n, &t[k]));
+                touch_span(spans, &p->places[t[k].place], t[k].place, in_use_until(p, l, n, &t[k]));
     }
     /* The staging place and the logits are used before and behind the list as well. */
     int32_t whole[2] = {p->io.staging, list == LIST_SAMPLE ? p->io.logits : NO_PLACE};

@@ -210,6 +210,9 @@ struct plan_simulation {
 int plan_simulate(const struct plan *p, enum plan_list list, struct plan_simulation *out,
                   struct err *err);
 
+/* Seconds of a step, on an H100 where there is no profile. */
+double plan_seconds(const struct plan *p);
+
 /* Fill the report's memory, links, times and instruction count. */
 int plan_fill_report(const struct plan *p, struct plan_report *report, struct err *err);
 

@@ -540,8 +540,7 @@ int plan_choose(const struct plan_input *in, struct plan **out, struct err *err)
 
     if (in->policy != PLACE_CPU)
         search_resident(&s, c);
-    bool all_kept =
-        s.best && s.best->chosen.keep == s.layers && s.best->chosen.offload_saved == 0;
+    bool all_kept = s.best && s.best->chosen.keep == s.layers && s.best->chosen.offload_saved == 0;
     if (in->policy != PLACE_CUDA && !all_kept) {
         search_splits(&s, c);
         c.prefetch = 0;

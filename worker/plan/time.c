@@ -428,6 +428,12 @@ double plan_time_if(const struct plan *p, enum plan_list list, const struct devi
     return seconds;
 }
 
+double plan_seconds(const struct plan *p)
+{
+    const struct device_profile *d = p->in.profile ? p->in.profile : &device_profile_nominal;
+    return plan_time_if(p, LIST_TRAIN, d, SPECULATION_HOLDS);
+}
+
 void plan_time(const struct plan *p, enum plan_list list, const struct device_profile *profile,
                double *seconds, double *bound)
 {

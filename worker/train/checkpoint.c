@@ -159,10 +159,11 @@ enum { N_RUN_INTS = 8, N_RUN_REALS = 6 };
 static int save_json(const char *path, const struct plan *plan, const struct run_state *run,
                      uint64_t seed, struct err *err)
 {
-    json_t *j = json_pack("{s:i, s:I, s:s, s:s, s:s, s:s}", "v", CHECKPOINT_VERSION, "seed",
+    json_t *j = json_pack("{s:i, s:I, s:s, s:s, s:s, s:s, s:I}", "v", CHECKPOINT_VERSION, "seed",
                           (json_int_t)seed, "family", plan->in.model->config.family, "compute",
                           dtype_name(plan->types.compute), "master", dtype_name(plan->types.master),
-                          "moments", dtype_name(plan->types.moment));
+                          "moments", dtype_name(plan->types.moment), "micro_batch",
+                          (json_int_t)plan->in.micro_batch);
     for (int k = 0; k < N_RUN_INTS; k++)
         json_object_set_new(
             j, run_ints[k].key,
@@ -351,6 +352,24 @@ static int load_json(const char *path, const struct plan *plan, uint64_t seed,
     *run = r;
 out:
     json_decref(j);
+    return rc;
+}
+
+int checkpoint_micro_batch(const char *jobdir, int64_t step, int64_t *rows, struct err *err)
+{
+    char *dir = job_dir_checkpoint(jobdir, step);
+    char *path = fs_join(dir, "checkpoint.json");
+    int64_t found = 0;
+    json_t *j = NULL;
+    int rc = 0;
+
+    TRY(json_parse_file(path, CHECKPOINT_JSON_MAX, JSON_MAX_DEPTH_FILE, &j, err));
+    TRY(json_get_int64(j, "", "micro_batch", false, 1, INT32_MAX, &found, err));
+    *rows = found;
+out:
+    json_decref(j);
+    free(path);
+    free(dir);
     return rc;
 }
 

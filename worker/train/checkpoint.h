@@ -39,6 +39,8 @@ struct run_state {
  * the step. */
 int checkpoint_save(const char *jobdir, const struct plan *plan, struct executor *e,
                     const struct run_state *run, uint64_t seed, int64_t *bytes, struct err *err);
+/* Rows of a micro-batch of the attempt that made it; 0 = it does not tell. */
+int checkpoint_micro_batch(const char *jobdir, int64_t step, int64_t *rows, struct err *err);
 /* `weights`: what is frozen; may be NULL when nothing is. */
 struct weights_reader;
 int checkpoint_load(const char *jobdir, int64_t step, struct weights_reader *weights,

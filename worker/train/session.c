@@ -226,6 +226,16 @@ static void choose_head_rows(struct session *s)
     s->head_rows = clamp(rows, 16, s->micro_batch * s->seq_length);
 }
 
+void session_set_micro_batch(struct session *s, int64_t rows)
+{
+    int64_t batch = s->spec.hyper.batch_size.value;
+
+    s->micro_batch = clamp(rows, 1, batch);
+    s->micro_batches = (batch + s->micro_batch - 1) / s->micro_batch;
+    s->spec.optimization.micro_batch_size.value = s->micro_batch;
+    choose_head_rows(s);
+}
+
 static void choose_steps(struct session *s)
 {
     struct job_spec *spec = &s->spec;
@@ -241,12 +251,9 @@ static void choose_steps(struct session *s)
                     spec->hyper.learning_rate_multiplier.value);
 
     int64_t batch = spec->hyper.batch_size.value;
-    settle_int(&spec->optimization.micro_batch_size,
-               clamp(AUTO_MICRO_TOKENS / s->seq_length, 1, batch));
-    s->micro_batch = clamp(spec->optimization.micro_batch_size.value, 1, batch);
-    spec->optimization.micro_batch_size.value = s->micro_batch;
-    s->micro_batches = (batch + s->micro_batch - 1) / s->micro_batch;
-    choose_head_rows(s);
+    s->micro_batch_open = spec->optimization.micro_batch_size.is_auto;
+    settle_int(&spec->optimization.micro_batch_size, AUTO_MICRO_TOKENS / s->seq_length);
+    session_set_micro_batch(s, spec->optimization.micro_batch_size.value);
 
     s->steps_per_epoch = (stats.rows + batch - 1) / batch;
     s->total_steps = s->steps_per_epoch * spec->hyper.n_epochs.value;
@@ -455,19 +462,6 @@ int session_plan_input(const struct session *s, const struct op_table *ops,
     set_placement(s, &in);
     TRY(mesh_init(&in.mesh, axes, err));
     *out = in;
-out:
-    return rc;
-}
-
-int session_plan(const struct session *s, const struct op_table *ops,
-                 const struct device_profile *profile, size_t device_limit, struct plan **out,
-                 struct err *err)
-{
-    struct plan_input in;
-    int rc = 0;
-
-    TRY(session_plan_input(s, ops, profile, device_limit, &in, err));
-    TRY(plan_build(&in, out, err));
 out:
     return rc;
 }

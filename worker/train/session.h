@@ -4,7 +4,8 @@
  * `castor-worker --plan` ends here and prints the report; training goes on from here.
  *
  * What is decided here is written back into the spec and is final: the same spec, model and data
- * give the same session on every machine.
+ * give the same session on every machine, but for the rows of a micro-batch where they are left
+ * open: session_plan decides on them.
  */
 #ifndef CASTOR_WORKER_TRAIN_SESSION_H
 #define CASTOR_WORKER_TRAIN_SESSION_H
@@ -40,6 +41,7 @@ struct session {
     struct dataset *train, *validation; /* validation NULL when there is none */
     int64_t steps_per_epoch, total_steps;
     int64_t micro_batch, micro_batches, seq_length, head_rows; /* frozen choices */
+    bool micro_batch_open; /* session_plan may change the first two */
 };
 
 /* The device a spec asks for: the GPU when there is one that works, else the CPU. */
@@ -55,9 +57,12 @@ void session_fini(struct session *s);
 int session_plan_input(const struct session *s, const struct op_table *ops,
                        const struct device_profile *profile, size_t device_limit,
                        struct plan_input *out, struct err *err);
-/* The plan for this session on an op table within a limit of device bytes (0 = none). `profile` may
- * be NULL. */
-int session_plan(const struct session *s, const struct op_table *ops,
+/* Settles on so many rows a micro-batch, 1 to the step's. */
+void session_set_micro_batch(struct session *s, int64_t rows);
+/* session_plan.c: the plan for this session on an op table within a limit of device bytes (0 =
+ * none). `profile` may be NULL. Where the rows of a micro-batch are open they become those of the
+ * fastest plan that fits; a CPU's gain nothing by other than the first, if that fits. */
+int session_plan(struct session *s, const struct op_table *ops,
                  const struct device_profile *profile, size_t device_limit, struct plan **out,
                  struct err *err);
 

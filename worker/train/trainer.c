@@ -145,6 +145,24 @@ static double cpu_update_share(const struct plan *p)
     return all > 0 ? cpu / all : 0;
 }
 
+/* Numbers depend on the rows of a micro-batch: an attempt that goes on keeps those it began with.
+ */
+static int keep_micro_batch(struct run *r, struct err *err)
+{
+    int64_t rows = 0;
+    int rc = 0;
+
+    if (!r->session.micro_batch_open || r->last_saved < 0)
+        return 0;
+    TRY(checkpoint_micro_batch(r->options->jobdir, r->last_saved, &rows, err));
+    if (rows > 0) {
+        session_set_micro_batch(&r->session, rows);
+        r->session.micro_batch_open = false;
+    }
+out:
+    return rc;
+}
+
 static int prepare_plan(struct run *r, struct err *err)
 {
     struct plan_report report = {0};
@@ -163,6 +181,7 @@ static int prepare_plan(struct run *r, struct err *err)
                  strcmp(profile.device, r->device->name) == 0;
     free(path);
     TRY(trainer_device_limit(r->device, &limit, err));
+    TRY(keep_micro_batch(r, err));
     TRY(session_plan(&r->session, r->ops, known ? &profile : NULL, limit, &r->plan, err));
     TRY(plan_simulate(r->plan, LIST_TRAIN, &sim, err));
     r->planned_seconds = sim.seconds;

@@ -172,6 +172,45 @@ Test(plan, holds_as_many_rounded_layers_as_fit)
     rig_fini(&r);
 }
 
+/* Everything resident, so that the step is the sum of what its blocks and updates take. */
+Test(plan, time_knows_products_in_8_bits_and_sums_over_micro_batches)
+{
+    struct device_profile profile = rig_profile(1e9, 1e9, 1e9);
+    double seconds[2], products = 0, summed = 0;
+    struct rig r;
+    rig_init(&r, 3, 1);
+    r.in.ops = device_ops(r.device, DT_BF16);
+    r.in.policy = PLACE_CUDA;
+    r.in.profile = &profile;
+    r.in.fp8 = true;
+    for (int k = 0; k < 2; k++) {
+        profile.flops_fp8 = k ? 2e9 : 1e9;
+        seconds[k] = plan_seconds(rig_plan(&r));
+    }
+    for (int64_t block = 1; block <= 3; block++)
+        for (int backward = 0; backward < 2; backward++)
+            products += block_product_flops(&r.model, block, &r.plan->shapes[LIST_TRAIN], backward);
+    cr_expect_float_eq(seconds[0] - seconds[1], products / 2e9, 1e-9 * seconds[0]);
+    r.in.fp8 = false;
+    for (int k = 0; k < 2; k++) { /* all rows at a time, and one by one */
+        r.in.micro_batch = k ? 1 : 2;
+        r.in.micro_batches = k ? 2 : 1;
+        seconds[k] = plan_seconds(rig_plan(&r));
+    }
+    for (int64_t i = 0; i < r.plan->lists[LIST_TRAIN].n; i++) {
+        const struct instr *now = &r.plan->lists[LIST_TRAIN].items[i];
+        const struct block_operands *o = &r.plan->operands[now->operands];
+        for (int32_t c = 0;
+             now->op == INSTR_BACKWARD && !now->first_grad && now->block > 0 && c < o->n_chunks;
+             c++)
+            summed += (double)r.plan->chunks.chunks[o->chunk[c]].n;
+    }
+    cr_expect_gt(summed, 0);
+    cr_expect_float_eq(seconds[1] - seconds[0], 4 * summed / 1e9, 1e-9 * seconds[0], "%g, %g",
+                       seconds[1] - seconds[0], 4 * summed / 1e9);
+    rig_fini(&r);
+}
+
 Test(plan, time_is_that_of_the_busiest_queue_at_least)
 {
     struct device_profile profile = rig_profile(1e9, 1e9, 1e9);
