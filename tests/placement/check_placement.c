@@ -84,7 +84,7 @@ struct variant {
     double dropout, max_grad_norm;
     bool overflow, fp8;
     enum moment_kind moments;
-    enum master_kind master; /* but for fp32 they compute in bf16 */
+    enum master_kind master; /* but for fp32 they compute in bf16, as fp8 does on a GPU */
     int model;               /* which of the subject's */
 };
 /* Whole, with adapters, and with adapters beside quantised weights. */
@@ -109,8 +109,9 @@ static const struct variant variants[] = {
 
 static void check_variant(struct subject *s, const struct options *o, const struct variant *v)
 {
+    bool narrow = v->master != MASTER_FP32 || (v->fp8 && o->device == DEVICE_CUDA);
     struct trial_job job = {.device = o->device,
-                            .compute = v->master == MASTER_FP32 ? o->compute : DT_BF16,
+                            .compute = narrow ? DT_BF16 : o->compute,
                             .micro_batch = v->micro_batch,
                             .micro_batches = v->micro_batches,
                             .seq_length = 12,
