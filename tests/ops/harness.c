@@ -44,7 +44,11 @@ void random_start(const char *title)
 
 double random_unit(void)
 {
-    return 2.0 * (double)rng_to_unit(rng_draw(random_stream, random_index++)) - 1.0;
+    static struct rng_block block; /* of four numbers: rng_draw's, each block made once */
+
+    if (random_index % 4 == 0)
+        block = rng_draw4(random_stream, random_index / 4);
+    return 2.0 * (double)rng_to_unit(block.v[random_index++ % 4]) - 1.0;
 }
 
 int64_t random_below(int64_t n)
