@@ -162,7 +162,7 @@ $(eval $(call program_rules,$(B)/tests/bench/bench_ops,tests/bench/bench_ops.c,k
 bench-ops: $(B)/tests/bench/bench_ops  ## time of every CPU op at two models' shapes
 	@$<
 ifeq ($(HAVE_CUDA),1)
-$(eval $(call program_rules,$(B)/tests/bench/gpu_ops,tests/bench/gpu_ops.c tests/ops/harness_op.c,kernels))
+$(eval $(call program_rules,$(B)/tests/bench/gpu_ops,tests/bench/gpu_ops.c tests/bench/gpu_arena.c tests/ops/harness_op.c,kernels))
 bench-ops-gpu: $(B)/tests/bench/gpu_ops  ## time of every CUDA op at real models' shapes, beside its floor
 	@$<
 bench-gpu: $(B)/castor-worker  ## training steps of real models on this machine's GPU, PyTorch's and an older build's beside them (PEER=python with torch; AGAINST=build; CASES=...)

@@ -11,106 +11,20 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/alloc.h"
 #include "kernels/device.h"
 #include "kernels/moment_math.h"
 #include "kernels/op_table.h"
+#include "tests/bench/gpu_arena.h"
 #include "tests/ops/harness_op.h"
 
 enum { GROUPS = 9, CALLS = 4 };
-static const size_t ARENA = (size_t)16 << 30;
 
 static struct device *device;
 static struct stream *stream;
 static const struct op_table *ops;
 static struct event_mark *from, *to;
-static char *arena;
-static size_t arena_used;
 static double copy_rate, gemm_rate; /* bytes, flops a second */
 static const char *only;
-
-static void must(int rc, const struct err *err)
-{
-    if (rc != 0) {
-        fprintf(stderr, "gpu_ops: %s\n", err->msg);
-        exit(2);
-    }
-}
-
-/* Random bf16 values in (-1, 1), which read as float32 in pairs are random in (-1, 1) too. */
-static void fill_arena(void)
-{
-    struct err err = {0};
-    const size_t chunk = (size_t)64 << 20;
-    void *host = NULL;
-    uint64_t x = 88172645463325252u;
-
-    must(device_host_alloc(device, chunk, "random values", &host, &err), &err);
-    for (size_t i = 0; i < chunk / 2; i++) {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        float v = (float)(int32_t)(x >> 32) * (1.0f / 2147483648.0f);
-        dtype_convert(DT_BF16, (char *)host + i * 2, DT_F32, &v, 1);
-    }
-    for (size_t at = 0; at < ARENA; at += chunk)
-        must(device_copy(device, stream, COPY_H2D, arena + at, host, chunk, &err), &err);
-    must(device_stream_sync(device, stream, &err), &err);
-    device_host_free(device, host, chunk);
-}
-
-static void *take(size_t bytes)
-{
-    void *p = arena + arena_used;
-    arena_used += (bytes + DEVICE_ALIGN - 1) / DEVICE_ALIGN * DEVICE_ALIGN;
-    if (arena_used > ARENA) {
-        fprintf(stderr, "gpu_ops: a case is larger than the arena\n");
-        exit(2);
-    }
-    return p;
-}
-
-static void *take_ints(int64_t n, int64_t below, int64_t skew)
-{
-    struct err err = {0};
-    int32_t *host = xcalloc((size_t)n, sizeof *host);
-    uint64_t x = 1234567;
-    void *p = take((size_t)n * 4);
-
-    for (int64_t i = 0; i < n; i++) {
-        x = x * 6364136223846793005u + 1442695040888963407u;
-        host[i] = skew ? (int32_t)(i % below)
-                       : (int32_t)((double)(x >> 33) / 2147483648.0 * (double)below);
-    }
-    must(device_copy(device, stream, COPY_H2D, p, host, (size_t)n * 4, &err), &err);
-    must(device_stream_sync(device, stream, &err), &err);
-    free(host);
-    return p;
-}
-
-/* First keys of B rows of T tokens, packed with documents of `document` tokens. */
-static void *take_starts(int64_t B, int64_t T, int64_t document)
-{
-    struct err err = {0};
-    int32_t *host = xcalloc((size_t)(B * T), sizeof *host);
-    void *p = take((size_t)(B * T) * 4);
-
-    for (int64_t i = 0; i < B * T; i++)
-        host[i] = (int32_t)(i % T - i % T % document);
-    must(device_copy(device, stream, COPY_H2D, p, host, (size_t)(B * T) * 4, &err), &err);
-    must(device_stream_sync(device, stream, &err), &err);
-    free(host);
-    return p;
-}
-
-static void *take_floats(const float *values, size_t n)
-{
-    struct err err = {0};
-    void *p = take(n * sizeof *values);
-    must(device_copy(device, stream, COPY_H2D, p, values, n * sizeof *values, &err), &err);
-    must(device_stream_sync(device, stream, &err), &err);
-    return p;
-}
 
 static int by_size(const void *a, const void *b)
 {
@@ -141,7 +55,7 @@ static double seconds_of(enum op op, const void *args)
 
 static bool wanted(const char *name)
 {
-    arena_used = 0;
+    arena_clear();
     return !only || strstr(name, only);
 }
 
@@ -165,16 +79,18 @@ static void ceilings(void)
     const size_t bytes = (size_t)2 << 30;
     double t;
     struct linear_args a = {.N = 8192, .I = 8192, .O = 8192};
+    void *to_copy = take(bytes), *from_copy = take(bytes);
 
     for (int i = 0; i < 4; i++) {
         if (i == 1)
             must(device_mark_record(device, from, stream, &err), &err);
-        must(device_copy(device, stream, COPY_D2D, arena, arena + bytes, bytes, &err), &err);
+        must(device_copy(device, stream, COPY_D2D, to_copy, from_copy, bytes, &err), &err);
     }
     must(device_mark_record(device, to, stream, &err), &err);
     must(device_mark_sync(device, to, &err), &err);
     must(device_mark_elapsed(device, from, to, &t, &err), &err);
     copy_rate = 3 * 2 * (double)bytes / t;
+    arena_clear();
     a.x = take((size_t)8192 * 8192 * 2);
     a.w = take((size_t)8192 * 8192 * 2);
     a.y = take((size_t)8192 * 8192 * 2);
@@ -377,7 +293,7 @@ static void bench_attention(int64_t B, int64_t T, int64_t H, int64_t KV, int64_t
         (void)op_call(ops, stream, OP_ATTN_FWD, &a);
         report(name, OP_ATTN_BWD, &a, (double)(4 * q + 4 * kv), 10 * pairs * (double)D);
     }
-    arena_used = 0;
+    arena_clear();
 }
 
 static void bench_embed(int64_t N, int64_t C, int64_t V)
@@ -386,7 +302,7 @@ static void bench_embed(int64_t N, int64_t C, int64_t V)
     double x = (double)N * (double)C * 2;
     struct embed_args a = {.N = N, .C = C, .V = V, .P = 1024, .scale = 1};
 
-    arena_used = 0;
+    arena_clear();
     a.tokens = take_ints(N, V, 0);
     a.positions = take_ints(N, 1024, 1);
     a.wte = take((size_t)(V * C) * 2);
@@ -563,7 +479,6 @@ static void bench_linears(void)
 int main(int argc, char **argv)
 {
     struct err err = {0};
-    void *p = NULL;
     bool tune = argc > 1 && strcmp(argv[1], "-t") == 0;
     only = argc > 1 + tune ? argv[1 + tune] : NULL;
     setvbuf(stdout, NULL, _IOLBF, 0);
@@ -575,11 +490,9 @@ int main(int argc, char **argv)
     must(device_stream_create(device, 0, &stream, &err), &err);
     must(device_mark_create(device, &from, &err), &err);
     must(device_mark_create(device, &to, &err), &err);
-    must(device_alloc(device, ARENA, "the arena of the benchmark", &p, &err), &err);
-    arena = p;
+    arena_open(device, stream);
     ops = device_ops(device, DT_BF16);
     device_tune(device, tune);
-    fill_arena();
     ceilings();
     bench_attention(32, 1024, 12, 12, 64, 0, 0);
     bench_attention(8, 1024, 32, 32, 64, 0, 0);
@@ -599,7 +512,7 @@ int main(int argc, char **argv)
     bench_loss(4096, 151936, 151936);
     bench_elementwise();
     bench_optimizer();
-    device_free(device, arena, ARENA);
+    arena_close();
     device_mark_destroy(device, from);
     device_mark_destroy(device, to);
     device_stream_destroy(device, stream);
