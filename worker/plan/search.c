@@ -316,11 +316,17 @@ static void house_gradients(struct search *s, struct plan_choices c)
     consider_claiming(s, c, claim);
 }
 
+/* Visits of blocks in a step. */
+static int64_t count_visits(const struct search *s, int64_t group)
+{
+    return 2 * s->in->model->n_blocks * ((s->in->micro_batches + group - 1) / group);
+}
+
 /* With group, kept layers and boundaries given. False: not even with nothing else on the gpu. */
 static bool search_split(struct search *s, struct plan_choices c)
 {
     int64_t last = s->n_chunks - 1;
-    int64_t visits = 2 * s->in->model->n_blocks * ((s->in->micro_batches + c.group - 1) / c.group);
+    int64_t visits = count_visits(s, c.group);
     if (!fits_in(s, c, GPU_ONLY, true))
         return false;
     if (s->in->policy == PLACE_AUTO)
@@ -387,11 +393,24 @@ static void refine_residency(struct search *s)
 {
     for (int64_t step = s->best->chosen.resident / 2; step > 0; step /= 2) {
         struct plan_choices c = s->best->chosen;
-        int64_t groups = (s->in->micro_batches + c.group - 1) / c.group;
         if (c.resident < step)
             continue;
         c.resident -= step;
-        linger(s, c, 2 * s->in->model->n_blocks * groups);
+        linger(s, c, count_visits(s, c.group));
+    }
+}
+
+/* Between the numbers of kept layers that were tried, halving the step likewise: a layer more at
+ * the cost of parameters that stay. */
+static void refine_keep(struct search *s)
+{
+    for (int64_t step = s->layers / KEEP_STEPS; step > 0; step /= 2) {
+        struct plan_choices c = s->best->chosen;
+        if (c.keep + step > s->layers)
+            continue;
+        c.keep += step;
+        c.cheap = 0;
+        linger(s, c, count_visits(s, c.group));
     }
 }
 
@@ -429,10 +448,13 @@ static void refine(struct search *s)
     refine_early(s);
     if (s->best->chosen.grad_homes == 0)
         house_gradients(s, s->best->chosen);
-    if (c.resident == s->n_chunks || s->in->force.resident != PLAN_AUTO)
+    if (c.resident == s->n_chunks)
         return;
-    refine_residency(s);
-    if (s->best->chosen.resident != c.resident)
+    c = s->best->chosen;
+    if (s->in->force.resident == PLAN_AUTO)
+        refine_residency(s);
+    refine_keep(s);
+    if (s->best->chosen.resident != c.resident || s->best->chosen.keep != c.keep)
         refine_early(s);
 }
 
