@@ -3,8 +3,8 @@
  *
  *   STATE/jobs/ftjob-.../
  *     spec.json                  castord writes, workers read (api/job_spec.h)
- *     hub-token                  the job's own hub token, mode 0600; castord removes it when the
- * job ends control.jsonl              castord appends, rank 0 reads (api/control.h)
+ *     hub-token                  the job's own hub token, mode 0600; castord removes it at the end
+ *     control.jsonl              castord appends, rank 0 reads (api/control.h)
  *     attempt-N/events.jsonl     rank 0 appends, the scheduler tails (api/event.h)
  *     attempt-N/exit.json        the supervisor writes, last (api/attempt_exit.h)
  *     attempt-N/supervisor.json  pid and start time of the supervisor: there once it may run

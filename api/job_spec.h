@@ -65,8 +65,8 @@ enum tensor_mode { TENSOR_1D, TENSOR_2D, TENSOR_2P5D, TENSOR_3D };
 enum pipeline_schedule { PIPELINE_1F1B, PIPELINE_GPIPE };
 enum placement_policy { PLACE_AUTO, PLACE_CUDA, PLACE_CPU };
 enum job_backend { BACKEND_LOCAL, BACKEND_SLURM };
+enum export_choice { EXPORT_LAST, EXPORT_BEST }; /* whose weights a job leaves */
 /* What a job with adapters leaves: the adapters alone, a whole model, or both. */
-enum export_choice { EXPORT_LAST, EXPORT_BEST };
 enum lora_export { LORA_EXPORT_ADAPTER, LORA_EXPORT_MERGED, LORA_EXPORT_BOTH };
 enum base_quantization { BASE_QUANTIZE_NONE, BASE_QUANTIZE_NF4, BASE_QUANTIZE_INT8 };
 enum job_device { DEVICE_AUTO, DEVICE_ONLY_CPU, DEVICE_ONLY_GPU };
