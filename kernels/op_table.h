@@ -1,28 +1,28 @@
 /*
  * The op table: every computation that training needs, one prototype an op, filled by each backend
- * (kernels/cpu/ref.c in float and double, kernels/cpu/fast.c, kernels/cuda/) and bound to one
- * compute type. Code above this line knows no backend.
+ * (kernels/cpu/: reference ops in float and double, fast ones in float and bfloat16; kernels/cuda/)
+ * and bound to one compute type. Code above this line knows no backend.
  *
  * Rules that hold for every op
  * - `int op(struct stream *s, const struct X_args *a)`: queues the work on s, returns 0 or an enum
- * err_code at once (launch status). It allocates nothing, synchronises nothing, knows no ranks.
- * Pointers are device memory unless marked host; the args struct itself may be dropped when the
- * call returns.
+ *   err_code at once (launch status). It allocates nothing, synchronises nothing, knows no ranks.
+ *   Pointers are device memory unless marked host; the args struct itself may be dropped when the
+ *   call returns.
  * - Element types: `real` = the table's compute type (activations and weights), `grad` =
- * weight-gradient accumulators, `stat` = statistics and losses; see struct op_table. Unmarked
- * pointers are real.
+ *   weight-gradient accumulators, `stat` = statistics and losses; see struct op_table. Unmarked
+ *   pointers are real.
  * - Matrices are row-major; "(N, C)" is N rows of C. ld* = elements from row to row, 0 = dense.
  * - Each output says `=` (assigned) or `+=` (accumulated). No op reads what it assigns. Inputs and
- * outputs do not overlap unless the args say "may alias".
+ *   outputs do not overlap unless the args say "may alias".
  * - A gradient is rounded to the compute type where it is consumed (sumsq, adamw: each element on
- * load), so that it may travel in that type and placement cannot be seen in the numbers.
+ *   load), so that it may travel in that type and placement cannot be seen in the numbers.
  * - Sums run in at least float32, in an order that depends on shapes alone: the same call gives the
- * same bits every time.
+ *   same bits every time.
  * - A NULL optional pointer switches the feature off; its comment says "or NULL".
  * - `workspace` must hold op_table.workspace(op, args) bytes (which looks at shapes only, so
- * pointers may still be NULL); its contents are undefined before and after.
+ *   pointers may still be NULL); its contents are undefined before and after.
  * - Sizes are checked by the caller; a shape that the backend cannot do is ERR_UNSUPPORTED, nothing
- * queued.
+ *   queued.
  */
 #ifndef CASTOR_KERNELS_OP_TABLE_H
 #define CASTOR_KERNELS_OP_TABLE_H
