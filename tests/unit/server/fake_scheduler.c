@@ -122,48 +122,6 @@ static struct store_model model_copy(const struct store_model *m)
                                 .created_at = m->created_at};
 }
 
-void store_file_fini(struct store_file *f)
-{
-    free(f->id);
-    free(f->filename);
-    free(f->purpose);
-    free(f->status);
-    free(f->status_details);
-    free(f->path);
-    free(f->job_id);
-    *f = (struct store_file){0};
-}
-
-void store_event_fini(struct store_event *e)
-{
-    free(e->id);
-    free(e->job_id);
-    free(e->level);
-    free(e->type);
-    free(e->message);
-    json_decref(e->data);
-    *e = (struct store_event){0};
-}
-
-void store_checkpoint_fini(struct store_checkpoint *c)
-{
-    free(c->id);
-    free(c->job_id);
-    free(c->model);
-    free(c->path);
-    json_decref(c->metrics);
-    *c = (struct store_checkpoint){0};
-}
-
-void store_model_fini(struct store_model *m)
-{
-    free(m->id);
-    free(m->job_id);
-    free(m->base);
-    free(m->path);
-    *m = (struct store_model){0};
-}
-
 /* ---- the store ---- */
 
 /* Rows are kept oldest first; `ids` of n rows. Fills the indices of a page, newest first. */

@@ -178,3 +178,14 @@ void rig_remove_dir(char *dir)
     fs_remove_tree(dir, NULL);
     free(dir);
 }
+
+void rig_expect_same(struct rig *a, struct rig *b, int64_t first, int64_t last)
+{
+    size_t n, m;
+    for (int64_t step = first; step <= last; step++)
+        cr_expect_eq(rig_step(a, step, 1e-2).loss_sum, rig_step(b, step, 1e-2).loss_sum);
+    char *x = rig_payloads(a, &n), *y = rig_payloads(b, &m);
+    cr_expect(n == m && memcmp(x, y, n) == 0);
+    free(x);
+    free(y);
+}

@@ -49,6 +49,8 @@ void rig_fill(struct rig *r, int slot);
 struct step_result rig_step(struct rig *r, int64_t step, double learning_rate);
 /* Every payload in one buffer, in the order of the saving list; free(). */
 char *rig_payloads(struct rig *r, size_t *bytes);
+/* Steps first to last of both give the same losses, and then all payloads are equal. */
+void rig_expect_same(struct rig *a, struct rig *b, int64_t first, int64_t last);
 
 /* A fresh directory under $TMPDIR, removed by rig_remove_dir. */
 char *rig_make_dir(void);
