@@ -129,6 +129,12 @@ __host__ __device__ static inline bool attn_has_scores(const struct attn_params 
     return p.cap != 0 || p.slopes;
 }
 
+/* What kernels call EXTRA: scores are more than scaled dot products, or weights are dropped. */
+__host__ __device__ static inline bool attn_is_extra(const struct attn_params &p)
+{
+    return attn_has_scores(p) || p.dropout.on;
+}
+
 static __device__ __forceinline__ float attn_slope(const struct attn_params &p, int h)
 {
     return p.slopes ? p.slopes[h] : 0.0f;

@@ -177,25 +177,6 @@ __device__ __forceinline__ void dq_arithmetic(const struct attn_params &p,
         dq_gradients<BN, MASK_NONE, EXTRA>(p, at.b, at.row, key0, bits, lse2, delta, s, dp);
 }
 
-/* Add a tile's gradients times keys to dq; queued, not waited for. */
-template <typename S>
-__device__ __forceinline__ void dq_sum(const struct stages<S> &shared, int stage,
-                                       const uint32_t (&a)[S::BN / 16][4], float (&dq)[S::D / 8][4])
-{
-    wgmma_begin();
-    tile_sum<typename S::T, S::D, S::BN>(dq, a, shared.tile(stage, 0));
-    wgmma_commit();
-}
-
-template <typename S>
-__device__ __forceinline__ void dq_sum_done(const struct stages<S> &shared, int stage,
-                                            float (&dq)[S::D / 8][4])
-{
-    wgmma_wait<0>();
-    acc_settle(dq);
-    stage_release(shared, stage);
-}
-
 /* One tile of one warpgroup: its products are queued before the sum of the tile before, of stage
  * `busy`, which so runs under the arithmetic. On return a holds the tile's gradients, not yet
  * summed. FIRST: no tile came before. */
@@ -214,7 +195,7 @@ __device__ __forceinline__ void dq_tile(const struct attn_params &p, const struc
     if (FIRST) {
         wgmma_wait<0>();
     } else {
-        dq_sum<S>(shared, busy, a, rows.dq);
+        sum_queue(shared, busy, 0, a, rows.dq);
         wgmma_wait<1>();
     }
     acc_settle(s);
@@ -222,7 +203,7 @@ __device__ __forceinline__ void dq_tile(const struct attn_params &p, const struc
     dq_arithmetic<BN, EXTRA>(p, at, key0, rows.lse2, rows.delta, s, dp);
     acc_settle(dp);
     if (!FIRST)
-        dq_sum_done<S>(shared, busy, rows.dq);
+        sum_finish(shared, busy, rows.dq);
     pack_operand<T, BN>(a, dp);
 }
 
@@ -242,8 +223,8 @@ __device__ __forceinline__ void dq_tiles(const struct attn_params &p,
         else
             dq_tile<S, EXTRA, false>(p, shared, at, key0, r.at, busy, a, rows);
     }
-    dq_sum<S>(shared, busy, a, rows.dq);
-    dq_sum_done<S>(shared, busy, rows.dq);
+    sum_queue(shared, busy, 0, a, rows.dq);
+    sum_finish(shared, busy, rows.dq);
 }
 
 template <typename S>
@@ -368,8 +349,8 @@ template <typename S, bool EXTRA> struct dq_shared_pass : dq_frame<S> {
                 continue;
             }
             dq_tile<S, EXTRA, true>(p, shared, at, item.begin + i * S::BN, r.tile.at, 0, a, rows);
-            dq_sum<S>(shared, r.tile.at, a, rows.dq);
-            dq_sum_done<S>(shared, r.tile.at, rows.dq);
+            sum_queue(shared, r.tile.at, 0, a, rows.dq);
+            sum_finish(shared, r.tile.at, rows.dq);
         }
         halves_add(shared.kept_tile(r.item.at, 0), group, rows.dq);
         item_release(shared, r.item.at);
@@ -390,7 +371,7 @@ static int attn_dq_launch(cudaStream_t s, const struct attn_params &p)
 
 template <typename T> static int attn_dq(cudaStream_t s, struct attn_params p)
 {
-    bool extra = attn_has_scores(p) || p.dropout.on;
+    bool extra = attn_is_extra(p);
     p.chunk = heads_at_once((int64_t)p.S * p.D * 4 / p.group); /* k and v */
     p.next++;
     if (p.D <= 64)

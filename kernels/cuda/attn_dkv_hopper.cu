@@ -199,26 +199,7 @@ template <typename S> struct dkv_rows {
     float dk[S::D / 8][4], dv[S::D / 8][4];
 };
 
-/* Add a tile's probabilities times dout to dv; queued, not waited for. */
-template <typename S>
-__device__ __forceinline__ void dv_sum(const struct stages<S> &shared, int stage,
-                                       const uint32_t (&a)[S::BQ / 16][4], struct dkv_rows<S> &rows)
-{
-    wgmma_begin();
-    tile_sum<typename S::T, S::D, S::BQ>(rows.dv, a, shared.tile(stage, 1));
-    wgmma_commit();
-}
-
-/* The same of its gradients and q, to dk. */
-template <typename S>
-__device__ __forceinline__ void dk_sum(const struct stages<S> &shared, int stage,
-                                       const uint32_t (&a)[S::BQ / 16][4], struct dkv_rows<S> &rows)
-{
-    wgmma_begin();
-    tile_sum<typename S::T, S::D, S::BQ>(rows.dk, a, shared.tile(stage, 0));
-    wgmma_commit();
-}
-
+/* Of a tile, dv takes probabilities times dout, part 1 of its stage, and dk gradients times q. */
 template <typename S>
 __device__ __forceinline__ void dkv_sums_done(const struct stages<S> &shared, int stage,
                                               struct dkv_rows<S> &rows)
@@ -236,8 +217,8 @@ __device__ __forceinline__ void dkv_sums(const struct stages<S> &shared, int sta
                                          const uint32_t (&c)[S::BQ / 16][4],
                                          struct dkv_rows<S> &rows)
 {
-    dv_sum<S>(shared, stage, a, rows);
-    dk_sum<S>(shared, stage, c, rows);
+    sum_queue(shared, stage, 1, a, rows.dv);
+    sum_queue(shared, stage, 0, c, rows.dk);
     dkv_sums_done<S>(shared, stage, rows);
 }
 
@@ -261,8 +242,8 @@ __device__ __forceinline__ void dkv_tile(const struct attn_params &p,
     kept_product<T, D, BQ>(dp, rows.v, shared.tile(stage, 1));
     wgmma_commit();
     if (!FIRST) {
-        dv_sum<S>(shared, busy, a, rows);
-        dk_sum<S>(shared, busy, c, rows);
+        sum_queue(shared, busy, 1, a, rows.dv);
+        sum_queue(shared, busy, 0, c, rows.dk);
     }
     wgmma_wait<BEHIND>();
     acc_settle(s);
@@ -302,20 +283,20 @@ __device__ __forceinline__ void dkv_whole_tile(const struct attn_params &p,
         acc_settle(dp);
         dkv_extra<BQ>(p, at, clear, lse, delta, s, dp);
         pack_operand<T, BQ>(a, s);
-        dv_sum<S>(shared, stage, a, rows);
+        sum_queue(shared, stage, 1, a, rows.dv);
     } else {
         wgmma_wait<1>();
         acc_settle(s);
         dkv_probabilities<BQ>(p, at, clear, lse, s);
         pack_operand<T, BQ>(a, s);
-        dv_sum<S>(shared, stage, a, rows);
+        sum_queue(shared, stage, 1, a, rows.dv);
         wgmma_wait<1>();
         acc_settle(dp);
         dkv_gradients<BQ>(delta, s, dp);
     }
     uint32_t c[BQ / 16][4];
     pack_operand<T, BQ>(c, dp);
-    dk_sum<S>(shared, stage, c, rows);
+    sum_queue(shared, stage, 0, c, rows.dk);
     dkv_sums_done<S>(shared, stage, rows);
 }
 
@@ -552,7 +533,7 @@ static int attn_dkv_launch(cudaStream_t s, const struct attn_params &p)
 
 template <typename T> static int attn_dkv(cudaStream_t s, struct attn_params p)
 {
-    bool extra = attn_has_scores(p) || p.dropout.on;
+    bool extra = attn_is_extra(p);
     p.chunk = heads_at_once((int64_t)p.T * p.D * 4 * p.group); /* q and dout */
     if (p.D <= 64)
         return extra ? attn_dkv_launch<dkv_shape<T, 64, 2, 6, 2, false>, true>(s, p)

@@ -152,25 +152,6 @@ __device__ __forceinline__ void fwd_scores(const struct attn_params &p,
         drop_tile<S::BN>(p, item.b, item.h, row, key0, s);
 }
 
-/* Add a tile's probabilities times values to the output; queued, not waited for. */
-template <typename S>
-__device__ __forceinline__ void fwd_sum(const struct stages<S> &shared, int stage,
-                                        const uint32_t (&a)[S::BN / 16][4], float (&o)[S::D / 8][4])
-{
-    wgmma_begin();
-    tile_sum<typename S::T, S::D, S::BN>(o, a, shared.tile(stage, 1));
-    wgmma_commit();
-}
-
-template <typename S>
-__device__ __forceinline__ void fwd_sum_done(const struct stages<S> &shared, int stage,
-                                             float (&o)[S::D / 8][4])
-{
-    wgmma_wait<0>();
-    acc_settle(o);
-    stage_release(shared, stage);
-}
-
 /* One tile: its scores are queued before the sum of the tile before, of stage `busy`, so that this
  * sum runs under the softmax. On return a holds the tile's probabilities, not yet summed. FIRST: no
  * tile came before. */
@@ -189,7 +170,7 @@ __device__ __forceinline__ void fwd_tile(const struct attn_params &p,
     if (FIRST) {
         wgmma_wait<0>();
     } else {
-        fwd_sum<S>(shared, busy, a, rows.o);
+        sum_queue(shared, busy, 1, a, rows.o);
         wgmma_wait<1>();
     }
     acc_settle(s);
@@ -198,10 +179,10 @@ __device__ __forceinline__ void fwd_tile(const struct attn_params &p,
     /* The wait stands behind a branch: within a block ptxas moves it up, before the softmax. */
     if (__any_sync(FULL_WARP, old[0] != 1 || old[1] != 1)) {
         if (!FIRST)
-            fwd_sum_done<S>(shared, busy, rows.o);
+            sum_finish(shared, busy, rows.o);
         rows_scale(rows.o, old);
     } else if (!FIRST) {
-        fwd_sum_done<S>(shared, busy, rows.o);
+        sum_finish(shared, busy, rows.o);
     }
     pack_operand<T, S::BN>(a, s);
 }
@@ -223,8 +204,8 @@ __device__ __forceinline__ void fwd_tiles(const struct attn_params &p,
         else
             fwd_tile<S, EXTRA, false>(p, shared, item, key0, r.at, busy, q, a, rows);
     }
-    fwd_sum<S>(shared, busy, a, rows.o);
-    fwd_sum_done<S>(shared, busy, rows.o);
+    sum_queue(shared, busy, 1, a, rows.o);
+    sum_finish(shared, busy, rows.o);
 }
 
 template <typename S, bool EXTRA> struct fwd_pass : query_pass<S> {
@@ -274,7 +255,7 @@ template <typename S, bool EXTRA> static int attn_fwd_launch(cudaStream_t s, str
 template <typename T> static int attn_fwd(cudaStream_t s, const struct attn_args *a)
 {
     struct attn_params p = attn_resolve(a);
-    bool extra = attn_has_scores(p) || p.dropout.on;
+    bool extra = attn_is_extra(p);
     if (a->B * a->H * a->T == 0)
         return 0;
     if (p.D <= 64)

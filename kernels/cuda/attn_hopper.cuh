@@ -30,15 +30,6 @@ template <> struct role_registers<3> {
     static constexpr int COMPUTE = 160, COPY = 32;
 };
 
-template <int N> __device__ __forceinline__ void registers_raise()
-{
-    WGMMA_ASM("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
-}
-template <int N> __device__ __forceinline__ void registers_lower()
-{
-    WGMMA_ASM("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
-}
-
 /* x, which is the same in all lanes, as a value that the compiler knows to be. */
 static __device__ __forceinline__ int uniform(int x)
 {
@@ -149,6 +140,27 @@ template <typename S>
 __device__ __forceinline__ void stage_release(const struct stages<S> &shared, int stage)
 {
     barrier_arrive(shared.empty + stage * 8);
+}
+
+/* Add a tile's weights, operand a, times the tile `part` of a stage to an accumulator; queued, not
+ * waited for. */
+template <typename S, int N>
+__device__ __forceinline__ void sum_queue(const struct stages<S> &shared, int stage, int part,
+                                          const uint32_t (&a)[N][4], float (&acc)[S::D / 8][4])
+{
+    wgmma_begin();
+    tile_sum<typename S::T, S::D, N * 16>(acc, a, shared.tile(stage, part));
+    wgmma_commit();
+}
+
+/* Wait for all that is queued, with which a stage is done. */
+template <typename S>
+__device__ __forceinline__ void sum_finish(const struct stages<S> &shared, int stage,
+                                           float (&acc)[S::D / 8][4])
+{
+    wgmma_wait<0>();
+    acc_settle(acc);
+    stage_release(shared, stage);
 }
 
 /* The same of an item and the rows that it keeps. */

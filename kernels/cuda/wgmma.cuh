@@ -137,4 +137,14 @@ WGMMA_DEFINE(__half, "f16", 128, 64, 65, 66, 67, 68, 69)
 WGMMA_DEFINE(__nv_bfloat16, "bf16", 256, 128, 129, 130, 131, 132, 133)
 WGMMA_DEFINE(__half, "f16", 256, 128, 129, 130, 131, 132, 133)
 
+/* Registers of each thread of the calling warpgroup. */
+template <int N> __device__ __forceinline__ void registers_raise()
+{
+    WGMMA_ASM("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
+}
+template <int N> __device__ __forceinline__ void registers_lower()
+{
+    WGMMA_ASM("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+}
+
 #endif
