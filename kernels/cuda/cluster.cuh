@@ -55,15 +55,4 @@ static __device__ __forceinline__ void matrix_fetch_pair(void *to, const CUtenso
               : "memory");
 }
 
-/* --- registers --- */
-
-/* Of each thread of the calling warpgroup. */
-template <int N, bool MORE> __device__ __forceinline__ void registers_limit()
-{
-    if (MORE)
-        WGMMA_ASM("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
-    else
-        WGMMA_ASM("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
-}
-
 #endif

@@ -399,11 +399,11 @@ __global__ void __launch_bounds__(THREADS, 1)
     }
     cluster_sync();
     if (threadIdx.x >= 2 * GROUP) {
-        registers_limit<COPY_REGISTERS, false>();
+        registers_lower<COPY_REGISTERS>();
         if (threadIdx.x == 2 * GROUP)
             copy_tiles<S>(p, m);
     } else {
-        registers_limit<COMPUTE_REGISTERS, true>();
+        registers_raise<COMPUTE_REGISTERS>();
         compute_tiles<S, E>(p, m);
     }
     cluster_sync(); /* nobody leaves while another may still write to it */
