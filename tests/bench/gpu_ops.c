@@ -407,7 +407,7 @@ static void bench_adamw(const char *name, int64_t n, enum dtype grad, enum dtype
     a.master = take((size_t)n * dtype_size(master));
     a.m = take((size_t)n * dtype_size(moment));
     a.v = take((size_t)n * dtype_size(moment));
-    a.param = take((size_t)n * 2);
+    a.param = master == DT_BF16 ? NULL : take((size_t)n * 2);
     a.m_exponent = take((size_t)n / MOMENT_BLOCK);
     a.v_exponent = take((size_t)n / MOMENT_BLOCK);
     must(device_zero(device, stream, a.v, (size_t)n * dtype_size(moment), &err), &err);
@@ -420,6 +420,8 @@ static void bench_optimizer(void)
     size_t f32 = (size_t)n * 4;
 
     bench_adamw("adamw 124Mi", n, DT_F32, DT_F32, DT_F32, 30);
+    bench_adamw("adamw 124Mi bf16 gradients", n, DT_BF16, DT_F32, DT_F32, 28);
+    bench_adamw("adamw 124Mi all bf16", n, DT_BF16, DT_BF16, DT_BF16, 14);
     bench_adamw("adamw 124Mi split", n, DT_BF16, DT_I16, DT_F32, 26);
     bench_adamw("adamw 124Mi bf16 moments", n, DT_BF16, DT_F32, DT_BF16, 20);
     bench_adamw("adamw 124Mi fp8 moments", n, DT_BF16, DT_F32, DT_U8, 16 + 4.0 / MOMENT_BLOCK);
