@@ -95,7 +95,7 @@ bool spec_parse_model(const char *text, struct spec_model *model, char *why, siz
     return true;
 }
 
-/* --- data sets -------------------------------------------------------------------------------- */
+/* --- data sets --- */
 
 static const char *check_folder(const char *path)
 {

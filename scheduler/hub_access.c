@@ -13,7 +13,7 @@
 #include "core/hash.h"
 #include "core/log.h"
 
-/* --- the table -------------------------------------------------------------------------------- */
+/* --- the table --- */
 
 static char *copy_or_null(const char *text)
 {
@@ -61,7 +61,7 @@ void hub_access_fini(struct hub_access *a)
     *a = (struct hub_access){0};
 }
 
-/* --- the environment -------------------------------------------------------------------------- */
+/* --- the environment --- */
 
 enum { MAX_CHANGES = 8 };
 
@@ -173,7 +173,7 @@ out:
     return rc;
 }
 
-/* --- a job's own token ------------------------------------------------------------------------ */
+/* --- a job's own token --- */
 
 int hub_access_keep_token(struct job_spec *spec, const char *jobdir, struct err *err)
 {

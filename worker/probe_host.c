@@ -33,8 +33,7 @@ double probe_median(double times[PROBE_RUNS])
     return times[PROBE_RUNS / 2];
 }
 
-/* ---- memory (McCalpin's STREAM triad) -----------------------------------------------------------
- */
+/* --- memory (McCalpin's STREAM triad) --- */
 
 struct triad {
     double *a, *b, *c;
@@ -118,8 +117,7 @@ static int triad_rate(struct device *d, double *rate, struct err *err)
     return 0;
 }
 
-/* ---- copies both ways ---------------------------------------------------------------------------
- */
+/* --- copies both ways --- */
 
 struct copies {
     struct device *device;
@@ -155,8 +153,7 @@ out:
     return rc;
 }
 
-/* ---- updates ------------------------------------------------------------------------------------
- */
+/* --- updates --- */
 
 struct updates {
     struct update_pool *pool;

@@ -36,8 +36,7 @@ struct attempt {
     struct attempt_exit exit;
 };
 
-/* ---- ranks
- * --------------------------------------------------------------------------------------- */
+/* --- ranks --- */
 
 /* In the child: never returns. */
 static void become_rank(const struct attempt *a, int64_t rank, int log_fd, pid_t parent)
@@ -90,8 +89,7 @@ static void signal_ranks(struct attempt *a, int signal_number)
             kill(a->pids[r], signal_number);
 }
 
-/* ---- how they ended
- * ------------------------------------------------------------------------------ */
+/* --- how they ended --- */
 
 static void read_log_tail(const struct attempt *a, int64_t rank, char *out, size_t size)
 {
@@ -198,8 +196,7 @@ static void watch(struct attempt *a, const volatile sig_atomic_t *terminate)
     }
 }
 
-/* ---- the attempt
- * --------------------------------------------------------------------------------- */
+/* --- the attempt --- */
 
 static int write_record(const struct attempt *a, struct err *err)
 {

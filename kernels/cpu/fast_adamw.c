@@ -64,8 +64,7 @@ FAST_CLONES void fast_adamw_split_span(const struct adamw_consts *consts, int64_
     update(&c, n - i, true, grad + i, NULL, remainder + i, m + i, v + i, param + i);
 }
 
-/* ---- aside --------------------------------------------------------------------------------------
- */
+/* --- aside --- */
 
 /* Past the caches. `from` is aligned to a line. */
 FAST_INLINE void store_block(float *to, const float *from)

@@ -27,8 +27,7 @@ void fast_moments_load(const struct adamw_args *a, int64_t i0, int64_t n, float 
 void fast_moments_store(const struct adamw_args *a, int64_t i0, int64_t n, const float *m,
                         const float *v);
 
-/* ---- pieces of the loops ------------------------------------------------------------------------
- */
+/* --- pieces of the loops --- */
 
 enum { FAST_LINE = 64 /* bytes of a cache line */ };
 

@@ -63,8 +63,7 @@ FAST_INLINE struct moment_random draw_at(const struct adamw_args *a, int64_t i0)
     return moment_draw(a->seed, a->step->step, a->site, (uint64_t)(a->first + i0) / MOMENT_BLOCK);
 }
 
-/* ---- beside anything, through floats ------------------------------------------------------------
- */
+/* --- beside anything, through floats --- */
 
 FAST_CLONES void fast_moments_load(const struct adamw_args *a, int64_t i0, int64_t n, float *m,
                                    float *v)
@@ -85,8 +84,7 @@ FAST_CLONES void fast_moments_store(const struct adamw_args *a, int64_t i0, int6
     }
 }
 
-/* ---- beside bfloat16 gradients and parameters ---------------------------------------------------
- */
+/* --- beside bfloat16 gradients and parameters --- */
 
 /* The gradient's place may be the parameter's. */
 FAST_INLINE void update_block(const struct adamw_consts *c, int64_t n, bool split,

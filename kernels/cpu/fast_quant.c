@@ -13,8 +13,7 @@
 
 static const float nf4[16] = QUANT_NF4_LEVELS;
 
-/* ---- quantising -------------------------------------------------------------------------------
- */
+/* --- quantising --- */
 
 /* The largest magnitude; NaN where there is a NaN or an infinity. */
 FAST_INLINE float magnitude(const float *x, int64_t n)
@@ -96,8 +95,7 @@ void quant_encode(enum quant_format format, int64_t n, const float *x, void *cod
                      (uint8_t *)codes + block_at(format, b), &scales[b]);
 }
 
-/* ---- decoding ---------------------------------------------------------------------------------
- */
+/* --- decoding --- */
 
 /* A whole block, or its first elements. */
 FAST_CLONES static void decode_block(enum quant_format format, int64_t n, const uint8_t *codes,

@@ -15,7 +15,7 @@ static int64_t span_at(int64_t cols, int64_t first)
     return cols - first < SPAN ? cols - first : SPAN;
 }
 
-/* ---- rounding -------------------------------------------------------------------------------- */
+/* --- rounding --- */
 
 struct maker {
     const struct round8_args *a;
@@ -145,7 +145,7 @@ size_t cpu_round8_workspace(enum dtype real, const struct round8_args *a)
     return a->of == ROUND8_X ? 0 : (size_t)a->C * dtype_size(real);
 }
 
-/* ---- products -------------------------------------------------------------------------------- */
+/* --- products --- */
 
 /* An operand as the table's op wants it: (rows, cols), of 8 bits; or its transpose, which is what
  * lies there. */

@@ -35,8 +35,7 @@ static bool expect(bool ok, const char *fmt, ...)
     return false;
 }
 
-/* ---- goldens -----------------------------------------------------------------------------------
- */
+/* --- goldens --- */
 
 /* In float32 every value, of its tensor's largest: what the CPU's float tables are held to. In 16
  * bits by norm: a logit lies some 25 roundings deep, each of 2^-9 (bf16) or 2^-12 (f16) of a value;
@@ -167,8 +166,7 @@ static int goldens(enum device_kind kind, int n, char **directories)
     return failed > 0;
 }
 
-/* ---- faults ------------------------------------------------------------------------------------
- */
+/* --- faults --- */
 
 static int memory(void)
 {

@@ -75,8 +75,7 @@ static void check_policy(struct subject *s, const struct options *o, enum placem
     run_budgets(s, place, TIER_HOST, (o->budgets + 1) / 2);
 }
 
-/* ---- models and variants ------------------------------------------------------------------------
- */
+/* --- models and variants --- */
 
 struct variant {
     const char *name;

@@ -19,8 +19,7 @@ bool judge_check(const struct subject *s, const struct trial_placement *place, b
     return false;
 }
 
-/* ---- comparing ----------------------------------------------------------------------------------
- */
+/* --- comparing --- */
 
 static bool same_step(const struct step_result *a, const struct step_result *b)
 {
@@ -81,8 +80,7 @@ void judge_resume(const struct subject *s, const struct trial_placement *before,
     trial_result_fini(&got);
 }
 
-/* ---- limits -------------------------------------------------------------------------------------
- */
+/* --- limits --- */
 
 /* A tier that has a limit. */
 static bool names_tier(const char *message, const struct trial_placement *place)

@@ -9,8 +9,7 @@
 #include "worker/model/weights.h"
 #include "worker/plan/build.h"
 
-/* ---- chance -------------------------------------------------------------------------------------
- */
+/* --- chance --- */
 
 struct chance {
     uint64_t state;
@@ -33,8 +32,7 @@ static double pick(struct chance *c, const double *from, int64_t n)
     return from[between(c, 0, n - 1)];
 }
 
-/* ---- models -------------------------------------------------------------------------------------
- */
+/* --- models --- */
 
 /* The family's flags stay: how heads share keys, what is rotated, where windows are. */
 static void change_sizes(struct chance *c, struct decoder_config *m)
@@ -106,8 +104,7 @@ out:
     return rc;
 }
 
-/* ---- trials -------------------------------------------------------------------------------------
- */
+/* --- trials --- */
 
 static struct trial_job change_job(struct chance *c, int64_t longest)
 {

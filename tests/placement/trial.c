@@ -79,8 +79,7 @@ int trial_plan(const struct trial_model *m, const struct trial_job *job,
     return plan_build(&in, out, err);
 }
 
-/* ---- data: rows of two documents, the second one's positions and attention starting anew --------
- */
+/* --- data: rows of two documents, the second one's positions and attention starting anew --- */
 
 static uint64_t next(uint64_t *state)
 {
@@ -118,8 +117,7 @@ static int64_t fill_step(struct executor *e, const struct plan *p, int slot, int
     return targets;
 }
 
-/* ---- payloads ----------------------------------------------------------------------------------
- */
+/* --- payloads --- */
 
 struct payloads {
     const struct plan *plan;
@@ -205,8 +203,7 @@ static int save(struct executor *e, const struct plan *p, struct trial_result *o
     return executor_transfer(e, LIST_SAVE, take, &all, err);
 }
 
-/* ---- steps --------------------------------------------------------------------------------------
- */
+/* --- steps --- */
 
 static int collect(struct executor *e, int64_t step, struct trial_result *out, struct err *err)
 {

@@ -67,7 +67,7 @@ static char *listing_path(const struct cache *c, const char *commit)
     return xasprintf("%s/trees/%s.json", c->folder, commit);
 }
 
-/* --- refs and listings ------------------------------------------------------------------------ */
+/* --- refs and listings --- */
 
 bool cache_read_ref(const struct cache *c, const char *revision, char commit[41])
 {
@@ -173,7 +173,7 @@ bool cache_read_listing(const struct cache *c, const char *commit, struct listin
     return ok;
 }
 
-/* --- what is there ---------------------------------------------------------------------------- */
+/* --- what is there --- */
 
 static bool is_below(const char *path, const char *dir)
 {
@@ -275,7 +275,7 @@ bool cache_scan_snapshot(const struct cache *c, const char *commit, struct listi
     return ok;
 }
 
-/* --- writing ---------------------------------------------------------------------------------- */
+/* --- writing --- */
 
 static void write_cachedir_tag(const struct cache *c)
 {

@@ -9,7 +9,7 @@
 
 enum { MAX_DEPTH = 16, MAX_NODES = 100000 };
 
-/* --- YAML to JSON: scalars become strings ----------------------------------------------------- */
+/* --- YAML to JSON: scalars become strings --- */
 
 struct reader {
     yaml_parser_t parser;
@@ -107,7 +107,7 @@ out:
     return rc;
 }
 
-/* --- the configs ------------------------------------------------------------------------------ */
+/* --- the configs --- */
 
 static int refuse(struct err *err, const char *what)
 {

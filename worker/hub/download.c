@@ -76,8 +76,7 @@ out:
     return rc;
 }
 
-/* --- HEAD: does the hub mean the file that it listed? ------------------------------------------
- */
+/* --- HEAD: does the hub mean the file that it listed? --- */
 
 /* W/"value" or "value", without the decoration. */
 static char *plain_etag(const char *etag)
@@ -121,8 +120,7 @@ static int check_head(const struct blob *b, const struct http_response *r, struc
     return rc;
 }
 
-/* --- GET ----------------------------------------------------------------------------------------
- */
+/* --- GET --- */
 
 /* "bytes FIRST-LAST/TOTAL" */
 static bool range_fits(const char *content_range, int64_t first, int64_t total)

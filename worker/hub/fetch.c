@@ -12,8 +12,7 @@
 
 enum { DISK_BLOCK = 4096 };
 
-/* --- which commit, and what it holds ------------------------------------------------------------
- */
+/* --- which commit, and what it holds --- */
 
 static int missing_offline(const struct fetch *f, const char *what, struct err *err)
 {
@@ -110,8 +109,7 @@ int fetch_resolve(struct fetch *f, struct err *err)
     return rc;
 }
 
-/* --- downloading what is missing ----------------------------------------------------------------
- */
+/* --- downloading what is missing --- */
 
 static void on_bytes(void *ud, const struct listing_file *file, int64_t done, int64_t all)
 {
@@ -185,8 +183,7 @@ out:
     return rc;
 }
 
-/* --- from beginning to end ---------------------------------------------------------------------
- */
+/* --- from beginning to end --- */
 
 int fetch_begin(struct fetch *f, struct hub *hub, const char *repo, const char *revision,
                 struct err *err)

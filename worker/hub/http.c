@@ -132,7 +132,7 @@ bool http_is_endpoint(const struct http *h, const char *url)
     return same;
 }
 
-/* --- one request ------------------------------------------------------------------------------ */
+/* --- one request --- */
 
 struct transfer {
     struct http *http;
@@ -338,7 +338,7 @@ static int send_once(struct http *h, const struct http_request *q, struct http_r
     return 0;
 }
 
-/* --- redirects -------------------------------------------------------------------------------- */
+/* --- redirects --- */
 
 static int refuse_redirect(const struct http_response *r, const char *why, struct err *err)
 {
@@ -418,7 +418,7 @@ out:
     return rc;
 }
 
-/* --- tries ------------------------------------------------------------------------------------ */
+/* --- tries --- */
 
 int http_retry_wait(struct http *h, struct http_retry *retry, int rc, const struct http_response *r,
                     struct err *err)

@@ -16,7 +16,7 @@
 
 enum { MAX_INDEX_BYTES = 64 << 20 };
 
-/* --- settings --------------------------------------------------------------------------------- */
+/* --- settings --- */
 
 int hub_poll(void *ud)
 {
@@ -92,8 +92,7 @@ void hub_snapshot_fini(struct hub_snapshot *s)
     *s = (struct hub_snapshot){0};
 }
 
-/* --- a model ------------------------------------------------------------------------------------
- */
+/* --- a model --- */
 
 static int choose(struct fetch *f, struct selection *s, struct err *err)
 {
@@ -119,8 +118,7 @@ out:
     return rc;
 }
 
-/* --- the result ---------------------------------------------------------------------------------
- */
+/* --- the result --- */
 
 static int compare_files(const void *a, const void *b)
 {

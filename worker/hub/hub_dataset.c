@@ -47,7 +47,7 @@ static int no_data(const struct look *k, struct err *err)
                   k->query->path ? k->query->path : "");
 }
 
-/* --- the card --------------------------------------------------------------------------------- */
+/* --- the card --- */
 
 static int read_card(struct look *k, json_t **configs, struct err *err)
 {
@@ -140,7 +140,7 @@ static int look_by_card(struct look *k, const json_t *configs, struct err *err)
     return rc;
 }
 
-/* --- what is asked for ------------------------------------------------------------------------ */
+/* --- what is asked for --- */
 
 static bool has_folder(const struct listing *l, const char *folder)
 {

@@ -91,7 +91,7 @@ int listing_finish(struct listing *l, struct err *err)
     return 0;
 }
 
-/* --- asking the hub --------------------------------------------------------------------------- */
+/* --- asking the hub --- */
 
 static int ask_json(struct http *h, const char *url, const char *repo, const char *revision,
                     struct http_response *r, json_t **out, struct err *err)
@@ -266,7 +266,7 @@ out:
     return rc;
 }
 
-/* --- the copy in the cache -------------------------------------------------------------------- */
+/* --- the copy in the cache --- */
 
 int listing_from_cached(const json_t *trees_file, struct listing *out, struct err *err)
 {

@@ -28,7 +28,7 @@ void split_files_fini(struct split_files *s)
     *s = (struct split_files){0};
 }
 
-/* --- what is data ----------------------------------------------------------------------------- */
+/* --- what is data --- */
 
 /* The index of the name's format, -1 = none. */
 static int format_of(const char *path)
@@ -116,7 +116,7 @@ static void note(struct buf *list, const char *name, size_t n)
     buf_printf(list, "%s%.*s", list->len > 0 ? ", " : "", (int)n, name);
 }
 
-/* --- by name ---------------------------------------------------------------------------------- */
+/* --- by name --- */
 
 /* The split of data/SPLIT-00000-of-00002*.*; NULL for another path. */
 static const char *sharded_split(const char *path, size_t *n)
@@ -212,7 +212,7 @@ void splits_by_name(const struct listing *l, const char *folder, const char *spl
     *out = s;
 }
 
-/* --- by a card -------------------------------------------------------------------------------- */
+/* --- by a card --- */
 
 static bool matches(const json_t *patterns, const char *path)
 {
@@ -248,7 +248,7 @@ void splits_by_pattern(const struct listing *l, const char *folder, const json_t
     *out = s;
 }
 
-/* --- the converter's branch ------------------------------------------------------------------- */
+/* --- the converter's branch --- */
 
 /* CONFIG/SPLIT/0000.parquet, and CONFIG/partial-SPLIT/0000.parquet of sets too large for it. */
 static bool converted_parts(const char *path, size_t *config_n, const char **split, size_t *split_n)

@@ -29,8 +29,7 @@ struct piece {
     size_t bytes, offset;
 };
 
-/* ---- creating --------------------------------------------------------------------------------
- */
+/* --- creating --- */
 
 /* Where the file system has no files without a name, it has one for a moment. */
 static int open_unnamed(struct nvme_file *f, struct err *err)
@@ -114,8 +113,7 @@ struct nvme_counters nvme_file_counters(const struct nvme_file *f)
                                   .reserved = f->bytes};
 }
 
-/* ---- moving ----------------------------------------------------------------------------------
- */
+/* --- moving --- */
 
 struct transfer {
     struct nvme_file *f;

@@ -50,8 +50,7 @@ int64_t adapter_parts(const struct tensor_desc *t)
     return __builtin_popcount(t->parts);
 }
 
-/* ---- names -------------------------------------------------------------------------------------
- */
+/* --- names --- */
 
 /* PEFT's rule for a list of names: the whole path, or its last components. */
 static bool names_module(const char *target, const char *module)
@@ -73,8 +72,7 @@ static void note_known(json_t *names, const char *module)
     json_array_append_new(names, json_string(name));
 }
 
-/* ---- which modules -----------------------------------------------------------------------------
- */
+/* --- which modules --- */
 
 struct adapting {
     const struct model *m;
@@ -170,8 +168,7 @@ static int check_targets(const struct adapting *a, struct err *err)
     return rc;
 }
 
-/* ---- the tensors -------------------------------------------------------------------------------
- */
+/* --- the tensors --- */
 
 static void add_tensor(struct model *m, struct block_desc *b, struct tensor_desc t)
 {

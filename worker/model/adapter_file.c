@@ -145,8 +145,7 @@ out:
     return rc;
 }
 
-/* ---- adapter_config.json -----------------------------------------------------------------------
- */
+/* --- adapter_config.json --- */
 
 json_t *adapters_target_modules(const struct model *m)
 {

@@ -89,8 +89,7 @@ int32_t plan_add_operands(struct plan *p, struct block_operands o)
     return (int32_t)p->n_operands++;
 }
 
-/* ---- laying out a list --------------------------------------------------------------------------
- */
+/* --- laying out a list --- */
 
 struct span {
     int32_t place;

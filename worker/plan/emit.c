@@ -100,8 +100,7 @@ static void add_gradient_move(struct emit *e, enum instr_op op, enum queue queue
     instr_list_add(e->list, i);
 }
 
-/* ---- activations --------------------------------------------------------------------------------
- */
+/* --- activations --- */
 
 /* Layers of the lower part recompute their saved tensors; the embedding cannot. */
 static bool keeps_saved(const struct emit *e, int64_t block)
@@ -232,8 +231,7 @@ static void load_ahead(struct emit *e, int64_t v, int64_t micro)
         load_saved(e, e->it.visits[v].block, micro);
 }
 
-/* ---- blocks -------------------------------------------------------------------------------------
- */
+/* --- blocks --- */
 
 static void add_block(struct emit *e, enum instr_op op, int64_t block, int64_t micro,
                       struct block_operands o, bool first_forward)
@@ -294,8 +292,7 @@ static void backward(struct emit *e, int64_t block, int64_t micro)
     add_block(e, INSTR_BACKWARD, block, micro, o, false);
 }
 
-/* ---- gradients and updates ----------------------------------------------------------------------
- */
+/* --- gradients and updates --- */
 
 static int32_t add_gradient(struct emit *e, int64_t chunk, enum plan_tier tier, enum dtype type)
 {
@@ -509,8 +506,7 @@ static void finish_step(struct emit *e)
         finish_oldest_staged(e);
 }
 
-/* ---- the whole --------------------------------------------------------------------------------
- */
+/* --- the whole --- */
 
 static void visit(struct emit *e, int64_t v)
 {

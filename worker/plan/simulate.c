@@ -33,8 +33,7 @@ static int broken(struct sim *s, int64_t at, const char *what, int64_t which)
         (long long)which);
 }
 
-/* ---- lifetimes ---------------------------------------------------------------------------------
- */
+/* --- lifetimes --- */
 
 static void find_lifetimes(struct sim *s)
 {
@@ -113,8 +112,7 @@ out:
     return rc;
 }
 
-/* ---- chunk states ------------------------------------------------------------------------------
- */
+/* --- chunk states --- */
 
 static int move_state(struct sim *s, int64_t at, int64_t chunk, enum chunk_state to)
 {
@@ -201,8 +199,7 @@ static int check_cycle(struct sim *s)
     return 0;
 }
 
-/* ---- traffic and time --------------------------------------------------------------------------
- */
+/* --- traffic and time --- */
 
 static void count_traffic(struct sim *s, const struct instr *i)
 {

@@ -33,8 +33,7 @@ size_t plan_move_bytes(const struct plan *p, const struct instr *i)
     return src < dst ? src : dst;
 }
 
-/* ---- one instruction alone ----------------------------------------------------------------------
- */
+/* --- one instruction alone --- */
 
 /* Bytes that the update of n parameters touches: gradient, master, both moments in; master,
  * moments, parameter out. The parameter is also read where it is the master or half of it. */
@@ -199,8 +198,7 @@ static double instr_seconds(const struct plan *p, enum plan_list list, const str
     }
 }
 
-/* ---- all together -------------------------------------------------------------------------------
- */
+/* --- all together --- */
 
 struct run {
     const struct instr_list *l;

@@ -46,8 +46,7 @@ static void clock_join(struct clock *a, const struct clock *b)
             a->at[q] = b->at[q];
 }
 
-/* ---- addresses ----------------------------------------------------------------------------------
- */
+/* --- addresses --- */
 
 static int by_offset(const void *a, const void *b)
 {

@@ -22,7 +22,7 @@ void bpe_scratch_fini(struct bpe_scratch *s)
     memset(s, 0, sizeof(*s));
 }
 
-/* --- first symbols ---------------------------------------------------------------------------- */
+/* --- first symbols --- */
 
 static struct bpe_symbol *need_symbols(struct bpe_scratch *s, size_t n)
 {
@@ -115,7 +115,7 @@ out:
     return rc;
 }
 
-/* --- merging ---------------------------------------------------------------------------------- */
+/* --- merging --- */
 
 /* Merge n symbols held in an array, always rescanning; returns how many are left, in front. */
 static size_t merge_short(const struct bpe *m, struct bpe_symbol *symbols, size_t n)
@@ -256,7 +256,7 @@ int bpe_encode_by_merging(const struct bpe *m, const char *word, size_t n, struc
     return 0;
 }
 
-/* --- words ------------------------------------------------------------------------------------ */
+/* --- words --- */
 
 static int encode_word(const struct bpe *m, const char *word, size_t n, struct bpe_scratch *s,
                        struct token_list *out, struct err *err)

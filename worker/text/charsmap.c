@@ -11,7 +11,7 @@
 
 enum { MAX_CHARSMAP = 16 << 20, SHORT_GRAPHEME = 6 };
 
-/* --- the trie --------------------------------------------------------------------------------- */
+/* --- the trie --- */
 
 static bool has_leaf(uint32_t unit)
 {
@@ -60,7 +60,7 @@ static int32_t find(const struct charsmap *map, const char *key, size_t n)
     return -1;
 }
 
-/* --- loading ---------------------------------------------------------------------------------- */
+/* --- loading --- */
 
 static int base64_digit(char c)
 {
@@ -146,7 +146,7 @@ void charsmap_fini(struct charsmap *map)
     memset(map, 0, sizeof(*map));
 }
 
-/* --- applying --------------------------------------------------------------------------------- */
+/* --- applying --- */
 
 /* Bytes of the grapheme cluster at `text`. */
 static size_t grapheme_length(const char *text, size_t n)

@@ -32,7 +32,7 @@ void dataset_destroy(struct dataset *d)
     free(d);
 }
 
-/* --- loading ---------------------------------------------------------------------------------- */
+/* --- loading --- */
 
 /* A set on its way. */
 struct loading {
@@ -272,7 +272,7 @@ void dataset_get_stats(const struct dataset *d, struct dataset_stats *out)
     };
 }
 
-/* --- splitting -------------------------------------------------------------------------------- */
+/* --- splitting --- */
 
 /* Take the sources [from, to) of the store for the set's own, and count what is in them. */
 static int take_sources(struct dataset *d, int64_t from, int64_t to, struct err *err)
@@ -349,7 +349,7 @@ out:
     return rc;
 }
 
-/* --- batches ---------------------------------------------------------------------------------- */
+/* --- batches --- */
 
 /* The row at a place of an epoch's order, or -1 past the end. */
 static int64_t row_at(const struct dataset *d, int64_t epoch, int64_t place)

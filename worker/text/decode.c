@@ -7,7 +7,7 @@
 #include "worker/text/byte_alphabet.h"
 #include "worker/text/utf8.h"
 
-/* --- loading ---------------------------------------------------------------------------------- */
+/* --- loading --- */
 
 static int unsupported(struct err *err, const char *what)
 {
@@ -158,7 +158,7 @@ out:
     return rc;
 }
 
-/* --- steps that see one token ----------------------------------------------------------------- */
+/* --- steps that see one token --- */
 
 static bool is_mark(const struct decode_step *step, const char *at, size_t n)
 {
@@ -229,7 +229,7 @@ out:
     return rc;
 }
 
-/* --- steps that see all tokens ---------------------------------------------------------------- */
+/* --- steps that see all tokens --- */
 
 /* The tokens as they are by now: texts one behind the other, and their lengths. */
 struct token_texts {

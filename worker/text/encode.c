@@ -149,7 +149,7 @@ out:
     return rc;
 }
 
-/* --- conversations ---------------------------------------------------------------------------- */
+/* --- conversations --- */
 
 /* A conversation's rendering, and where in it the assistant speaks. */
 struct talk {

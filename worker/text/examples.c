@@ -243,7 +243,7 @@ out:
     return rc;
 }
 
-/* --- Parquet ---------------------------------------------------------------------------------- */
+/* --- Parquet --- */
 
 static int select_columns(struct reading *r, struct parquet *p, struct err *err)
 {

@@ -15,7 +15,7 @@ void normalize_scratch_fini(struct normalize_scratch *s)
     regex_cursor_fini(&s->cursor);
 }
 
-/* --- loading ---------------------------------------------------------------------------------- */
+/* --- loading --- */
 
 static int unsupported(struct err *err, const char *what)
 {
@@ -118,7 +118,7 @@ void normalizer_fini(struct normalizer *nz)
     memset(nz, 0, sizeof(*nz));
 }
 
-/* --- the steps -------------------------------------------------------------------------------- */
+/* --- the steps --- */
 
 static bool is_ascii(const char *text, size_t n)
 {

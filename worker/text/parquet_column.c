@@ -27,7 +27,7 @@ struct page {
     size_t header_bytes;
 };
 
-/* --- page headers ----------------------------------------------------------------------------- */
+/* --- page headers --- */
 
 /* A dictionary's header begins like a data page's, but has no levels. */
 static void read_data_header(struct thrift *t, enum thrift_type type, bool levels, struct page *p)
@@ -132,7 +132,7 @@ out:
     return rc;
 }
 
-/* --- pages ------------------------------------------------------------------------------------ */
+/* --- pages --- */
 
 /* The page's bytes, with `plain` bytes in front that are not compressed, into a fresh buffer. */
 static int load_page(struct parquet_column *c, const struct page *p, int64_t plain,
@@ -341,7 +341,7 @@ void parquet_column_fini(struct parquet_column *c)
     memset(c, 0, sizeof(*c));
 }
 
-/* --- entries ---------------------------------------------------------------------------------- */
+/* --- entries --- */
 
 static bool take_value(struct parquet_column *c)
 {

@@ -29,7 +29,7 @@ static bool take_bits(const unsigned char *bytes, const unsigned char *end, size
     return true;
 }
 
-/* --- runs and bit-packed groups --------------------------------------------------------------- */
+/* --- runs and bit-packed groups --- */
 
 void parquet_rle_init(struct parquet_rle *r, const unsigned char *bytes, size_t n, int width)
 {
@@ -77,7 +77,7 @@ bool parquet_rle_next(struct parquet_rle *r, uint32_t *value)
     return true;
 }
 
-/* --- deltas ----------------------------------------------------------------------------------- */
+/* --- deltas --- */
 
 bool parquet_delta_init(struct parquet_delta *d, const unsigned char *bytes, size_t n)
 {
@@ -151,7 +151,7 @@ const unsigned char *parquet_delta_end(const struct parquet_delta *d)
     return rest <= (size_t)(all.in.end - all.in.at) ? all.in.at + rest : NULL;
 }
 
-/* --- pages ------------------------------------------------------------------------------------ */
+/* --- pages --- */
 
 static size_t value_bytes(enum parquet_type type)
 {

@@ -47,7 +47,7 @@ void parquet_meta_fini(struct parquet_meta *m)
     memset(m, 0, sizeof(*m));
 }
 
-/* --- the schema ------------------------------------------------------------------------------- */
+/* --- the schema --- */
 
 /* A schema element as it stands in the footer. */
 struct element {
@@ -190,7 +190,7 @@ out:
     return rc;
 }
 
-/* --- row groups ------------------------------------------------------------------------------- */
+/* --- row groups --- */
 
 struct footer {
     struct thrift t;

@@ -16,7 +16,7 @@ void pretokenize_scratch_fini(struct pretokenize_scratch *s)
     buf_fini(&s->bytes);
 }
 
-/* --- running ---------------------------------------------------------------------------------- */
+/* --- running --- */
 
 struct run {
     const struct pretokenizer *chain;

@@ -109,7 +109,7 @@ void regex_cursor_fini(struct regex_cursor *c)
     memset(c, 0, sizeof(*c));
 }
 
-/* --- GPT-2's pattern on ASCII ----------------------------------------------------------------- */
+/* --- GPT-2's pattern on ASCII --- */
 
 enum ascii_class { ASCII_OTHER, ASCII_LETTER, ASCII_DIGIT, ASCII_SPACE, NOT_ASCII };
 
@@ -156,7 +156,7 @@ static size_t gpt2_match(const char *text, size_t n, size_t at)
     return i;
 }
 
-/* --- searching -------------------------------------------------------------------------------- */
+/* --- searching --- */
 
 static int search(struct regex_cursor *c, bool *found, size_t *start, size_t *end, struct err *err)
 {

@@ -48,7 +48,7 @@ static bool read_string(const json_t *object, const char *key, bool may_be_empty
     return true;
 }
 
-/* --- messages --------------------------------------------------------------------------------- */
+/* --- messages --- */
 
 static bool is_one_of(const char *word, const char *const *words)
 {
@@ -237,7 +237,7 @@ static bool read_conversation(json_t *object, struct example *out, const struct 
     return true;
 }
 
-/* --- instructions ----------------------------------------------------------------------------- */
+/* --- instructions --- */
 
 /* Earlier turns: [[question, answer], ...]. */
 static bool add_history(json_t *messages, const json_t *history, const struct why *why)
@@ -296,7 +296,7 @@ fail:
     return false;
 }
 
-/* --- which shape ------------------------------------------------------------------------------ */
+/* --- which shape --- */
 
 static bool read_text(json_t *object, struct example *out, const struct why *why)
 {

@@ -49,7 +49,7 @@ void chat_template_destroy(struct chat_template *t)
     free(t);
 }
 
-/* --- loading ---------------------------------------------------------------------------------- */
+/* --- loading --- */
 
 static int parse(struct parsed *p, const char *text, size_t n, struct err *err)
 {
@@ -179,7 +179,7 @@ out:
     return rc ? err_wrap(err, rc, "loading the chat template of %s", model_dir) : 0;
 }
 
-/* --- rendering -------------------------------------------------------------------------------- */
+/* --- rendering --- */
 
 static const struct parsed *choose(const struct chat_template *t, bool with_tools)
 {

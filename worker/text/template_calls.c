@@ -6,7 +6,7 @@
 #include "worker/text/template_run.h"
 #include "worker/text/utf8.h"
 
-/* --- helpers ---------------------------------------------------------------------------------- */
+/* --- helpers --- */
 
 static struct tv need_string(struct run *r, struct tv v)
 {
@@ -61,7 +61,7 @@ static struct tv attribute_path(struct run *r, struct tv of, struct tv path)
     return of;
 }
 
-/* --- filters on lists ------------------------------------------------------------------------- */
+/* --- filters on lists --- */
 
 static struct tv filter_join(struct run *r, struct tv of, const struct call_args *args)
 {
@@ -275,7 +275,7 @@ static struct tv filter_extreme(struct run *r, struct tv of, int sign)
     return best;
 }
 
-/* --- filters on single values ----------------------------------------------------------------- */
+/* --- filters on single values --- */
 
 static struct tv filter_default(struct run *r, struct tv of, const struct call_args *args)
 {

@@ -93,7 +93,7 @@ static void end_tag(struct lexer *x, size_t end, char sign, bool trim)
     x->line_starts = end > 0 && x->text[end - 1] == '\n';
 }
 
-/* --- inside tags ------------------------------------------------------------------------------ */
+/* --- inside tags --- */
 
 static int hex_value(char c)
 {
@@ -242,7 +242,7 @@ static void lex_tag(struct lexer *x, const char *close, enum token_kind end_kind
     }
 }
 
-/* --- raw and comments ------------------------------------------------------------------------- */
+/* --- raw and comments --- */
 
 /* At "{%": where a tag of nothing but `word` ends behind "%}", or 0. Its signs go out. */
 static size_t word_tag(const struct lexer *x, size_t at, const char *word, char *left, char *right)
@@ -293,7 +293,7 @@ static void lex_comment(struct lexer *x, char sign)
     tv_fail(x->a, "a comment does not end with #}");
 }
 
-/* --- the whole -------------------------------------------------------------------------------- */
+/* --- the whole --- */
 
 static void lex_one_tag(struct lexer *x, char tag, char sign)
 {

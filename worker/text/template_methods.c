@@ -7,7 +7,7 @@
 #include "worker/text/template_run.h"
 #include "worker/text/utf8.h"
 
-/* --- strings ---------------------------------------------------------------------------------- */
+/* --- strings --- */
 
 /* What Python's str.isspace says. */
 static bool is_space(uint32_t c)
@@ -410,7 +410,7 @@ static struct tv string_method(struct run *r, struct tv s, enum method m,
     }
 }
 
-/* --- mappings, lists, loops ------------------------------------------------------------------- */
+/* --- mappings, lists, loops --- */
 
 struct tv dict_pairs(struct run *r, struct tv dict)
 {
@@ -487,7 +487,7 @@ struct tv run_method(struct run *r, struct tv object, const char *name,
     return string_method(r, object, (enum method)m, args);
 }
 
-/* --- functions -------------------------------------------------------------------------------- */
+/* --- functions --- */
 
 struct tv run_function_named(const char *name)
 {

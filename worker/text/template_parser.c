@@ -2,7 +2,7 @@
 
 #include <string.h>
 
-/* --- tokens ----------------------------------------------------------------------------------- */
+/* --- tokens --- */
 
 struct node *parser_fail(struct parser *p, const char *what)
 {
@@ -71,7 +71,7 @@ const char *parser_need_name(struct parser *p)
     return name;
 }
 
-/* --- nodes ------------------------------------------------------------------------------------ */
+/* --- nodes --- */
 
 struct node *parser_new_node(struct parser *p, enum node_kind kind, struct node *a, struct node *b)
 {

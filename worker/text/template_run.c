@@ -7,7 +7,7 @@
 
 static struct tv eval(struct run *r, const struct node *n, struct scope *scope);
 
-/* --- scopes ----------------------------------------------------------------------------------- */
+/* --- scopes --- */
 
 static struct scope_entry *find_entry(struct run *r, const struct scope *scope, const char *name)
 {
@@ -56,7 +56,7 @@ static bool enter(struct run *r, const struct node *n)
     return tv_work(r->a, 1);
 }
 
-/* --- slices ----------------------------------------------------------------------------------- */
+/* --- slices --- */
 
 /* A bound of a slice, or its default; false when it is no integer. */
 static bool slice_bound(struct run *r, const struct node *n, struct scope *scope, int64_t *out)
@@ -111,7 +111,7 @@ static struct tv slice(struct run *r, const struct node *n, struct scope *scope)
     return tv_take_buf(r->a, &out);
 }
 
-/* --- calls ------------------------------------------------------------------------------------ */
+/* --- calls --- */
 
 static bool eval_args(struct run *r, const struct node *n, struct scope *scope,
                       struct call_args *args)
@@ -252,7 +252,7 @@ static struct tv filter_text(struct run *r, const struct node *n, struct tv text
     return n ? filter(r, n, filter_text(r, n->a, text, scope), scope) : text;
 }
 
-/* --- expressions ------------------------------------------------------------------------------ */
+/* --- expressions --- */
 
 static struct tv compare_chain(struct run *r, const struct node *n, struct scope *scope)
 {
@@ -353,7 +353,7 @@ static struct tv eval(struct run *r, const struct node *n, struct scope *scope)
     return r->a->failed ? TV_NOTHING : v;
 }
 
-/* --- statements ------------------------------------------------------------------------------- */
+/* --- statements --- */
 
 static void write_value(struct run *r, struct tv v)
 {

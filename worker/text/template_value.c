@@ -17,7 +17,7 @@ struct arena_block {
     _Alignas(16) char bytes[];
 };
 
-/* --- arena ------------------------------------------------------------------------------------ */
+/* --- arena --- */
 
 void tv_arena_fini(struct tv_arena *a)
 {
@@ -78,7 +78,7 @@ void *tv_alloc(struct tv_arena *a, size_t bytes)
     return p;
 }
 
-/* --- making ----------------------------------------------------------------------------------- */
+/* --- making --- */
 
 struct tv tv_bool(bool b)
 {
@@ -235,7 +235,7 @@ struct tv tv_from_json(struct tv_arena *a, const json_t *json)
     return v;
 }
 
-/* --- asking ----------------------------------------------------------------------------------- */
+/* --- asking --- */
 
 bool tv_is(struct tv v, const char *text)
 {

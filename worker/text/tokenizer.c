@@ -116,7 +116,7 @@ static int add_text(struct encoding *e, const char *text, size_t n, enum text_pl
     return added_set_split(&e->t->normalized_set, e->part, normal_n, add_normalized_part, e, err);
 }
 
-/* --- cuts ------------------------------------------------------------------------------------- */
+/* --- cuts --- */
 
 /* Prefixes of a part are encoded to find cuts; beyond this many times its bytes the part is cut
  * without looking, so that many cuts in a text without added tokens take no quadratic time. */
@@ -233,7 +233,7 @@ static int add_raw_part(void *ud, int32_t index, const char *text, size_t n, str
     return rc;
 }
 
-/* --- for users -------------------------------------------------------------------------------- */
+/* --- for users --- */
 
 static void add_all(struct token_list *out, const struct token_list *ids)
 {

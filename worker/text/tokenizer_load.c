@@ -42,7 +42,7 @@ static void free_configs(struct config_files *files)
     json_decref(files->generation);
 }
 
-/* --- the two layouts -------------------------------------------------------------------------- */
+/* --- the two layouts --- */
 
 static int read_model(struct tokenizer *t, const json_t *model, struct err *err)
 {
@@ -121,7 +121,7 @@ out:
     return rc;
 }
 
-/* --- tables made from what was read ----------------------------------------------------------- */
+/* --- tables made from what was read --- */
 
 /* An added token as it is looked for and decoded: `work`'s memory or the content itself. */
 static int pattern_of(const struct tokenizer *t, const struct added_token *token,

@@ -7,7 +7,7 @@
 
 enum { MAX_NAMED_SPECIALS = 4096 };
 
-/* --- added tokens ----------------------------------------------------------------------------- */
+/* --- added tokens --- */
 
 static int32_t find_added(const struct tokenizer *t, const char *content)
 {
@@ -191,7 +191,7 @@ out:
     return rc;
 }
 
-/* --- bos, eos, pad ---------------------------------------------------------------------------- */
+/* --- bos, eos, pad --- */
 
 /* A special token is written as a string or as an object with flags. */
 static const char *content_of(const json_t *value)

@@ -70,7 +70,7 @@ static bool is_in(const struct range *ranges, size_t n, uint32_t c)
 }
 #define IS_IN(ranges, c) is_in(ranges, sizeof(ranges) / sizeof((ranges)[0]), c)
 
-/* --- utf8proc's ------------------------------------------------------------------------------- */
+/* --- utf8proc's --- */
 
 static utf8proc_category_t category(uint32_t c)
 {
@@ -139,7 +139,7 @@ static bool has_word(uint32_t c)
     }
 }
 
-/* --- the reference's -------------------------------------------------------------------------- */
+/* --- the reference's --- */
 
 bool unicode_is_space(uint32_t c)
 {

@@ -24,7 +24,7 @@ void unigram_scratch_fini(struct unigram_scratch *s)
     memset(s, 0, sizeof(*s));
 }
 
-/* --- loading ---------------------------------------------------------------------------------- */
+/* --- loading --- */
 
 struct entry {
     const char *token;
@@ -177,7 +177,7 @@ void unigram_fini(struct unigram *m)
     memset(m, 0, sizeof(*m));
 }
 
-/* --- encoding --------------------------------------------------------------------------------- */
+/* --- encoding --- */
 
 static int32_t find_child(const struct unigram *m, int32_t node, uint8_t byte)
 {

@@ -71,8 +71,7 @@ out:
     return rc;
 }
 
-/* ---- saving
- * -------------------------------------------------------------------------------------- */
+/* --- saving --- */
 
 struct saving {
     const struct plan *plan;
@@ -215,8 +214,7 @@ out:
     return rc ? err_wrap(err, rc, "checkpoint of step %lld", (long long)run->step) : 0;
 }
 
-/* ---- loading
- * ------------------------------------------------------------------------------------- */
+/* --- loading --- */
 
 struct loading {
     const struct plan *plan;
@@ -400,8 +398,7 @@ out:
     return rc ? err_wrap(err, rc, "resuming from step %lld", (long long)step) : 0;
 }
 
-/* ---- retention
- * ----------------------------------------------------------------------------------- */
+/* --- retention --- */
 
 static int newest_first(const void *a, const void *b)
 {

@@ -56,8 +56,7 @@ void executor_watch(struct executor *e, const struct op_watch *watch)
     e->watch = watch;
 }
 
-/* ---- life
- * ---------------------------------------------------------------------------------------- */
+/* --- life --- */
 
 static int upload_rope(struct executor *e, struct err *err)
 {
@@ -169,8 +168,7 @@ out:
     return rc;
 }
 
-/* ---- batches
- * ------------------------------------------------------------------------------------- */
+/* --- batches --- */
 
 /* Micro-batch `micro` of a batch place: STEP_BATCH_ARRAYS arrays of rows. */
 int32_t *executor_batch_array(struct executor *e, int32_t place, int64_t micro,
@@ -192,8 +190,7 @@ void executor_batch(struct executor *e, int slot, int64_t micro, struct batch *v
                            .first_key = executor_batch_array(e, place, micro, STEP_FIRST_KEY)};
 }
 
-/* ---- steps
- * --------------------------------------------------------------------------------------- */
+/* --- steps --- */
 
 static int upload_batch(struct executor *e, int slot, struct err *err)
 {

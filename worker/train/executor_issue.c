@@ -6,7 +6,7 @@
 #include "core/alloc.h"
 #include "worker/train/executor_impl.h"
 
-/* ---- edges ---------------------------------------------------------------------------------- */
+/* --- edges --- */
 
 static bool is_host_queue(enum queue q)
 {
@@ -89,8 +89,7 @@ void executor_edges_fini(struct executor *e)
     }
 }
 
-/* ---- waiting ----------------------------------------------------------------------------------
- */
+/* --- waiting --- */
 
 /* What a waiter on another queue waits for: instruction n of the pass with this parity. */
 static struct host_wait edge_to(const struct executor *e, enum plan_list list, int parity,
@@ -132,8 +131,7 @@ out:
     return rc;
 }
 
-/* ---- instructions -----------------------------------------------------------------------------
- */
+/* --- instructions --- */
 
 static void leave_crumb(struct executor *e, enum plan_list list, const struct instr *i)
 {

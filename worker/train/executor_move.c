@@ -155,9 +155,7 @@ out:
     return rc ? err_wrap(err, rc, "list %s", plan_list_name(list)) : 0;
 }
 
-/* ---- the disk's queues
- * ---------------------------------------------------------------------------
- */
+/* --- the disk's queues --- */
 
 int executor_host_disk(void *ud, const struct host_job *job, struct err *err)
 {

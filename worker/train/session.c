@@ -26,8 +26,7 @@ enum {
  * which start at nothing and bear more, that of Dettmers et al., "QLoRA", 2023. */
 static const double auto_learning_rate = 5e-5, auto_lora_learning_rate = 2e-4;
 
-/* ---- files
- * --------------------------------------------------------------------------------------- */
+/* --- files --- */
 
 static int fetch_sources(struct session *s, const struct session_options *o, struct err *err)
 {
@@ -163,8 +162,7 @@ out:
     return rc;
 }
 
-/* ---- choices
- * ------------------------------------------------------------------------------------- */
+/* --- choices --- */
 
 enum device_kind session_device(const struct job_spec *spec)
 {
@@ -291,8 +289,7 @@ static int check_precision(const struct job_spec *spec, struct err *err)
     return err_set_param(err, rc, param);
 }
 
-/* ---- the whole
- * ----------------------------------------------------------------------------------- */
+/* --- the whole --- */
 
 static int copy_spec(const struct job_spec *from, struct job_spec *to, struct err *err)
 {

@@ -26,8 +26,7 @@ struct loop {
     double last_collect; /* monotonic */
 };
 
-/* ---- one step
- * ------------------------------------------------------------------------------------ */
+/* --- one step --- */
 
 /* Rows [first, end) as far as they fit; what is left over in the last micro-batch of a batch that
  * the micro-batch does not divide is padding. */
@@ -208,8 +207,7 @@ out:
     return rc;
 }
 
-/* ---- between steps
- * ------------------------------------------------------------------------------- */
+/* --- between steps --- */
 
 /* After pruning; an array of steps. */
 static int list_kept(const struct run *r, json_t **out, struct err *err)

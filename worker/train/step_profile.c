@@ -31,8 +31,7 @@ struct step_profile {
     struct err failed;   /* of a mark */
 };
 
-/* ---- watching ----------------------------------------------------------------------------------
- */
+/* --- watching --- */
 
 static struct watched *next_slot(struct step_profile *p)
 {
@@ -82,8 +81,7 @@ const struct op_watch *step_profile_watch(struct step_profile *p)
     return &p->watch;
 }
 
-/* ---- ceilings ----------------------------------------------------------------------------------
- */
+/* --- ceilings --- */
 
 static int64_t ceiling_side(const struct step_profile *p)
 {
@@ -177,8 +175,7 @@ out:
     return rc;
 }
 
-/* ---- life and result ---------------------------------------------------------------------------
- */
+/* --- life and result --- */
 
 int step_profile_create(struct device *device, const struct op_table *ops,
                         struct step_profile **out, struct err *err)

@@ -21,8 +21,7 @@
 
 enum { LOCK_WAIT_SECONDS = 10, GPU_RESERVE = 320 << 20 };
 
-/* ---- device
- * -------------------------------------------------------------------------------------- */
+/* --- device --- */
 
 int trainer_open_device(const struct job_spec *spec, struct device **out, struct err *err)
 {
@@ -55,8 +54,7 @@ int trainer_pick_ops(struct device *d, const struct job_spec *spec, const struct
     return 0;
 }
 
-/* ---- events
- * -------------------------------------------------------------------------------------- */
+/* --- events --- */
 
 int run_phase(struct run *r, enum event_phase phase, struct err *err)
 {
@@ -106,8 +104,7 @@ static int on_progress(void *ud, const char *file, int64_t done, int64_t total, 
     return look_for_stop(r) ? ERR_CANCELLED : 0;
 }
 
-/* ---- preparing
- * ----------------------------------------------------------------------------------- */
+/* --- preparing --- */
 
 /* What a GPU's driver and other processes hold is gone; and kernels that are loaded when they are
  * first used, and their stacks, need some more. */
@@ -282,8 +279,7 @@ out:
     return rc;
 }
 
-/* ---- the end
- * ------------------------------------------------------------------------------------- */
+/* --- the end --- */
 
 static int write_stopped(struct run *r, struct err *err)
 {
@@ -355,8 +351,7 @@ out:
     return rc;
 }
 
-/* ---- the attempt
- * --------------------------------------------------------------------------------- */
+/* --- the attempt --- */
 
 static int train(struct run *r, const struct job_spec *spec, struct err *err)
 {

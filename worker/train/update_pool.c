@@ -109,8 +109,7 @@ static void *run_thread(void *ud)
     return NULL;
 }
 
-/* ---- life ---------------------------------------------------------------------------------------
- */
+/* --- life --- */
 
 static bool usable_processors(cpu_set_t *set)
 {
@@ -199,8 +198,7 @@ void update_pool_destroy(struct update_pool *p)
     free(p);
 }
 
-/* ---- updating -----------------------------------------------------------------------------------
- */
+/* --- updating --- */
 
 /* Let everybody run the pieces. */
 static int run_all(struct update_pool *p, int (*run)(struct update_pool *p, int64_t piece),

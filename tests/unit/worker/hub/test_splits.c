@@ -178,8 +178,7 @@ Test(splits, the_converters_folders_are_configurations_and_splits)
     expect_converted("de", "train", "", "", "en, fr");
 }
 
-/* --- cards --------------------------------------------------------------------------------------
- */
+/* --- cards --- */
 
 static json_t *card(const char *text, int want, struct err *err)
 {

@@ -193,8 +193,7 @@ Test(adapter, gradients_do_not_depend_on_cuts)
     }
 }
 
-/* ---- which modules -----------------------------------------------------------------------------
- */
+/* --- which modules --- */
 
 static int adapt(struct model *m, small_config config, const struct adapter_config *a,
                  struct err *err)

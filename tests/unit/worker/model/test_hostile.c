@@ -51,7 +51,7 @@ static void expect_refused(enum err_code code, const char *what, const char *rem
     cr_expect_not_null(strstr(err.msg, remedy), "\"%s\" not in: %s", remedy, err.msg);
 }
 
-/* --- zip -------------------------------------------------------------------------------------- */
+/* --- zip --- */
 
 #define PICKLE .data = "\x80\x02}.", .bytes = 4
 
@@ -150,7 +150,7 @@ Test(hostile, directory_beyond_the_limit)
     expect_refused(ERR_CORRUPT, "does not fit the file", "download it again");
 }
 
-/* --- pickles ---------------------------------------------------------------------------------- */
+/* --- pickles --- */
 
 static void write_pickle(const struct buf *pickle)
 {
@@ -239,7 +239,7 @@ Test(hostile, names_that_pickles_could_run)
     }
 }
 
-/* --- safetensors ------------------------------------------------------------------------------ */
+/* --- safetensors --- */
 
 static void write_header(const struct buf *header)
 {

@@ -10,7 +10,7 @@
 #include "tests/unit/worker/text/scratch_dir.h"
 #include "worker/text/dataset.h"
 
-/* --- lines ------------------------------------------------------------------------------------ */
+/* --- lines --- */
 
 struct faults {
     int n;
@@ -157,7 +157,7 @@ Test(check, takes_bom_crlf_blank_lines_and_a_missing_last_newline)
     cr_expect_eq(faults.n, 0);
 }
 
-/* --- CSV -------------------------------------------------------------------------------------- */
+/* --- CSV --- */
 
 Test(check, csv_rows_are_examples)
 {
@@ -202,7 +202,7 @@ Test(check, bad_csv_rows_are_told_by_their_first_line)
     cr_expect_not_null(strstr(faults.message[0], "\"text\" is empty"), "%s", faults.message[0]);
 }
 
-/* --- compressed files ------------------------------------------------------------------------- */
+/* --- compressed files --- */
 
 /* gzip of n bytes into `out`; returns its size. */
 static size_t gzip(const void *bytes, size_t n, unsigned char *out, size_t cap)
@@ -284,7 +284,7 @@ Test(check, bombs_are_refused)
     free(packed);
 }
 
-/* --- every format ----------------------------------------------------------------------------- */
+/* --- every format --- */
 
 struct numbers {
     int n;

@@ -51,7 +51,7 @@ Test(dataset, load_stops_at_the_first_bad_line_with_its_number)
     tokenizer_destroy(t);
 }
 
-/* --- rows ------------------------------------------------------------------------------------- */
+/* --- rows --- */
 
 static int compare_texts(const void *a, const void *b)
 {

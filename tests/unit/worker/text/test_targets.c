@@ -8,7 +8,7 @@
 #include "tests/unit/worker/text/dataset_rig.h"
 #include "worker/text/template.h"
 
-/* --- what is trained on ----------------------------------------------------------------------- */
+/* --- what is trained on --- */
 
 /* "token:target ..." of the set's rows of 32, one row a line; padding left out, "_" is no target.
  */

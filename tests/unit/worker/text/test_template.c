@@ -91,7 +91,7 @@ Test(template, renders_as_the_reference_does)
     fclose(f);
 }
 
-/* --- hostile templates ------------------------------------------------------------------------ */
+/* --- hostile templates --- */
 
 static void expect_refused(const char *text, const char *why)
 {
@@ -248,7 +248,7 @@ Test(template, cut_off_templates_are_refused_or_render)
     json_decref(messages);
 }
 
-/* --- files ------------------------------------------------------------------------------------ */
+/* --- files --- */
 
 static char *render_dir(const char *dir, bool with_tools, struct err *err)
 {

@@ -188,8 +188,7 @@ Test(executor, a_step_with_a_gradient_that_is_not_finite_changes_nothing)
     rig_close(&r);
 }
 
-/* ---- gradients in bfloat16 ---------------------------------------------------------------------
- */
+/* --- gradients in bfloat16 --- */
 
 static void train_narrow(int64_t micro_batch, bool narrow, double norms[4], char **payloads,
                          size_t *n)
@@ -243,8 +242,7 @@ Test(executor, bf16_gradients_add_up_over_micro_batches)
     free(c);
 }
 
-/* ---- split masters ------------------------------------------------------------------------------
- */
+/* --- split masters --- */
 
 /* Checks what was saved of a run with split masters against a run with whole ones. */
 struct halves {
@@ -309,8 +307,7 @@ Test(executor, split_masters_train_as_whole_ones_to_the_bit)
     rig_close(&split);
 }
 
-/* ---- loss scaling ------------------------------------------------------------------------------
- */
+/* --- loss scaling --- */
 
 static void set_scale(struct rig *r, struct loss_scale scale)
 {

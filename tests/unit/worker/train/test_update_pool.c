@@ -206,8 +206,7 @@ Test(update_pool, copies_what_memcpy_would)
     free(to);
 }
 
-/* ---- processors ---------------------------------------------------------------------------------
- */
+/* --- processors --- */
 
 /* The processors of all of the process's update threads; returns how many threads there are, and
  * fails where two have the same one or one has several. */
