@@ -12,28 +12,28 @@
 #include "core/err.h"
 
 struct device_profile {
-    char device[64];              /* the device's name                              */
-    char kind[16];                /* "cpu" | "cuda"                                 */
-    int64_t memory;               /* bytes of the compute device                    */
-    int64_t memory_free;          /* of these, what a process of its own found free          */
-    int64_t host_memory;          /* bytes                                          */
-    double flops_f32, flops_bf16; /* GEMM, multiply-add = 2                      */
-    double flops_layer;           /* a fit to layers of several widths: their products' rate, ... */
-    double flops_fp8;             /* of a layer's products in 8 bits, roundings apart; where the
-                                     device has none, flops_layer             */
-    double layer_passes;          /* ... and how often a layer, forward and backward, moves its
-                                     rows of hidden values through device memory    */
-    double memory_rate;           /* device memory, bytes read + written a second   */
-    double h2d_rate, d2h_rate;    /* pinned                                         */
-    double h2d_both_rate, d2h_both_rate; /* each, while the other runs              */
-    double host_memory_rate;             /* bytes read + written a second, all processors   */
-    double cpu_update_rate;              /* AdamW on the CPU, parameters a second          */
-    double cpu_update_copy_rate;         /* while copies run both ways                     */
-    double cpu_update_aside_rate;        /* alone, the new state to another place */
-    double cpu_update_fp8_rate, cpu_update_fp8_copy_rate; /* likewise, with split masters and 8-bit
- moments: half of the bytes */
-    double disk_read_rate, disk_write_rate;               /* past the page cache, of one volume */
-    double disk_read_both_rate, disk_write_both_rate;     /* each, while the other runs         */
+    char device[64];              /* the device's name                    */
+    char kind[16];                /* "cpu" | "cuda"                       */
+    int64_t memory;               /* bytes of the compute device          */
+    int64_t memory_free;          /* of these, what a process found free  */
+    int64_t host_memory;          /* bytes                                */
+    double flops_f32, flops_bf16; /* GEMM, multiply-add = 2               */
+    /* A fit to layers of several widths: the rate of their products, and how often a layer, forward
+     * and backward, moves its rows of hidden values through device memory. */
+    double flops_layer, layer_passes;
+    /* Of a layer's products in 8 bits, roundings apart; where the device has none, flops_layer. */
+    double flops_fp8;
+    double memory_rate;                  /* device memory, bytes read + written a second */
+    double h2d_rate, d2h_rate;           /* pinned                                       */
+    double h2d_both_rate, d2h_both_rate; /* each, while the other runs                   */
+    double host_memory_rate;             /* bytes read + written a second, all processors */
+    double cpu_update_rate;              /* AdamW on the CPU, parameters a second        */
+    double cpu_update_copy_rate;         /* while copies run both ways                   */
+    double cpu_update_aside_rate;        /* alone, the new state to another place        */
+    /* Likewise with split masters and 8-bit moments: half of the bytes. */
+    double cpu_update_fp8_rate, cpu_update_fp8_copy_rate;
+    double disk_read_rate, disk_write_rate;           /* past the page cache, of one volume */
+    double disk_read_both_rate, disk_write_both_rate; /* each, while the other runs      */
 };
 
 /* Where no machine has been measured: the rates of an H100 with 16 cores. It only ranks plans. */
