@@ -11,10 +11,9 @@
  * Measured on an H100 80GB, 2026-11-22: bf16 causal, B32 T1024 H12 D64 120
  * TFLOP/s, B4 T4096 H32 D128 211 TFLOP/s, counting 5 products (7 are done).
  */
-#include "kernels/cuda/attention.cuh"
-#include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/attn_tiles.cuh"
 
-enum { WARPS = 4, THREADS = WARPS * 32, SPAN = 32 };
+enum { SPAN = 32 };
 
 /* delta of one row a warp; warps of head 0 also see to the spans. */
 template <typename T>
@@ -106,6 +105,15 @@ struct tile_walk { /* the tiles of queries that a block of keys meets, head afte
 };
 
 template <int BQ>
+__device__ __forceinline__ struct tile_walk walk_start(const struct attn_params &p, int kv,
+                                                       int key0)
+{
+    int h = kv * p.group, begin = key0 / BQ; /* query i sees keys up to i */
+    return {h, h + p.group, begin, begin, (p.T + BQ - 1) / BQ};
+}
+
+/* Go on to a tile whose queries see a key up to key_last, or to the end. */
+template <int BQ>
 __device__ __forceinline__ void walk_settle(struct tile_walk &w, const struct attn_params &p, int b,
                                             int key_last)
 {
@@ -145,23 +153,10 @@ __device__ __forceinline__ void acc_store(T *base, int64_t ld, int row0, int row
                                           int width, float scale,
                                           const float (&acc)[MT][DOUT / 8][4])
 {
-    int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int m = 0; m < MT; m++) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            int r = row0 + m * 16 + half * 8 + lane / 4;
-            if (r >= rows)
-                continue;
-#pragma unroll
-            for (int n = 0; n < DOUT / 8; n++) {
-                int c = column0 + n * 8 + lane % 4 * 2;
-                if (c < width)
-                    *(uint32_t *)(base + r * ld + c) =
-                        pack2<T>(acc[m][n][half * 2] * scale, acc[m][n][half * 2 + 1] * scale);
-            }
-        }
-    }
+    each_row<MT>(row0, [&](int m, int half, int r) {
+        if (r < rows)
+            row_store<T, DOUT>(base + r * ld, column0, width, half, scale, acc[m]);
+    });
 }
 
 /* bwd_pair over a tile of the keys' pass: rows are keys from `key0`, columns queries from `row0`.
@@ -209,11 +204,7 @@ __global__ void __launch_bounds__(THREADS)
     int key0 = blockIdx.y * BN, key_last = min(key0 + BN, p.S) - 1;
     const T *k = (const T *)p.k + (int64_t)b * p.S * p.ldk + (int64_t)kv * p.D;
     const T *v = (const T *)p.v + (int64_t)b * p.S * p.ldv + (int64_t)kv * p.D;
-    struct tile_walk walk;
-    walk.h = kv * p.group;
-    walk.h_end = walk.h + p.group;
-    walk.tile = walk.tile_begin = key0 / BQ; /* query i sees keys up to i */
-    walk.tile_end = (p.T + BQ - 1) / BQ;
+    struct tile_walk walk = walk_start<BQ>(p, kv, key0);
 
     float dk[MT][DOUT / 8][4], dv[MT][DOUT / 8][4];
     acc_clear(dk);
@@ -278,26 +269,15 @@ __device__ __forceinline__ void dq_pairs(const struct attn_params &p, float slop
                                          float (&s)[S::MT][S::BN / 8][4],
                                          float (&dp)[S::MT][S::BN / 8][4])
 {
-    int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int m = 0; m < S::MT; m++) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            int i = row0 + m * 16 + half * 8 + lane / 4;
-            int first = MASKED ? attn_first(p, b, min(i, p.T - 1)) : 0;
-            int origin = EXTRA ? attn_origin(p, b, min(i, p.T - 1)) : 0;
-#pragma unroll
-            for (int n = 0; n < S::BN / 8; n++) {
-#pragma unroll
-                for (int e = half * 2; e < half * 2 + 2; e++) {
-                    int key = key0 + n * 8 + lane % 4 * 2 + e % 2;
-                    bool hidden = MASKED && (key > i || key < first);
-                    bwd_pair<EXTRA>(p, slope, b, h, i, key, origin, hidden, lse2[m][half],
-                                    delta[m][half], s[m][n][e], dp[m][n][e]);
-                }
-            }
-        }
-    }
+    each_row<S::MT>(row0, [&](int m, int half, int i) {
+        int first = MASKED ? attn_first(p, b, min(i, p.T - 1)) : 0;
+        int origin = EXTRA ? attn_origin(p, b, min(i, p.T - 1)) : 0;
+        each_column<S::BN>(key0, half, [&](int n, int e, int key) {
+            bool hidden = MASKED && (key > i || key < first);
+            bwd_pair<EXTRA>(p, slope, b, h, i, key, origin, hidden, lse2[m][half], delta[m][half],
+                            s[m][n][e], dp[m][n][e]);
+        });
+    });
 }
 
 template <typename T, typename S, bool EXTRA>
@@ -307,75 +287,46 @@ __global__ void __launch_bounds__(THREADS)
     constexpr int D = S::D, BM = S::BM, BN = S::BN, MT = S::MT;
     extern __shared__ uint4 smem[];
     T *q_tile = (T *)smem, *d_tile = q_tile + S::Q, *k_tile = d_tile + S::Q;
-    T *v_tile = k_tile + 2 * S::KV;
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    int warp_row = threadIdx.x / 32 * MT * 16;
     int h = blockIdx.x % p.H, b = blockIdx.x / p.H, kv = h / p.group;
-    int row0 = (int)(gridDim.y - 1 - blockIdx.y) * BM, rows_end = min(row0 + BM, p.T);
+    int block_row = (int)(gridDim.y - 1 - blockIdx.y) * BM, rows_end = min(block_row + BM, p.T);
+    int row0 = block_row + warp_row;
     const T *q = (const T *)p.q + (int64_t)b * p.T * p.ldq + (int64_t)h * p.D;
     const T *d = (const T *)p.dout + (int64_t)b * p.T * p.ldo + (int64_t)h * p.D;
-    const T *k = (const T *)p.k + (int64_t)b * p.S * p.ldk + (int64_t)kv * p.D;
-    const T *v = (const T *)p.v + (int64_t)b * p.S * p.ldv + (int64_t)kv * p.D;
-    int2 span = span_of<BM>(p, b, row0);
+    struct key_tiles<T> keys = key_tiles_of<T>(p, b, kv, k_tile, k_tile + 2 * S::KV);
+    int2 span = span_of<BM>(p, b, block_row);
     int tile = span.x / BN, tile_end = (rows_end - 1) / BN + 1;
 
-    tile_load<T, BM, D, THREADS>(q_tile, q, p.ldq, row0, p.T, p.D);
-    tile_load<T, BM, D, THREADS>(d_tile, d, p.ldo, row0, p.T, p.D);
-    tile_load<T, BN, D, THREADS>(k_tile, k, p.ldk, tile * BN, p.S, p.D);
-    tile_load<T, BN, D, THREADS>(v_tile, v, p.ldv, tile * BN, p.S, p.D);
+    tile_load<T, BM, D, THREADS>(q_tile, q, p.ldq, block_row, p.T, p.D);
+    tile_load<T, BM, D, THREADS>(d_tile, d, p.ldo, block_row, p.T, p.D);
+    key_tiles_fetch<T, S>(keys, p, tile, 0);
     copy_commit();
     float lse2[MT][2], delta[MT][2], slope = EXTRA ? attn_slope(p, h) : 0.0f;
-#pragma unroll
-    for (int m = 0; m < MT; m++) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            int r = min(row0 + (warp * MT + m) * 16 + half * 8 + lane / 4, p.T - 1);
-            int64_t stat = ((int64_t)b * p.H + h) * p.T + r;
-            lse2[m][half] = p.lse[stat] * LOG2E;
-            delta[m][half] = p.delta[stat];
-        }
-    }
+    each_row<MT>(row0, [&](int m, int half, int r) {
+        int64_t stat = ((int64_t)b * p.H + h) * p.T + min(r, p.T - 1);
+        lse2[m][half] = p.lse[stat] * LOG2E;
+        delta[m][half] = p.delta[stat];
+    });
     float dq[MT][D / 8][4];
     acc_clear(dq);
     for (int stage = 0; tile < tile_end; tile++, stage ^= 1) {
-        copy_wait<0>();
-        __syncthreads();
-        if (tile + 1 < tile_end) {
-            tile_load<T, BN, D, THREADS>(k_tile + (stage ^ 1) * S::KV, k, p.ldk, (tile + 1) * BN,
-                                         p.S, p.D);
-            tile_load<T, BN, D, THREADS>(v_tile + (stage ^ 1) * S::KV, v, p.ldv, (tile + 1) * BN,
-                                         p.S, p.D);
-        }
-        copy_commit();
-        const T *k_now = k_tile + stage * S::KV, *v_now = v_tile + stage * S::KV;
-
+        key_tiles_advance<T, S>(keys, p, tile, tile_end, stage);
+        const T *k_now = keys.k_tile + stage * S::KV, *v_now = keys.v_tile + stage * S::KV;
         float s[MT][BN / 8][4], dp[MT][BN / 8][4];
         acc_clear(s);
         acc_clear(dp);
-        tile_product<T, MT, BN, D>(s, q_tile, warp * MT * 16, k_now);
-        tile_product<T, MT, BN, D>(dp, d_tile, warp * MT * 16, v_now);
+        tile_product<T, MT, BN, D>(s, q_tile, warp_row, k_now);
+        tile_product<T, MT, BN, D>(dp, d_tile, warp_row, v_now);
         int key0 = tile * BN;
-        bool masked = key0 < span.y || key0 + BN - 1 > row0;
+        bool masked = key0 < span.y || key0 + BN - 1 > block_row;
         if (masked)
-            dq_pairs<S, EXTRA, true>(p, slope, b, h, row0 + warp * MT * 16, key0, lse2, delta, s,
-                                     dp);
+            dq_pairs<S, EXTRA, true>(p, slope, b, h, row0, key0, lse2, delta, s, dp);
         else
-            dq_pairs<S, EXTRA, false>(p, slope, b, h, row0 + warp * MT * 16, key0, lse2, delta, s,
-                                      dp);
+            dq_pairs<S, EXTRA, false>(p, slope, b, h, row0, key0, lse2, delta, s, dp);
         tile_accumulate<T, MT, BN, D, D>(dq, dp, k_now, 0);
     }
     T *to = (T *)p.dq + (int64_t)b * p.T * p.ldq + (int64_t)h * p.D;
-    acc_store<T, MT, D>(to, p.ldq, row0 + warp * MT * 16, p.T, 0, p.D, p.scale, dq);
-}
-
-template <typename K>
-static int launch_shaped(cudaStream_t s, K kernel, dim3 grid, size_t bytes,
-                         const struct attn_params &p)
-{
-    if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes) !=
-        cudaSuccess)
-        return launch_status();
-    kernel<<<grid, THREADS, bytes, s>>>(p);
-    return launch_status();
+    acc_store<T, MT, D>(to, p.ldq, row0, p.T, 0, p.D, p.scale, dq);
 }
 
 template <typename T, typename KVS, typename QS, bool EXTRA>
@@ -392,7 +343,7 @@ static int attn_bwd_launch(cudaStream_t s, const struct attn_params &p)
 template <typename T, typename KVS, typename QS>
 static int attn_bwd_pick(cudaStream_t s, const struct attn_params &p)
 {
-    if (p.cap != 0 || p.slopes || p.dropout.on)
+    if (attn_is_extra(p))
         return attn_bwd_launch<T, KVS, QS, true>(s, p);
     return attn_bwd_launch<T, KVS, QS, false>(s, p);
 }

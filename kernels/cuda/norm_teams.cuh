@@ -4,9 +4,14 @@
  * of the next rows copied into a ring of its own in shared memory, so that reading never stops at a
  * barrier. One partial row of column sums a block.
  *
- * Included by norm.cu alone. Needs 192 KiB of shared memory (sm_90).
+ * For norm_bwd.cu. Needs 192 KiB of shared memory (sm_90).
  */
+#ifndef CASTOR_KERNELS_CUDA_NORM_TEAMS_CUH
+#define CASTOR_KERNELS_CUDA_NORM_TEAMS_CUH
+
 #include <cuda_pipeline.h>
+
+#include "kernels/cuda/norm.cuh"
 
 enum { TEAM_THREADS = 1024, TEAM_STAGES = 4, TEAM_BLOCKS = PARTIALS / 2 };
 constexpr size_t TEAM_BYTES = (size_t)TEAM_STAGES * 3 * TEAM_THREADS * 16;
@@ -175,3 +180,5 @@ static int norm_bwd_teams(cudaStream_t s, const struct norm_args *a)
     norm_bwd_teams_kernel<T, LANES><<<TEAM_BLOCKS, TEAM_THREADS, bytes, s>>>(*a);
     return TEAM_BLOCKS;
 }
+
+#endif
