@@ -61,7 +61,7 @@ class Group:
             try:
                 os.mkdir(self.path)
             except OSError as why:
-                reasons.append(str(why))
+                reasons.append("%s: %s" % (parent, why))
                 continue
             try:
                 if not os.path.exists(self.limit):
@@ -69,7 +69,7 @@ class Group:
                 self.set_limit(1 << 40)
                 return
             except OSError as why:
-                reasons.append(str(why))
+                reasons.append("%s: %s" % (parent, why))
                 os.rmdir(self.path)
         raise Skip("no memory cgroup can be made: " + ("; ".join(reasons) or "none is mounted"))
 
