@@ -109,13 +109,14 @@ static int adamw_states(cudaStream_t s, const struct adamw_args *a)
     if (a->master_type == DT_F32)
         return small_moments ? adamw<T, G, float, __nv_bfloat16>(s, a)
                              : adamw<T, G, float, float>(s, a);
-    if (a->master_type == DT_BF16 && a->param_type == DT_BF16)
-        return small_moments ? adamw<T, G, __nv_bfloat16, __nv_bfloat16>(s, a)
-                             : adamw<T, G, __nv_bfloat16, float>(s, a);
-    if constexpr (std::is_same_v<T, __nv_bfloat16>)
+    if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+        if (a->master_type == DT_BF16)
+            return small_moments ? adamw<T, G, __nv_bfloat16, __nv_bfloat16>(s, a)
+                                 : adamw<T, G, __nv_bfloat16, float>(s, a);
         if (a->master_type == DT_I16 && a->param)
             return small_moments ? adamw<T, G, int16_t, __nv_bfloat16>(s, a)
                                  : adamw<T, G, int16_t, float>(s, a);
+    }
     return ERR_UNSUPPORTED;
 }
 
