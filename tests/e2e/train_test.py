@@ -273,7 +273,7 @@ def alternatives(root):
     report, changes = proposals("fits", placement={"policy": "cpu"})
     equal((report["fits"], changes), (True, []))  # without a profile nothing is known to be faster
     job = Job(root, "probed", steps=3, placement={"policy": "cpu"})
-    equal(job.run("--probe").returncode, 0)
+    equal(job.run("--probe", timeout=280).returncode, 0)
     path = os.path.join(job.env["XDG_CACHE_HOME"], "castor", "profile-cpu.json")
     profile = json.loads(rig.read_bytes(path))
     profile.update(device="Imaginary", memory=1 << 40, memory_free=1 << 40, h2d_rate=1e6)
@@ -431,7 +431,7 @@ def check_command(root):
 def probe_serves_plans(root):
     job = Job(root, steps=5)
     equal(job.plan()[1].get("step_seconds"), None)
-    p = job.run("--probe")
+    p = job.run("--probe", timeout=280)
     equal(p.returncode, 0)
     profile = json.loads(p.stdout.splitlines()[0])
     equal(profile["kind"], "cpu")
