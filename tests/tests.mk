@@ -20,14 +20,18 @@ ops-tests: $(OPS_BINS)  ## ops: gradients in double, and every op table against 
 
 # The engine on a GPU: no part of `make test`, and run by a script that needs no compiler.
 GPU_BIN := $(B)/tests/gpu/test_engine
-$(eval $(call program_rules,$(GPU_BIN),$(wildcard tests/gpu/*.c),worker/train))
+$(eval $(call program_rules,$(GPU_BIN),tests/gpu/engine.c tests/gpu/test_engine.c,worker/train))
+# Shared objects to preload.
 GPU_FAULT := $(B)/tests/fault/fail_product.so
-$(GPU_FAULT): tests/fault/fail_product.c
+GPU_LAUNCHES := $(B)/tests/gpu/launches.so
+$(GPU_FAULT) $(GPU_LAUNCHES): $(B)/%.so: %.c
 	@mkdir -p $(@D)
 	$(CC) -std=gnu11 -O2 -Wall -Wextra -Werror -shared -fPIC -o $@ $< -ldl
 test-gpu: $(OPS_BINS) $(GPU_BIN) $(GPU_FAULT) $(B)/tests/placement/check_placement $(PROGRAMS)  ## ops, models, placement, jobs and faults on this machine's GPU; PEER=python with torch: losses beside PyTorch's
 	@tests/gpu/run $(B) $(PEER)
-.PHONY: test-gpu
+sanitize-gpu: $(OPS_BINS) $(GPU_LAUNCHES)  ## op tests under compute-sanitizer: memcheck, racecheck, initcheck (minutes)
+	@tests/gpu/sanitize $(B)
+.PHONY: test-gpu sanitize-gpu
 
 # Fuzz targets: tests/fuzz/<folder>/NAME.c, see tests/fuzz/fuzz.h. Without SAN=fuzz they replay their seeds.
 FUZZ_SRCS := $(wildcard tests/fuzz/*/*.c tests/fuzz/*/*/*.c)
