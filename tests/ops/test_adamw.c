@@ -483,27 +483,6 @@ static void mixed(void)
         }
 }
 
-/* Larger than what a GPU has under way at a time, so that its blocks go round several times, with
- * an end of each kind. */
-static void large(void)
-{
-    static const struct mix LARGE[] = {{DT_BF16, DT_F32, DT_F32, DT_BF16, false},
-                                       {DT_F32, DT_I16, DT_BF16, DT_BF16, false},
-                                       {DT_BF16, DT_BF16, DT_BF16, DT_BF16, true},
-                                       {DT_BF16, DT_I16, DT_U8, DT_BF16, false},
-                                       {DT_F32, DT_F32, DT_U8, DT_BF16, false}};
-    struct adamw_setup s = BASE;
-
-    if (device_count(DEVICE_CUDA) == 0)
-        return;
-    s.n = 4600003;
-    s.n_decay = (s.n / MOMENT_BLOCK - 10) * MOMENT_BLOCK;
-    for (size_t k = 0; k < sizeof LARGE / sizeof LARGE[0]; k++) {
-        s.param = !LARGE[k].in_place;
-        mixed_bits(&s, &LARGE[k]);
-    }
-}
-
 /* With a gradient that is not finite. */
 static void nothing_changes(const struct adamw_setup *s)
 {
@@ -551,7 +530,6 @@ int main(int argc, char **argv)
     adamw();
     rounding_is_unbiased();
     mixed();
-    large();
     split();
     return harness_close();
 }
