@@ -303,7 +303,7 @@ CASTOR_HD static inline struct loss_scale loss_scale_after(struct loss_scale s, 
  * loss 0 and gradient 0. z = softcap(logits * logit_scale). */
 struct loss_args {
     int64_t N, V, ldl;      /* rows, vocabulary; ldl = elements from row to row, 0 = V */
-    float logit_scale;      /* 1 */
+    float logit_scale;      /* 1; positive */
     float softcap;          /* 0 = none */
     const int32_t *targets; /* (N) */
     void *logits;           /* (N, V); with grad_scale: = gradient of sum(row_loss) * *grad_scale */

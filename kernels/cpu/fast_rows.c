@@ -167,6 +167,8 @@ int fast_dropout_bwd(struct stream *s, const struct dropout_args *a)
 
 /* --- loss --- */
 
+enum { LOSS_BLOCK = 4096 };
+
 FAST_INLINE float loss_z(float logit, float scale, float cap, float inv_cap)
 {
     float z = logit * scale;
@@ -231,6 +233,17 @@ FAST_CLONES void fast_loss_gradient(float *x, int64_t V, float scale, float cap,
     }
 }
 
+/* Float sums of blocks: over a whole vocabulary they would round too often. */
+static float loss_sum(const struct loss_args *a, const float *x, float z_max)
+{
+    double sum = 0;
+    for (int64_t v = 0; v < a->V; v += LOSS_BLOCK) {
+        int64_t n = a->V - v < LOSS_BLOCK ? a->V - v : LOSS_BLOCK;
+        sum += (double)fast_loss_sum(x + v, n, a->logit_scale, a->softcap, z_max);
+    }
+    return (float)sum;
+}
+
 static void loss_row(const struct loss_args *a, int64_t n)
 {
     float *x = (float *)a->logits + n * (a->ldl ? a->ldl : a->V), cap = a->softcap;
@@ -247,7 +260,7 @@ static void loss_row(const struct loss_args *a, int64_t n)
     fast_range(x, a->V, &low, &top);
     /* z is monotone in x */
     float z_max = fast_loss_z(a->logit_scale < 0.0f ? low : top, a->logit_scale, cap);
-    float sum = fast_loss_sum(x, a->V, a->logit_scale, cap, z_max);
+    float sum = loss_sum(a, x, z_max);
     float z = fast_loss_z(x[target], a->logit_scale, cap);
     ((float *)a->row_loss)[n] = (z_max - z) + logf(sum);
     a->row_correct[n] = fast_first_of(x, (int32_t)a->V, top) == target;

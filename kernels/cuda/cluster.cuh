@@ -1,7 +1,7 @@
 /*
- * Clusters of two blocks (PTX ISA, "cluster", sm_90a): barriers of one that the other arrives at,
- * and copies of matrices' boxes into the shared memory of both. Beside tma.cuh, which it follows in
- * all.
+ * Clusters of blocks (PTX ISA, "cluster", sm_90a): their barrier, stores into each other's shared
+ * memory, and of pairs barriers of one that the other arrives at, and copies of matrices' boxes
+ * into the shared memory of both. Beside tma.cuh, which it follows in all.
  */
 #ifndef CASTOR_KERNELS_CUDA_CLUSTER_CUH
 #define CASTOR_KERNELS_CUDA_CLUSTER_CUH
@@ -17,10 +17,30 @@ static __device__ __forceinline__ int cluster_rank()
     return (int)rank;
 }
 
-/* All threads of all blocks of the cluster. */
+/* The two halves of a barrier of all threads of all blocks of the cluster. */
+static __device__ __forceinline__ void cluster_arrive()
+{
+    WGMMA_ASM("barrier.cluster.arrive.release;" ::: "memory");
+}
+
+static __device__ __forceinline__ void cluster_wait()
+{
+    WGMMA_ASM("barrier.cluster.wait.acquire;" ::: "memory");
+}
+
 static __device__ __forceinline__ void cluster_sync()
 {
-    WGMMA_ASM("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+    cluster_arrive();
+    cluster_wait();
+}
+
+/* Store at this address in the shared memory of the cluster's block `rank`. */
+static __device__ __forceinline__ void store_at(void *shared, int rank, uint4 x)
+{
+    WGMMA_ASM("{.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+              "st.shared::cluster.v4.b32 [there], {%2, %3, %4, %5};}" ::"r"(shared_address(shared)),
+              "r"(rank), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
+              : "memory");
 }
 
 /* --- barriers --- */
