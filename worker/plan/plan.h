@@ -90,9 +90,23 @@ struct plan_choices {
                            this need not wait for the copy                                  */
 };
 #define PLAN_CHOICES_AUTO                                                                          \
-    ((struct plan_choices){PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO,       \
-                           PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO, PLAN_AUTO,       \
-                           PLAN_AUTO, PLAN_AUTO, PLAN_AUTO})
+    ((struct plan_choices){.group = PLAN_AUTO,                                                     \
+                           .resident = PLAN_AUTO,                                                  \
+                           .nvme = PLAN_AUTO,                                                      \
+                           .nvme_params = PLAN_AUTO,                                               \
+                           .keep = PLAN_AUTO,                                                      \
+                           .offload_boundaries = PLAN_AUTO,                                        \
+                           .offload_saved = PLAN_AUTO,                                             \
+                           .turn = PLAN_AUTO,                                                      \
+                           .prefetch = PLAN_AUTO,                                                  \
+                           .early = PLAN_AUTO,                                                     \
+                           .grad_homes = PLAN_AUTO,                                                \
+                           .slice = PLAN_AUTO,                                                     \
+                           .cheap = PLAN_AUTO,                                                     \
+                           .rounded = PLAN_AUTO,                                                   \
+                           .linger = PLAN_AUTO})
+_Static_assert(sizeof(struct plan_choices) == 15 * sizeof(int64_t),
+               "PLAN_CHOICES_AUTO names every choice: one that it lacks would be forced to 0");
 
 struct plan_input {
     const struct model *model;            /* borrowed, outlives the plan */
