@@ -68,10 +68,10 @@ $(foreach s,$(FUZZ_SRCS),$(eval $(call program_suite,fuzz/$(call fuzz_name,$(s))
 PLACEMENT_BIN := $(B)/tests/placement/check_placement
 PLACEMENT_MODELS := $(sort $(wildcard tests/golden/*/*/model))
 $(eval $(call program_rules,$(PLACEMENT_BIN),$(wildcard tests/placement/*.c),worker/train))
-$(eval $(call program_suite,placement,$(PLACEMENT_BIN),--budgets 1 --nvme $(B)/tests $(wildcard $(patsubst \
-	%,tests/golden/%/*/model,opt gemma2 gpt_neox))))
-$(eval $(call program_suite,placement-bf16,$(PLACEMENT_BIN),--budgets 1 --compute bf16 --nvme $(B)/tests tests/golden/opt/plain/model))
-$(eval $(call program_suite,placement-random,$(PLACEMENT_BIN),--budgets 0 --nvme $(B)/tests --random 40 $(PLACEMENT_MODELS)))
+$(foreach f,opt gemma2 gpt_neox,$(eval $(call program_suite,placement/$(f),$(PLACEMENT_BIN),--budgets 1 --nvme \
+	$(B)/tests $(wildcard tests/golden/$(f)/*/model))))
+$(eval $(call program_suite,placement/bf16,$(PLACEMENT_BIN),--budgets 1 --compute bf16 --nvme $(B)/tests tests/golden/opt/plain/model))
+$(eval $(call program_suite,placement/random,$(PLACEMENT_BIN),--budgets 0 --nvme $(B)/tests --random 40 $(PLACEMENT_MODELS)))
 PLACEMENT_TRIALS ?= 500
 check-placement: $(PLACEMENT_BIN)  ## losses and weights bit-equal under every placement policy and a dozen budgets (PLACEMENT_TRIALS=500 random models)
 	@$< --budgets 12 --nvme $(B)/tests --random $(PLACEMENT_TRIALS) $(PLACEMENT_MODELS)
