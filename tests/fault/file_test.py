@@ -180,19 +180,26 @@ def tokenized_data(root):
             equal(again.leftovers(), [])
 
 
+def best_in_time(root, changes):
+    """A job whose best evaluation is neither its first two nor after step 13: which seeds give one, rounding decides."""
+    for seed in range(3, 30):
+        plain = Job(root, "plain-%d" % seed, seed=seed, **changes)
+        equal(plain.run().returncode, 0)
+        losses = {e["step"]: e["loss"] for e in plain.events(type="eval")}
+        best = min(losses, key=losses.get)
+        if best < 14 and min((s for s in losses if s < best), key=losses.get, default=0) > 0:
+            return seed, losses, best
+    raise AssertionError("no seed of 27 has its best evaluation in time")
+
+
 def the_best_before_outlives_a_full_disk(root):
     """The best evaluation's checkpoint cannot be written: the best of those that could is kept and exported."""
-    changes = {"steps": 18, "validation": 8, "seed": 3, "optimization": {
+    changes = {"steps": 18, "validation": 8, "optimization": {
         "learning_rate": 0.2, "schedule": "constant", "dropout": 0.0, "eval_interval": 2, "checkpoint_interval": 7,
         "keep_checkpoints": 1, "export": "best"}}
-    plain = Job(root, "plain", **changes)
-    equal(plain.run().returncode, 0)
-    losses = {e["step"]: e["loss"] for e in plain.events(type="eval")}
-    best = min(losses, key=losses.get)
+    seed, losses, best = best_in_time(root, changes)  # at 14 one is written, and older ones are removed
     kept = {s: loss for s, loss in losses.items() if s != best}
-    before = min((s for s in kept if s < best), key=losses.get)
-    assert 0 < before and best < 14, losses  # at 14 one is written, and older ones are removed
-    job = Job(root, **changes)
+    job = Job(root, seed=seed, **changes)
     equal(Fault(root).run(job, "/tmp-step-%d/" % best, "write", 1)[0], 0)
     equal([e["code"] for e in job.events(type="warning")], ["checkpoint_failed"])
     equal({e["step"]: e["loss"] for e in job.events(type="eval")}, losses)
