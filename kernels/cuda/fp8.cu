@@ -16,7 +16,7 @@ static int grid_for(int64_t work)
     return (int)(blocks < most ? blocks : most);
 }
 
-/* ---- the matrix ------------------------------------------------------------------------------ */
+/* --- the matrix --- */
 
 /* Where the gradient of a gated activation is rounded, a thread makes the gate's and the other's
  * from the same inputs: two planes, (N, width) each, side by side. */
@@ -69,7 +69,7 @@ template <enum round8_of OF, bool GATED> struct maker {
     }
 };
 
-/* ---- the largest magnitude ------------------------------------------------------------------- */
+/* --- the largest magnitude --- */
 
 /* As integers, magnitudes compare as they do as numbers, and NaN lies above infinity. */
 static __device__ __forceinline__ uint32_t max_pair(uint32_t top, uint32_t two)
@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(THREADS, WAVES) amax_kernel(source m, float *a
     keep_largest(top, amax);
 }
 
-/* ---- copies ---------------------------------------------------------------------------------- */
+/* --- copies --- */
 
 struct copies {
     struct fp8_scale *scale;
@@ -235,7 +235,7 @@ __global__ void single_kernel(source m, copies c)
     }
 }
 
-/* ---- and back -------------------------------------------------------------------------------- */
+/* --- and back --- */
 
 template <enum fp8_format F>
 __global__ void spread_kernel(int64_t n, const uint8_t *from, const struct fp8_scale *scale,
@@ -248,7 +248,7 @@ __global__ void spread_kernel(int64_t n, const uint8_t *from, const struct fp8_s
     }
 }
 
-/* ---- launchers ------------------------------------------------------------------------------- */
+/* --- launchers --- */
 
 static bool fits_packs(const struct round8_args *a, const source &m)
 {

@@ -113,7 +113,7 @@ static int narrow_operands(struct stream *s, enum dtype real, const struct linea
     return fp8_operands(s, op == OP_LINEAR_BWD_DATA ? w : x, FP8_E5M2, dy, g);
 }
 
-/* ---- wide and odd ---------------------------------------------------------------------------- */
+/* --- wide and odd --- */
 
 enum { WIDE = 1024, EVEN = 8 }; /* narrower ones are not worth a second launch */
 
@@ -157,7 +157,7 @@ static struct linear_args last_columns(enum dtype real, const struct linear_args
     return columns(real, a, a->O / EVEN * EVEN, a->O % EVEN);
 }
 
-/* ---- quantised weights ----------------------------------------------------------------------- */
+/* --- quantised weights --- */
 
 static size_t decoded_bytes(enum dtype real, const struct linear_args *a)
 {
@@ -177,7 +177,7 @@ static int decode_weight(struct stream *s, enum dtype real, const struct linear_
     return launch_quant_decode(s->handle, real, &a->quant, a->w, a->O * a->I, a->workspace);
 }
 
-/* ---- the three ops --------------------------------------------------------------------------- */
+/* --- the three ops --- */
 
 static int forward(struct stream *s, enum dtype real, const struct linear_args *a)
 {

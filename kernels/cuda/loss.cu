@@ -47,7 +47,7 @@ template <bool CAPPED> __device__ __forceinline__ float z_slope(const struct z_m
     return 1.0f - t * t;
 }
 
-/* ---- what was seen of a row ---- */
+/* --- what was seen of a row --- */
 
 struct alignas(16) seen {
     float max, base; /* the largest logit, and its z */
@@ -138,7 +138,7 @@ __device__ __forceinline__ struct seen exchange(struct seen s, int blocks, int r
     return together<T>(s);
 }
 
-/* ---- a row ---- */
+/* --- a row --- */
 
 /* A block's share of a row: packs [first, last) behind `head` elements, and of each thread at most
  * one element at the row's ends. */

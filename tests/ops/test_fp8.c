@@ -183,7 +183,7 @@ static void round_all(const struct format *f, double *x, int64_t n)
         x[i] = nearest(f, x[i] * scale) / scale;
 }
 
-/* ---- round8 ---------------------------------------------------------------------------------- */
+/* --- round8 --- */
 
 struct round_shape {
     int64_t N, C, pad;
@@ -389,7 +389,7 @@ static void made_on_the_way(enum act_kind act, bool gated, bool gradient, enum f
     case_fini(&made);
 }
 
-/* ---- the edges ------------------------------------------------------------------------------- */
+/* --- the edges --- */
 
 /* Powers of two are exact whatever the scale: from tensors near bfloat16's smallest and largest
  * values, too, and next to zeros. */

@@ -31,8 +31,7 @@ struct search {
     bool nearly;                 /* the plan that was looked at last: nearly_fits */
 };
 
-/* ---- one plan -----------------------------------------------------------------------------------
- */
+/* --- one plan --- */
 
 static void remember_nearest(struct search *s, const struct plan *p)
 {
@@ -183,8 +182,7 @@ static bool consider(struct search *s, struct plan_choices c)
     return consider_claiming(s, c, nothing);
 }
 
-/* ---- kinds of plans -----------------------------------------------------------------------------
- */
+/* --- kinds of plans --- */
 
 /* As many layers as fit keep their saved tensors, of which up to `most` let them wait in host
  * memory: all of them keep them where that is enough, and no more wait than need be. */
@@ -458,8 +456,7 @@ static void refine(struct search *s)
         refine_early(s);
 }
 
-/* ---- refusing -----------------------------------------------------------------------------------
- */
+/* --- refusing --- */
 
 static double mib(size_t bytes)
 {
@@ -530,8 +527,7 @@ static int refuse(const struct search *s, bool advice, struct err *err)
     return err_set_reason(err, rc, "insufficient_memory");
 }
 
-/* ---- the whole --------------------------------------------------------------------------------
- */
+/* --- the whole --- */
 
 static void measure_chunks(struct search *s)
 {

@@ -18,7 +18,7 @@ int executor_run_copy(struct executor *e, const struct instr *i, struct stream *
                        from_at + (up ? 0 : piece), plan_move_bytes(e->plan, i), err);
 }
 
-/* ---- loading and saving -------------------------------------------------------------------------
+/* --- loading and saving ---
  * The host sees a payload as a whole: its slices or pieces are put together, or taken apart, in the
  * staging place.
  */

@@ -14,7 +14,7 @@ static char *copy(const char *s)
     return s ? xstrdup(s) : NULL;
 }
 
-/* ---- filling ---- */
+/* --- filling --- */
 
 void fake_add_file(const char *id, const char *purpose, const char *path, int64_t bytes)
 {
@@ -72,7 +72,7 @@ void fake_add_model(const char *id)
                                                         .created_at = 1700000003};
 }
 
-/* ---- copies that the caller owns ---- */
+/* --- copies that the caller owns --- */
 
 static struct store_file file_copy(const struct store_file *f)
 {
@@ -122,7 +122,7 @@ static struct store_model model_copy(const struct store_model *m)
                                 .created_at = m->created_at};
 }
 
-/* ---- the store ---- */
+/* --- the store --- */
 
 /* Rows are kept oldest first; `ids` of n rows. Fills the indices of a page, newest first. */
 static int page_of(const char *const *ids, int n, struct store_page page, int *picked,
@@ -312,7 +312,7 @@ int store_list_models(struct store *s, struct store_model **rows, int64_t *n, st
     return 0;
 }
 
-/* ---- the scheduler ---- */
+/* --- the scheduler --- */
 
 static int told_to_fail(struct err *err)
 {
