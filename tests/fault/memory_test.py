@@ -116,8 +116,12 @@ def memory_taken_by_another_process(root):
         job = Job(root, **CHANGES)
         process = job.start(preexec_fn=group.join)
         job.wait_event(lambda e: e["type"] == "checkpoint")
-        # of all that could be ended the kernel takes this one: a job is the largest where it matters
-        write("/proc/%d/oom_score_adj" % job.rank_pid(process), 1000)
+        scores = ["/proc/%d/oom_score_adj" % pid for pid in (job.rank_pid(process), other.pid, process.pid)]
+        equal(int(read(scores[0])), int(read(scores[2])) + 100)
+        # Where it matters a job is the largest process and the other the next; here all are of a size. The other goes
+        # on when it has the rank's memory and must not have the supervisor's.
+        for path, score in zip(scores, (1000, 500)):
+            write(path, score)
         group.set_limit(int(read(group.usage)) + 8 * MIB)
         other.stdin.write("\n")
         other.stdin.flush()
