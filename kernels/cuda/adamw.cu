@@ -5,7 +5,8 @@
  * CPU. Four elements a thread where pointers are aligned, which is also what one draw of random
  * numbers serves, else one. Does nothing when clip says that the gradients are not finite.
  *
- * Measured on an H100 80GB, 2026-11-22: bf16 with float states, 130M elements, 2,880 GB/s.
+ * Measured on an H100 80GB, 2026-11-26 (by gpu_ops, a variant of it): 130M elements, bf16 with
+ * float states 2,890 GB/s, all in bf16 2,760 GB/s.
  */
 #include "kernels/cuda/adamw.cuh"
 
@@ -38,8 +39,7 @@ __global__ void __launch_bounds__(THREADS)
             load4((const S *)a.v + at * 4, v[k]);
         }
     }
-    struct adamw_consts c = consts_of(a), plain = c;
-    plain.decay = 1.0f;
+    struct adamw_consts c = consts_of(a);
 #pragma unroll
     for (int k = 0; k < GROUPS; k++) {
         int64_t at = first + k * THREADS;
@@ -50,9 +50,10 @@ __global__ void __launch_bounds__(THREADS)
             draw =
                 rng_draw4(adamw_stream(a.seed, a.step->step, a.site), (uint64_t)a.first / 4 + at);
 #pragma unroll
-        for (int i = 0; i < 4; i++)
-            adamw_element(at * 4 + i < a.n_decay ? &c : &plain, rounded<T>(g[k][i]), &w[k][i],
-                          &m[k][i], &v[k][i]);
+        for (int i = 0; i < 4; i++) {
+            struct adamw_consts own = consts_at(c, a, at * 4 + i);
+            adamw_element(&own, rounded<T>(g[k][i]), &w[k][i], &m[k][i], &v[k][i]);
+        }
         store_state4<M, 16>((M *)a.master + at * 4, w[k], draw);
         store_state4<S, 8>((S *)a.m + at * 4, m[k], draw);
         store_state4<S, 0>((S *)a.v + at * 4, v[k], draw);
@@ -67,8 +68,7 @@ __global__ void adamw_kernel(const __grid_constant__ struct adamw_args a, int64_
     int64_t i = from + (int64_t)blockIdx.x * THREADS + threadIdx.x;
     if (i >= a.n || !a.clip->finite)
         return;
-    struct adamw_consts c = consts_of(a);
-    c.decay = i < a.n_decay ? c.decay : 1.0f;
+    struct adamw_consts c = consts_at(consts_of(a), a, i);
     uint32_t draw = rng_draw(adamw_stream(a.seed, a.step->step, a.site), (uint64_t)(a.first + i));
     M *master = (M *)a.master + i;
     S *m = (S *)a.m + i, *v = (S *)a.v + i;

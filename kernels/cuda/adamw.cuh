@@ -13,6 +13,16 @@ static __device__ __forceinline__ struct adamw_consts consts_of(const struct ada
                              a.step->bias2, a.clip->coef);
 }
 
+/* Of element `at`: weight decay is for the first ones. By value: a choice between two structs would
+ * put both into local memory, from which every element would read them. */
+static __device__ __forceinline__ struct adamw_consts consts_at(struct adamw_consts c,
+                                                                const struct adamw_args &a,
+                                                                int64_t at)
+{
+    c.decay = at < a.n_decay ? c.decay : 1.0f;
+    return c;
+}
+
 /* Read or written once: past the caches. */
 static __device__ __forceinline__ void load4(const float *p, float (&v)[4])
 {
