@@ -217,7 +217,7 @@ enum dtype session_dtype(const struct job_spec *spec)
 
 static void choose_head_rows(struct session *s)
 {
-    bool gpu = session_device(&s->spec) == DEVICE_CUDA;
+    bool gpu = s->device == DEVICE_CUDA;
     int64_t rows = (gpu ? HEAD_LOGITS_GPU : HEAD_LOGITS_CPU) / s->model.config.vocab;
     if (rows > HEAD_ROWS_TILE)
         rows -= rows % HEAD_ROWS_TILE;
@@ -264,10 +264,9 @@ static void choose_rest(struct session *s)
     struct job_spec *spec = &s->spec;
 
     if (spec->precision.compute == COMPUTE_AUTO)
-        spec->precision.compute = session_device(spec) == DEVICE_CUDA ? COMPUTE_BF16 : COMPUTE_FP32;
+        spec->precision.compute = s->device == DEVICE_CUDA ? COMPUTE_BF16 : COMPUTE_FP32;
     /* Head slices and GEMMs follow the device: a job that resumes elsewhere must not change. */
-    spec->resources.device =
-        session_device(spec) == DEVICE_CUDA ? DEVICE_ONLY_GPU : DEVICE_ONLY_CPU;
+    spec->resources.device = s->device == DEVICE_CUDA ? DEVICE_ONLY_GPU : DEVICE_ONLY_CPU;
     spec->parallelism.is_auto = false;
     spec->resolved = true;
 }
@@ -339,6 +338,7 @@ int session_prepare(const struct job_spec *spec, const struct session_options *o
     TRY(choose_length(&s, err));
     TRY(load_data(&s, options->scratch_dir, err));
     TRY(check_validation(&s, err));
+    s.device = session_device(&s.spec);
     choose_steps(&s);
     choose_rest(&s);
     TRY(check_precision(&s.spec, err));
@@ -407,7 +407,7 @@ static void set_placement(const struct session *s, struct plan_input *in)
     if (place->prefetch_depth > 0)
         in->force.prefetch = place->prefetch_depth;
     /* Without a limit a CPU device's memory is the host's: there is nothing to move. */
-    if (in->policy == PLACE_AUTO && session_device(&s->spec) == DEVICE_CPU && gpu == 0)
+    if (in->policy == PLACE_AUTO && s->device == DEVICE_CPU && gpu == 0)
         in->policy = PLACE_CUDA;
 }
 

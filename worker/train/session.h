@@ -34,14 +34,15 @@ struct session_options {
 };
 
 struct session {
-    struct job_spec spec; /* resolved */
+    struct job_spec spec;    /* resolved */
+    enum device_kind device; /* that it is made for: session_device(&spec) */
     struct sources sources;
     struct model model;
     struct tokenizer *tokenizer;
     struct dataset *train, *validation; /* validation NULL when there is none */
     int64_t steps_per_epoch, total_steps;
     int64_t micro_batch, micro_batches, seq_length, head_rows; /* frozen choices */
-    bool micro_batch_open; /* session_plan may change the first two */
+    bool micro_batch_open; /* session_plan may change the first two and head_rows */
 };
 
 /* The device a spec asks for: the GPU when there is one that works, else the CPU. */
@@ -60,8 +61,10 @@ int session_plan_input(const struct session *s, const struct op_table *ops,
 /* Settles on so many rows a micro-batch, 1 to the step's. */
 void session_set_micro_batch(struct session *s, int64_t rows);
 /* session_plan.c: the plan for this session on an op table within a limit of device bytes (0 =
- * none). `profile` may be NULL. Where the rows of a micro-batch are open they become those of the
- * fastest plan that fits; a CPU's gain nothing by other than the first, if that fits. */
+ * none). `profile` may be NULL: nominal rates. Where the rows of a micro-batch are open they become
+ * those of the fastest plan that fits; a CPU's gain nothing by other than the first, if that fits.
+ * Looks at the session, the table, the profile and the limit alone, at no device: any machine can
+ * plan for any other. */
 int session_plan(struct session *s, const struct op_table *ops,
                  const struct device_profile *profile, size_t device_limit, struct plan **out,
                  struct err *err);

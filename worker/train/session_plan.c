@@ -2,7 +2,8 @@
  * The plan of a session, and with it how many rows pass through the model at a time where the job
  * leaves that open. More of them read the weights, and add to the gradients, less often; fewer keep
  * less for backward. Planning takes seconds for large models, so numbers of micro-batches are
- * halved or doubled as long as that is faster.
+ * halved or doubled as long as that is faster; where those first tried do not fit, all rows at once
+ * are tried before more of them.
  */
 #include "worker/train/session.h"
 
@@ -57,12 +58,14 @@ static bool try_parts(struct choice *c, int64_t parts)
 static void choose(struct choice *c)
 {
     int64_t batch = c->s->spec.hyper.batch_size.value, first = c->s->micro_batches;
-    bool gpu = session_device(&c->s->spec) == DEVICE_CUDA, fewer = false, had, better;
+    bool gpu = c->s->device == DEVICE_CUDA, fewer = false, had, better;
 
     if (try_parts(c, first) && !gpu)
         return;
     for (int64_t parts = first / 2; c->plan && parts >= 1 && try_parts(c, parts); parts /= 2)
         fewer = true;
+    if (!c->plan && first > 1) /* one alone has narrow gradients, which may be what fits */
+        try_parts(c, 1);
     for (int64_t parts = first; !fewer && parts < batch;) {
         parts = 2 * parts < batch ? 2 * parts : batch;
         had = c->plan != NULL;
