@@ -15,6 +15,8 @@
 
 enum { TEAM_THREADS = 1024, TEAM_STAGES = 4, TEAM_BLOCKS = PARTIALS / 2 };
 constexpr size_t TEAM_BYTES = (size_t)TEAM_STAGES * 3 * TEAM_THREADS * 16;
+/* Two sums for each of up to 8 elements a thread. */
+static_assert(TEAM_BYTES >= (size_t)TEAM_THREADS * 8 * 2 * sizeof(float), "");
 
 /* A thread's share of x, dy and dresidual in one stage. */
 struct team_slot {
@@ -93,28 +95,31 @@ __device__ __forceinline__ void team_row(const struct norm_args &a, const struct
     store_pack((T *)a.dx + row * a.ld + c, d);
 }
 
-/* The block's partial row of dweight, then of dbias: its teams add theirs in turn. */
-template <int W>
-__device__ __forceinline__ void team_partial(const struct norm_args &a, float *sums, int teams,
-                                             int team, int c, const float (&dw)[W],
-                                             const float (&db)[W])
+/* The block's partial row of dweight, then of dbias: its teams' sums in their order. */
+template <int W, int TEAMS>
+__device__ __forceinline__ void team_partial(const struct norm_args &a, float *sums, int team,
+                                             int c, const float (&dw)[W], const float (&db)[W])
 {
     int C = (int)a.C;
     float *partial = (float *)a.workspace + (int64_t)blockIdx.x * 2 * C;
     __pipeline_wait_prior(0);
-    for (int turn = 0; turn < teams; turn++) {
-        __syncthreads();
-        if (team == turn && c < C) {
+    __syncthreads(); /* the ring, where the sums go, is not read any more */
+    if (c < C) {
+        float *own = sums + team * 2 * C + c;
 #pragma unroll
-            for (int j = 0; j < W; j++) {
-                sums[c + j] = (turn > 0 ? sums[c + j] : 0.0f) + dw[j];
-                sums[C + c + j] = (turn > 0 ? sums[C + c + j] : 0.0f) + db[j];
-            }
+        for (int j = 0; j < W; j++) {
+            own[j] = dw[j];
+            own[C + j] = db[j];
         }
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < 2 * C; i += TEAM_THREADS)
-        partial[i] = sums[i];
+    for (int i = threadIdx.x; i < 2 * C; i += TEAM_THREADS) {
+        float sum = sums[i];
+#pragma unroll
+        for (int t = 1; t < TEAMS; t++)
+            sum += sums[t * 2 * C + i];
+        partial[i] = sum;
+    }
 }
 
 template <typename T, int LANES>
@@ -154,7 +159,7 @@ __global__ void __launch_bounds__(TEAM_THREADS, 1)
         at++;
     }
     if (a.dweight || a.dbias)
-        team_partial<W>(a, (float *)ring, TEAMS, team, c, dw, db);
+        team_partial<W, TEAMS>(a, (float *)ring, team, c, dw, db);
 }
 
 /* 0: not on this device. */
