@@ -27,11 +27,14 @@ GPU_LAUNCHES := $(B)/tests/gpu/launches.so
 $(GPU_FAULT) $(GPU_LAUNCHES): $(B)/%.so: %.c
 	@mkdir -p $(@D)
 	$(CC) -std=gnu11 -O2 -Wall -Wextra -Werror -shared -fPIC -o $@ $< -ldl
-test-gpu: $(OPS_BINS) $(GPU_BIN) $(GPU_FAULT) $(B)/tests/placement/check_placement $(PROGRAMS)  ## ops, models, placement, jobs and faults on this machine's GPU; PEER=python with torch: losses beside PyTorch's
-	@tests/gpu/run $(B) $(PEER)
+GPU_TESTS := $(OPS_BINS) $(GPU_BIN) $(GPU_FAULT) $(B)/tests/placement/check_placement $(PROGRAMS)
+test-gpu: $(GPU_TESTS)  ## ops, models, placement, jobs and faults on this machine's GPU (PEER=python with torch: losses beside PyTorch's; JOBS=suites at a time; SUITES="ops_norm ...")
+	@tests/gpu/run $(B) --jobs $(or $(JOBS),1) $(if $(PEER),--peer $(PEER)) $(SUITES)
+gpu-pack: $(GPU_TESTS) $(GPU_LAUNCHES) $(B)/tests/bench/gpu_ops  ## programs and libraries of test-gpu, sanitize-gpu and bench-gpu in build/gpu-pack.tar.xz, for a GPU machine without a compiler
+	@tests/gpu/pack $(B) $(B)/gpu-pack.tar.xz
 sanitize-gpu: $(OPS_BINS) $(GPU_LAUNCHES)  ## op tests under compute-sanitizer: memcheck, racecheck, initcheck (minutes)
 	@tests/gpu/sanitize $(B)
-.PHONY: test-gpu sanitize-gpu
+.PHONY: test-gpu gpu-pack sanitize-gpu
 
 # Fuzz targets: tests/fuzz/<folder>/NAME.c, see tests/fuzz/fuzz.h. Without SAN=fuzz they replay their seeds.
 FUZZ_SRCS := $(wildcard tests/fuzz/*/*.c tests/fuzz/*/*/*.c)
