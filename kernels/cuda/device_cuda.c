@@ -50,7 +50,7 @@ static void cuda_close(struct device *d)
     cudaSetDevice(d->index);
     gemm_cache_destroy(state->gemms);
     if (state->blas)
-        cublasLtDestroy(state->blas);
+        state->lt.Destroy(state->blas);
     free(state);
     d->state = NULL;
 }
@@ -434,10 +434,11 @@ int device_cuda_open(int index, const struct device_options *options, struct dev
     state->stream_write_value = (stream_value_fn)find_driver_call("cuStreamWriteValue32");
     state->tensor_map = (tensor_map_fn)find_driver_call("cuTensorMapEncodeTiled");
     state->capability = prop.major * 10 + prop.minor;
-    cublasStatus_t status = cublasLtCreate(&state->blas);
+    TRY(blaslt_load(&state->lt, err));
+    cublasStatus_t status = state->lt.Create(&state->blas);
     if (status != CUBLAS_STATUS_SUCCESS) {
         rc = err_set(err, ERR_DEVICE, "cublasLtCreate failed on cuda:%d (%s): %s", index, d->name,
-                     cublasLtGetStatusString(status));
+                     state->lt.GetStatusString(status));
         goto out;
     }
     state->gemms = gemm_cache_create(state);

@@ -29,7 +29,7 @@ enum { KEY_SUMS = 1 << 22 }; /* beside an epilogue's number */
 /* Open addressing; plans never go away before the cache does. */
 struct gemm_cache {
     const struct cuda_state *state;
-    cublasLtHandle_t blas;
+    const struct blaslt *lt;
     struct gemm_plan **slots;
     size_t capacity, used;
     bool tuning;
@@ -39,24 +39,24 @@ struct gemm_cache *gemm_cache_create(const struct cuda_state *state)
 {
     struct gemm_cache *cache = xcalloc(1, sizeof *cache);
     cache->state = state;
-    cache->blas = state->blas;
+    cache->lt = &state->lt;
     cache->capacity = 256;
     cache->slots = xcalloc(cache->capacity, sizeof *cache->slots);
     return cache;
 }
 
-static void plan_destroy(struct gemm_plan *plan)
+static void plan_destroy(const struct blaslt *lt, struct gemm_plan *plan)
 {
     if (plan->a)
-        cublasLtMatrixLayoutDestroy(plan->a);
+        lt->MatrixLayoutDestroy(plan->a);
     if (plan->b)
-        cublasLtMatrixLayoutDestroy(plan->b);
+        lt->MatrixLayoutDestroy(plan->b);
     if (plan->c)
-        cublasLtMatrixLayoutDestroy(plan->c);
+        lt->MatrixLayoutDestroy(plan->c);
     if (plan->d)
-        cublasLtMatrixLayoutDestroy(plan->d);
+        lt->MatrixLayoutDestroy(plan->d);
     if (plan->desc)
-        cublasLtMatmulDescDestroy(plan->desc);
+        lt->MatmulDescDestroy(plan->desc);
     free(plan);
 }
 
@@ -66,7 +66,7 @@ void gemm_cache_destroy(struct gemm_cache *cache)
         return;
     for (size_t i = 0; i < cache->capacity; i++) {
         if (cache->slots[i])
-            plan_destroy(cache->slots[i]);
+            plan_destroy(cache->lt, cache->slots[i]);
     }
     free(cache->slots);
     free(cache);
@@ -140,13 +140,13 @@ static bool ok(cublasStatus_t status)
     return status == CUBLAS_STATUS_SUCCESS;
 }
 
-static bool set(cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t name, const void *value,
-                size_t bytes)
+static bool set(const struct blaslt *lt, cublasLtMatmulDesc_t desc,
+                cublasLtMatmulDescAttributes_t name, const void *value, size_t bytes)
 {
-    return ok(cublasLtMatmulDescSetAttribute(desc, name, value, bytes));
+    return ok(lt->MatmulDescSetAttribute(desc, name, value, bytes));
 }
 
-static bool plan_describe(struct gemm_plan *plan)
+static bool plan_describe(const struct blaslt *lt, struct gemm_plan *plan)
 {
     const struct gemm_key *k = &plan->key;
     cudaDataType_t in = (cudaDataType_t)k->type_in, out = (cudaDataType_t)k->type_out;
@@ -160,22 +160,22 @@ static bool plan_describe(struct gemm_plan *plan)
     uint64_t b_cols = (uint64_t)(k->trans_b ? k->k : k->n);
     uint64_t m = (uint64_t)k->m, n = (uint64_t)k->n;
 
-    return ok(cublasLtMatmulDescCreate(&plan->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F)) &&
-           set(plan->desc, CUBLASLT_MATMUL_DESC_TRANSA, &op_a, sizeof op_a) &&
-           set(plan->desc, CUBLASLT_MATMUL_DESC_TRANSB, &op_b, sizeof op_b) &&
-           set(plan->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue) &&
-           (k->ld_aux == 0 ||
-            set(plan->desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &k->ld_aux, sizeof k->ld_aux)) &&
-           ok(cublasLtMatrixLayoutCreate(&plan->a, in, a_rows, a_cols, k->lda)) &&
-           ok(cublasLtMatrixLayoutCreate(&plan->b, in_b, b_rows, b_cols, k->ldb)) &&
-           ok(cublasLtMatrixLayoutCreate(&plan->c, out, m, n, k->ldc)) &&
-           ok(cublasLtMatrixLayoutCreate(&plan->d, out, m, n, k->ldd));
+    return ok(lt->MatmulDescCreate(&plan->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F)) &&
+           set(lt, plan->desc, CUBLASLT_MATMUL_DESC_TRANSA, &op_a, sizeof op_a) &&
+           set(lt, plan->desc, CUBLASLT_MATMUL_DESC_TRANSB, &op_b, sizeof op_b) &&
+           set(lt, plan->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue) &&
+           (k->ld_aux == 0 || set(lt, plan->desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &k->ld_aux,
+                                  sizeof k->ld_aux)) &&
+           ok(lt->MatrixLayoutCreate(&plan->a, in, a_rows, a_cols, k->lda)) &&
+           ok(lt->MatrixLayoutCreate(&plan->b, in_b, b_rows, b_cols, k->ldb)) &&
+           ok(lt->MatrixLayoutCreate(&plan->c, out, m, n, k->ldc)) &&
+           ok(lt->MatrixLayoutCreate(&plan->d, out, m, n, k->ldd));
 }
 
-static bool prefer(cublasLtMatmulPreference_t pref, cublasLtMatmulPreferenceAttributes_t name,
-                   uint32_t value)
+static bool prefer(const struct blaslt *lt, cublasLtMatmulPreference_t pref,
+                   cublasLtMatmulPreferenceAttributes_t name, uint32_t value)
 {
-    return ok(cublasLtMatmulPreferenceSetAttribute(pref, name, &value, sizeof value));
+    return ok(lt->MatmulPreferenceSetAttribute(pref, name, &value, sizeof value));
 }
 
 /* How a product may be done. */
@@ -193,22 +193,23 @@ static int plan_propose(struct gemm_cache *cache, const struct gemm_plan *plan,
     const uint32_t ordered =
         CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE | CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE;
     const size_t workspace = GEMM_WORKSPACE;
+    const struct blaslt *lt = cache->lt;
     cublasLtMatmulPreference_t pref = NULL;
     int count = 0;
 
     bool asked =
-        ok(cublasLtMatmulPreferenceCreate(&pref)) &&
-        ok(cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                                                &workspace, sizeof workspace)) &&
-        prefer(pref, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, ordered) &&
-        prefer(pref, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, (uint32_t)k->align_a) &&
-        prefer(pref, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, (uint32_t)k->align_b) &&
-        prefer(pref, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, (uint32_t)k->align_c) &&
-        prefer(pref, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, (uint32_t)k->align_d) &&
-        ok(cublasLtMatmulAlgoGetHeuristic(cache->blas, plan->desc, plan->a, plan->b, plan->c,
-                                          plan->d, pref, wanted, found, &count));
+        ok(lt->MatmulPreferenceCreate(&pref)) &&
+        ok(lt->MatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                            &workspace, sizeof workspace)) &&
+        prefer(lt, pref, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, ordered) &&
+        prefer(lt, pref, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, (uint32_t)k->align_a) &&
+        prefer(lt, pref, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, (uint32_t)k->align_b) &&
+        prefer(lt, pref, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, (uint32_t)k->align_c) &&
+        prefer(lt, pref, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, (uint32_t)k->align_d) &&
+        ok(lt->MatmulAlgoGetHeuristic(cache->state->blas, plan->desc, plan->a, plan->b, plan->c,
+                                      plan->d, pref, wanted, found, &count));
     if (pref)
-        cublasLtMatmulPreferenceDestroy(pref);
+        lt->MatmulPreferenceDestroy(pref);
     for (int i = 0; asked && i < count; i++)
         ways[i].algo = found[i].algo;
     return asked ? count : 0;
@@ -221,9 +222,9 @@ static bool launch(struct gemm_cache *cache, const struct gemm_plan *plan,
         return g->apart(g->how, g->d) == 0;
     if (way->own)
         return gemm_own_run(cache->state, stream, g) == 0;
-    return ok(cublasLtMatmul(cache->blas, plan->desc, &g->alpha, g->a, plan->a, g->b, plan->b,
-                             &g->beta, g->c ? g->c : g->d, plan->c, g->d, plan->d, &way->algo,
-                             g->workspace, GEMM_WORKSPACE, stream));
+    return ok(cache->lt->Matmul(cache->state->blas, plan->desc, &g->alpha, g->a, plan->a, g->b,
+                                plan->b, &g->beta, g->c ? g->c : g->d, plan->c, g->d, plan->d,
+                                &way->algo, g->workspace, GEMM_WORKSPACE, stream));
 }
 
 /* A round runs every proposal once, so that all of them meet the same clock and neighbours. */
@@ -310,16 +311,16 @@ static int plan_fastest(struct gemm_cache *cache, const struct gemm_plan *plan,
 }
 
 /* The heuristic reads no pointer values, but wants to see which ones are set. */
-static bool plan_bind(struct gemm_plan *plan, const struct gemm *g)
+static bool plan_bind(const struct blaslt *lt, struct gemm_plan *plan, const struct gemm *g)
 {
     return (!g->bias ||
-            set(plan->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &g->bias, sizeof g->bias)) &&
-           (!g->aux ||
-            set(plan->desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &g->aux, sizeof g->aux)) &&
-           (!g->scale_a ||
-            set(plan->desc, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &g->scale_a, sizeof(void *))) &&
+            set(lt, plan->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &g->bias, sizeof g->bias)) &&
+           (!g->aux || set(lt, plan->desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &g->aux,
+                           sizeof g->aux)) &&
+           (!g->scale_a || set(lt, plan->desc, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &g->scale_a,
+                               sizeof(void *))) &&
            (!g->scale_b ||
-            set(plan->desc, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &g->scale_b, sizeof(void *)));
+            set(lt, plan->desc, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &g->scale_b, sizeof(void *)));
 }
 
 static bool plan_choose(struct gemm_cache *cache, struct gemm_plan *plan, cudaStream_t stream,
@@ -328,7 +329,8 @@ static bool plan_choose(struct gemm_cache *cache, struct gemm_plan *plan, cudaSt
     struct candidate ways[CANDIDATES] = {{0}};
     int count = 0;
 
-    if (plan->key.epilogue < GEMM_EPILOGUE_DRELU && plan_describe(plan) && plan_bind(plan, g))
+    if (plan->key.epilogue < GEMM_EPILOGUE_DRELU && plan_describe(cache->lt, plan) &&
+        plan_bind(cache->lt, plan, g))
         count = plan_propose(cache, plan, ways, cache->tuning ? PROPOSALS : 1);
     if (gemm_own_can(cache->state, g)) {
         if (count == 0 || cache->tuning)
@@ -378,7 +380,7 @@ int gemm_run(struct gemm_cache *cache, cudaStream_t stream, const struct gemm *g
 
     if (!plan->usable)
         return ERR_UNSUPPORTED;
-    if (!plan->own && !plan_bind(plan, g))
+    if (!plan->own && !plan_bind(cache->lt, plan, g))
         return ERR_DEVICE;
     const struct candidate way = {plan->own, plan->algo};
     return launch(cache, plan, &way, stream, g) ? 0 : ERR_DEVICE;
@@ -397,7 +399,7 @@ _Static_assert(sizeof(cublasLtMatmulAlgo_t) == sizeof(((struct gemm_file_plan *)
 int gemm_cache_save(const struct gemm_cache *cache, const char *gpu, const char *path,
                     struct err *err)
 {
-    struct gemm_file_owner owner = {.gpu = gpu, .version = cublasLtGetVersion()};
+    struct gemm_file_owner owner = {.gpu = gpu, .version = cache->lt->GetVersion()};
     struct gemm_file_plan *plans = xcalloc(cache->used + 1, sizeof *plans);
     int64_t n = 0;
 
@@ -416,7 +418,7 @@ int gemm_cache_save(const struct gemm_cache *cache, const char *gpu, const char 
 
 int gemm_cache_load(struct gemm_cache *cache, const char *gpu, const char *path, struct err *err)
 {
-    struct gemm_file_owner owner = {.gpu = gpu, .version = cublasLtGetVersion()};
+    struct gemm_file_owner owner = {.gpu = gpu, .version = cache->lt->GetVersion()};
     struct gemm_file_plan *plans = NULL;
     int64_t n = 0;
     int rc = gemm_file_load(path, &owner, &plans, &n, err);
@@ -428,7 +430,7 @@ int gemm_cache_load(struct gemm_cache *cache, const char *gpu, const char *path,
         plan->key = plans[i].key;
         memcpy(&plan->algo, plans[i].algo, sizeof plan->algo);
         plan->own = plans[i].own;
-        plan->usable = plan->own > 0 || (plan->own == 0 && plan_describe(plan));
+        plan->usable = plan->own > 0 || (plan->own == 0 && plan_describe(cache->lt, plan));
         cache_put(cache, plan);
     }
     free(plans);

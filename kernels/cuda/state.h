@@ -2,14 +2,11 @@
 #ifndef CASTOR_KERNELS_CUDA_STATE_H
 #define CASTOR_KERNELS_CUDA_STATE_H
 
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wstrict-prototypes" /* the library's header has one `()` */
-#include <cublasLt.h>
-#pragma GCC diagnostic pop
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 
 #include "core/err.h"
+#include "kernels/cuda/blaslt.h"
 #include "kernels/device.h"
 
 struct gemm_cache;
@@ -26,6 +23,7 @@ typedef CUresult (*tensor_map_fn)(CUtensorMap *, CUtensorMapDataType, cuuint32_t
 struct cuda_state {
     int index;
     int capability; /* 90 = compute capability 9.0 */
+    struct blaslt lt;
     cublasLtHandle_t blas;
     struct gemm_cache *gemms;                              /* owned; see gemm.h */
     stream_value_fn stream_wait_value, stream_write_value; /* or NULL */
