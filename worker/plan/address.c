@@ -126,9 +126,6 @@ static int64_t end_of_next_block(const struct instr_list *l, int64_t n)
     return n;
 }
 
-/* Blocks that may run while saved tensors leave: as many as that takes on today's links. */
-enum { SAVED_LINGER = 3 };
-
 /* How long after instruction n a place is in use that n touches. */
 static int64_t in_use_until(const struct plan *p, const struct instr_list *l, int64_t n,
                             const struct touch *t)
@@ -136,8 +133,7 @@ static int64_t in_use_until(const struct plan *p, const struct instr_list *l, in
     const struct instr *i = &l->items[n];
     if (i->queue != QUEUE_D2H || !t->reads || p->places[t->place].tier != TIER_GPU)
         return n;
-    bool saved = i->op == INSTR_SAVE_ACT && i->block >= 0;
-    for (int k = saved ? SAVED_LINGER : p->chosen.linger ? 1 : 0; k > 0; k--)
+    for (int64_t k = p->chosen.linger; k > 0; k--)
         n = end_of_next_block(l, n < l->n - 1 ? n + 1 : n);
     return n;
 }

@@ -11,6 +11,7 @@
  *   time.c      how long a list takes
  *   simulate.c  proof that the lists keep the rules; memory and traffic
  *   search.c    which choices
+ *   refuse.c    what a job is told that does not fit
  */
 #ifndef CASTOR_WORKER_PLAN_BUILD_H
 #define CASTOR_WORKER_PLAN_BUILD_H
@@ -119,11 +120,17 @@ struct plan *plan_draft(const struct plan_input *in, const struct plan_choices *
 struct plan *plan_make(const struct plan_input *in, const struct plan_choices *choices);
 /* search.c: the plan for this input, likewise; ERR_DEVICE_OOM when nothing fits. */
 int plan_choose(const struct plan_input *in, struct plan **out, struct err *err);
+/* refuse.c: ERR_DEVICE_OOM by what the choices that came nearest to fitting claim, with advice
+ * where there is an err to hold it. */
+int plan_refuse(const struct plan_input *in, const struct plan_choices *nearest, struct err *err);
 
 /* time.c: no order of the list's instructions takes less than this; at_best: not even where layers
  * run as fast as matrix products. */
 double plan_time_bound(const struct plan *p, enum plan_list list,
                        const struct device_profile *profile, bool at_best);
+/* Seconds of an instruction while no other queue runs. */
+double plan_instr_seconds(const struct plan *p, enum plan_list list, const struct instr *i,
+                          const struct device_profile *profile);
 /* What becomes of speculative updates: they hold, they are done again, or they are left out and all
  * is done behind the norm. */
 enum speculation { SPECULATION_HOLDS, SPECULATION_FAILS, SPECULATION_OFF };

@@ -86,8 +86,8 @@ struct plan_choices {
     int64_t cheap;      /* 1: saved tensors include what one pass makes again: block.h        */
     int64_t rounded;    /* so many first layers hold their weights' 8-bit copies through the step:
                            block.h                                                          */
-    int64_t linger;     /* 1: what leaves the gpu keeps its place while the next block runs, so that
-                           this need not wait for the copy                                  */
+    int64_t linger;     /* what leaves the gpu keeps its place while the next so many blocks run, so
+                           that they need not wait for the copy                             */
 };
 #define PLAN_CHOICES_AUTO                                                                          \
     ((struct plan_choices){.group = PLAN_AUTO,                                                     \

@@ -184,18 +184,44 @@ static bool consider(struct search *s, struct plan_choices c)
 
 /* --- kinds of plans --- */
 
+/* Blocks that run while the saved tensors of one leave, where nothing else does: where to begin. */
+static int64_t blocks_meanwhile(const struct search *s, struct plan_choices c)
+{
+    c = forced(s, c);
+    struct plan *p = plan_draft(s->in, &c);
+    const struct instr_list *l = &p->lists[LIST_TRAIN];
+    double block = 0;
+    int64_t n = 0;
+    for (int64_t k = 0; k < l->n && n == 0; k++) {
+        const struct instr *i = &l->items[k];
+        if (i->op == INSTR_FORWARD)
+            block = plan_instr_seconds(p, LIST_TRAIN, i, s->profile);
+        if (i->op == INSTR_SAVE_ACT && i->block >= 0)
+            n = (int64_t)ceil(plan_instr_seconds(p, LIST_TRAIN, i, s->profile) / block);
+    }
+    plan_destroy(p);
+    return n < s->layers ? n : s->layers;
+}
+
 /* As many layers as fit keep their saved tensors, of which up to `most` let them wait in host
  * memory: all of them keep them where that is enough, and no more wait than need be. */
 static void search_kept(struct search *s, struct plan_choices c, int64_t most)
 {
     c.keep = s->layers;
     c.offload_saved = most;
-    if (fits_in(s, c, ALL_TIERS, false)) {
+    int64_t meanwhile = c.linger = most > 0 ? blocks_meanwhile(s, c) : 0;
+    bool fits = fits_in(s, c, ALL_TIERS, false);
+    while (!fits && c.linger > 0) { /* rather wait for copies than make layers again */
+        c.linger /= 2;
+        fits = fits_in(s, c, ALL_TIERS, false);
+    }
+    if (fits) {
         best_that_fits(s, &c, &c.offload_saved, most, 0, ALL_TIERS);
         best_that_fits(s, &c, &c.rounded, 0, s->in->fp8 ? s->layers : 0, ALL_TIERS);
         consider(s, c);
         return;
     }
+    c.linger = meanwhile;
     c.keep = 0;
     if (!fits_in(s, c, ALL_TIERS, false))
         return;
@@ -377,12 +403,41 @@ static void search_splits(struct search *s, struct plan_choices c)
 /* Places that linger, for which fewer parameters stay over the turn. */
 static bool linger(struct search *s, struct plan_choices c, int64_t most_turns)
 {
-    c.linger = 1;
+    if (c.linger == 0)
+        c.linger = 1;
     c.turn = 0;
     if (!fits_in(s, c, ALL_TIERS, false))
         return false;
     best_that_fits(s, &c, &c.turn, 0, most_turns, ALL_TIERS);
     return consider(s, c);
+}
+
+/* Likewise, for which more saved tensors leave. */
+static bool linger_saved(struct search *s, struct plan_choices c)
+{
+    c.offload_saved = c.keep;
+    c.rounded = 0;
+    if (!fits_in(s, c, ALL_TIERS, false))
+        return false;
+    best_that_fits(s, &c, &c.offload_saved, c.keep, 0, ALL_TIERS);
+    best_that_fits(s, &c, &c.rounded, 0, s->in->fp8 ? s->layers : 0, ALL_TIERS);
+    return consider(s, c);
+}
+
+/* While something leaves one more block runs, or one less, as long as that is faster. */
+static void refine_linger(struct search *s)
+{
+    int64_t first = s->best->chosen.linger;
+    for (int64_t step = 1; step >= -1 && s->best->chosen.linger == first; step -= 2) {
+        double before = INFINITY;
+        while (s->best_seconds < before && s->best->chosen.linger + step >= 0) {
+            struct plan_choices c = s->best->chosen;
+            before = s->best_seconds;
+            c.linger += step;
+            if (c.offload_saved > 0 ? !linger_saved(s, c) : !linger(s, c, c.turn))
+                break;
+        }
+    }
 }
 
 /* Fewer chunks that are resident leave memory in which others stay over the turn, and a queue waits
@@ -442,7 +497,7 @@ static void refine(struct search *s)
     struct plan_choices c = s->best->chosen;
     if (c.resident == s->n_chunks && !c.offload_boundaries && !c.offload_saved)
         return;
-    linger(s, c, c.turn);
+    refine_linger(s);
     refine_early(s);
     if (s->best->chosen.grad_homes == 0)
         house_gradients(s, s->best->chosen);
@@ -454,77 +509,6 @@ static void refine(struct search *s)
     refine_keep(s);
     if (s->best->chosen.resident != c.resident || s->best->chosen.keep != c.keep)
         refine_early(s);
-}
-
-/* --- refusing --- */
-
-static double mib(size_t bytes)
-{
-    return (double)bytes / 1048576.0;
-}
-
-/* Would the input fit if it were changed? Quietly. */
-static bool would_fit(const struct plan_input *in)
-{
-    struct plan *p = NULL;
-    bool fits = plan_choose(in, &p, NULL) == 0;
-    plan_destroy(p);
-    return fits;
-}
-
-static void advise(const struct plan_input *in, char *out, size_t cap)
-{
-    struct plan_input other = *in;
-    snprintf(out, cap, "a smaller dataset.max_seq_length needs less, or raise the limit");
-    if (in->policy == PLACE_CUDA) {
-        other.policy = PLACE_AUTO;
-        if (would_fit(&other)) {
-            snprintf(out, cap, "with placement.policy \"auto\" it fits");
-            return;
-        }
-    }
-    if (in->micro_batch > 1) {
-        other.micro_batches *= other.micro_batch;
-        other.micro_batch = 1;
-        snprintf(
-            out, cap, "%s",
-            would_fit(&other)
-                ? in->policy == PLACE_CUDA
-                      ? "with optimization.micro_batch_size 1 and placement.policy \"auto\" it "
-                        "fits"
-                      : "with optimization.micro_batch_size 1 it fits"
-                : "even optimization.micro_batch_size 1 does not fit; a smaller "
-                  "dataset.max_seq_length needs less, or raise the limit");
-    }
-}
-
-/* What the nearest plan claims when no limit breaks off its making. */
-static void nearest_claims(const struct search *s, size_t out[TIER_COUNT])
-{
-    struct plan_input in = *s->in;
-    for (int t = 0; t < TIER_COUNT; t++)
-        in.limit[t] = SIZE_MAX;
-    struct plan *p = plan_make(&in, &s->nearest);
-    memcpy(out, p->claim, sizeof p->claim);
-    plan_destroy(p);
-}
-
-static int refuse(const struct search *s, bool advice, struct err *err)
-{
-    char change[192] = "raise the limit";
-    enum plan_tier t = TIER_GPU;
-    size_t least[TIER_COUNT];
-    nearest_claims(s, least);
-    for (int k = TIER_COUNT - 1; k >= 0; k--)
-        if ((s->in->limit[k] > 0 || k == TIER_NVME) && least[k] > s->in->limit[k])
-            t = (enum plan_tier)k;
-    if (advice)
-        advise(s->in, change, sizeof change);
-    int rc = err_set(err, ERR_DEVICE_OOM,
-                     "the job needs %.1f MiB of %s memory and may use %.1f MiB, %.1f MiB short; %s",
-                     mib(least[t]), plan_tier_name(t), mib(s->in->limit[t]),
-                     mib(least[t] - s->in->limit[t]), change);
-    return err_set_reason(err, rc, "insufficient_memory");
 }
 
 /* --- the whole --- */
@@ -566,7 +550,7 @@ int plan_choose(const struct plan_input *in, struct plan **out, struct err *err)
             search_splits(&s, c);
     }
     if (!s.best)
-        return refuse(&s, err != NULL, err);
+        return plan_refuse(in, &s.nearest, err);
     refine(&s);
     *out = s.best;
     return 0;

@@ -198,6 +198,12 @@ static double instr_seconds(const struct plan *p, enum plan_list list, const str
     }
 }
 
+double plan_instr_seconds(const struct plan *p, enum plan_list list, const struct instr *i,
+                          const struct device_profile *profile)
+{
+    return instr_seconds(p, list, i, profile, false);
+}
+
 /* --- all together --- */
 
 struct run {

@@ -42,6 +42,33 @@ Test(overlap, what_leaves_the_gpu_lingers)
     rig_fini(&r);
 }
 
+/* Places whose copies take longer than a layer are held while several run: for as long as that is
+ * faster, which is not the same on any two machines. */
+Test(overlap, saved_tensors_linger_for_as_long_as_their_copies_take)
+{
+    static const double layers[3] = {0.4, 1.4, 2.5}; /* that a copy takes */
+    struct device_profile profile = rig_profile(1e9, 1e12, 1e12);
+    struct rig r;
+    rig_init(&r, 12, 1);
+    r.in.policy = PLACE_CUDA;
+    r.in.profile = &profile;
+    struct plan *p = rig_plan(&r);
+    double saved = (double)p->sizes[LIST_TRAIN][1].saved;
+    double layer = rig_simulate(p).seconds / (3 * 12);
+    r.in.force.offload_saved = 3;
+    for (int k = 0; k < 3; k++) {
+        profile.d2h_rate = profile.d2h_both_rate = saved / (layer * layers[k]);
+        r.in.force.linger = PLAN_AUTO;
+        cr_expect_eq(rig_plan(&r)->chosen.linger, k + 1);
+        double seconds = rig_simulate(r.plan).seconds;
+        for (r.in.force.linger = 0; r.in.force.linger <= 5; r.in.force.linger++)
+            cr_expect_leq(seconds, (1 + 1e-9) * rig_simulate(rig_plan(&r)).seconds,
+                          "copies of %g layers, linger %lld", layers[k],
+                          (long long)r.in.force.linger);
+    }
+    rig_fini(&r);
+}
+
 Test(overlap, a_gradient_waits_in_the_place_of_its_parameters_beside_a_master)
 {
     struct rig r;

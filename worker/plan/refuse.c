@@ -1,0 +1,76 @@
+/* Why a job does not fit, and the nearest change with which it would. */
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "worker/plan/build.h"
+
+static double mib(size_t bytes)
+{
+    return (double)bytes / 1048576.0;
+}
+
+/* Would the input fit if it were changed? Quietly. */
+static bool would_fit(const struct plan_input *in)
+{
+    struct plan *p = NULL;
+    bool fits = plan_choose(in, &p, NULL) == 0;
+    plan_destroy(p);
+    return fits;
+}
+
+static void advise(const struct plan_input *in, char *out, size_t cap)
+{
+    struct plan_input other = *in;
+    snprintf(out, cap, "a smaller dataset.max_seq_length needs less, or raise the limit");
+    if (in->policy == PLACE_CUDA) {
+        other.policy = PLACE_AUTO;
+        if (would_fit(&other)) {
+            snprintf(out, cap, "with placement.policy \"auto\" it fits");
+            return;
+        }
+    }
+    if (in->micro_batch > 1) {
+        other.micro_batches *= other.micro_batch;
+        other.micro_batch = 1;
+        snprintf(
+            out, cap, "%s",
+            would_fit(&other)
+                ? in->policy == PLACE_CUDA
+                      ? "with optimization.micro_batch_size 1 and placement.policy \"auto\" it "
+                        "fits"
+                      : "with optimization.micro_batch_size 1 it fits"
+                : "even optimization.micro_batch_size 1 does not fit; a smaller "
+                  "dataset.max_seq_length needs less, or raise the limit");
+    }
+}
+
+/* What the nearest plan claims when no limit breaks off its making. */
+static void nearest_claims(const struct plan_input *of, const struct plan_choices *nearest,
+                           size_t out[TIER_COUNT])
+{
+    struct plan_input in = *of;
+    for (int t = 0; t < TIER_COUNT; t++)
+        in.limit[t] = SIZE_MAX;
+    struct plan *p = plan_make(&in, nearest);
+    memcpy(out, p->claim, sizeof p->claim);
+    plan_destroy(p);
+}
+
+int plan_refuse(const struct plan_input *in, const struct plan_choices *nearest, struct err *err)
+{
+    char change[192] = "raise the limit";
+    enum plan_tier t = TIER_GPU;
+    size_t least[TIER_COUNT];
+    nearest_claims(in, nearest, least);
+    for (int k = TIER_COUNT - 1; k >= 0; k--)
+        if ((in->limit[k] > 0 || k == TIER_NVME) && least[k] > in->limit[k])
+            t = (enum plan_tier)k;
+    if (err) /* else it is this that asks */
+        advise(in, change, sizeof change);
+    int rc = err_set(err, ERR_DEVICE_OOM,
+                     "the job needs %.1f MiB of %s memory and may use %.1f MiB, %.1f MiB short; %s",
+                     mib(least[t]), plan_tier_name(t), mib(in->limit[t]),
+                     mib(least[t] - in->limit[t]), change);
+    return err_set_reason(err, rc, "insufficient_memory");
+}
