@@ -19,9 +19,9 @@ The machine's profile (castor-worker --probe) is made first, unless --probed say
   peak memory of all tiers, planned and measured; bytes a step on each link; stalls of the compute queue by cause
 
 and a line `bench: CASE ours X peer Y unit tok/s ratio R` with the median of the steps behind the warm-up, and one of
-CASE-clipped. A job that clips begins with updates ahead of the norm and makes them again until it has seen that this
-does not pay; its steps are measured behind that. The whole takes most of an hour; cases and --clip cut it into parts,
-and neighbours of one shape share its files.
+CASE-clipped. A job that could clip but does not tries updates ahead of the norm in its first steps; it is measured
+behind these. The whole takes most of an hour; cases and --clip cut it into parts, and neighbours of one shape share its
+files.
 """
 import argparse
 import ctypes
@@ -40,7 +40,7 @@ import bench_gpu as shapes
 from bench_gpu import rig
 
 WARM_UP, LIMIT_S = 2, 200
-TRIAL = 16  # steps within which a job finds out whether updates ahead of the norm pay (worker/train/speculation.h)
+TRIAL = 18  # steps in which a job that never clips has tried updates ahead of the norm (worker/train/speculation.h)
 GIB = 1 << 30
 LINKS = ("h2d_bytes", "d2h_bytes", "disk_read_bytes", "disk_write_bytes")
 
@@ -222,20 +222,14 @@ def write_job(root, data, model, name, clip, volume):
     rig.write_json(path, spec)
 
 
-def settled(done, steps):
-    """Enough steps, and none of the last ones made updates twice, unless that goes on beyond the trial."""
-    enough = WARM_UP + steps
-    return len(done) >= enough + TRIAL or (
-        len(done) >= enough and done[-1]["redone_steps"] == done[-1 - steps]["redone_steps"])
-
-
-def run_job(worker, root, steps):
-    """(the last step events, as many as measured and WARM_UP before them, plan report, times of phases) or (None, why)."""
+def run_job(worker, root, steps, before=0):
+    """(step events, as many as measured and WARM_UP in front, plan report, times of phases) or (None, why). Steps `before` these
+    do not count."""
     path = os.path.join(root, "attempt-1", "events.jsonl")
     process = subprocess.Popen([worker, root], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline, events, done = time.monotonic() + LIMIT_S, [], []
     try:
-        while not settled(done, steps) and process.poll() is None and time.monotonic() < deadline:
+        while len(done) < before + WARM_UP + steps and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
             events = shapes.read_events(path)
             done = [e for e in events if e["type"] == "step"]
@@ -294,7 +288,7 @@ def run_clips(name, options, work, model, data, cap):
         write_job(job, data, model, name, clip, options.volume or work)
         ballast = Ballast(cap)
         try:
-            run, why = run_job(os.path.join(options.build, "castor-worker"), job, options.steps)
+            run, why = run_job(os.path.join(options.build, "castor-worker"), job, options.steps, TRIAL if clip == "idle" else 0)
         finally:
             ballast.drop()
         if run is None:

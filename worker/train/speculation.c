@@ -1,30 +1,23 @@
 #include "worker/train/speculation.h"
 
-static bool with(int64_t step)
-{
-    return step / SPECULATION_TURN % 2 == 0;
-}
+/* Weight of a step beside that of the one behind it: some ten of them count. */
+static const double fades = 0.9;
 
-bool speculation_next(struct speculation *s)
+bool speculation_next(const struct speculation *s)
 {
-    int64_t step = s->queued++;
-    if (s->clip_rate >= s->break_even)
+    if (s->timed[0] < SPECULATION_TIMED || s->clipped >= s->break_even * s->steps)
         return false;
-    if (step < 2 * SPECULATION_TURN)
-        return with(step);
-    bool known = s->fastest[0] > 0 && s->fastest[1] > 0;
-    return !known || s->fastest[1] < s->fastest[0];
+    return s->timed[1] < SPECULATION_TIMED || s->fastest[1] < s->fastest[0];
 }
 
 void speculation_note(struct speculation *s, bool speculated, bool undone, double seconds)
 {
-    int64_t step = s->collected++;
-    double *fastest = &s->fastest[speculated];
-
-    s->clip_rate = 0.9 * s->clip_rate + 0.1 * undone;
-    if (step >= 2 * SPECULATION_TURN || step % SPECULATION_TURN < SPECULATION_SKIP || undone ||
-        speculated != with(step))
+    s->clipped = fades * s->clipped + undone;
+    s->steps = fades * s->steps + 1;
+    s->run = speculated == s->way ? s->run + 1 : 1;
+    s->way = speculated;
+    if (s->run <= SPECULATION_SKIP || (speculated && undone))
         return;
-    if (*fastest == 0 || seconds < *fastest)
-        *fastest = seconds;
+    if (s->timed[speculated]++ == 0 || seconds < s->fastest[speculated])
+        s->fastest[speculated] = seconds;
 }
