@@ -1,7 +1,8 @@
 /*
- * castor-worker --probe [DIRECTORY]: the device profile of this machine. Each rate is the median of
- * PROBE_RUNS runs long enough to leave caches and start-up behind, and those of the disk, which is
- * the one of DIRECTORY, are of seconds; the whole takes half a minute a device.
+ * castor-worker --probe [DIRECTORY]: the device profiles of this machine. Each rate is the median
+ * of PROBE_RUNS runs long enough to leave caches and start-up behind. Those of the disk, which is
+ * the one of DIRECTORY, are of seconds; they are no device's, so all profiles share them. Those of
+ * the host are a device's: it has its own processors (cores.h), pages and types of updates.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -181,8 +182,7 @@ static int memory_free(struct device *d, struct device_profile *out, struct err 
     return rc;
 }
 
-static int probe_device(enum device_kind kind, const char *disk, struct device_profile *out,
-                        struct err *err)
+static int probe_device(enum device_kind kind, struct device_profile *out, struct err *err)
 {
     struct device_options o = {0};
     struct probe p = {.gemm = kind == DEVICE_CUDA ? GEMM_GPU : GEMM_CPU};
@@ -204,7 +204,6 @@ static int probe_device(enum device_kind kind, const char *disk, struct device_p
     TRY(copy_rate(&p, COPY_H2D, &out->h2d_rate, err));
     TRY(copy_rate(&p, COPY_D2H, &out->d2h_rate, err));
     TRY(probe_host(p.device, p.a, p.host, STREAM_BYTES, out, err));
-    TRY(probe_disk(p.device, disk, out, err));
     bool fp8 = p.device->fp8;
     free_buffers(&p); /* layers need the memory */
     p = (struct probe){0};
@@ -217,21 +216,36 @@ out:
     return rc;
 }
 
-static int probe_kind(enum device_kind kind, const char *disk, struct err *err)
+/* `profile` holds the disk's rates. */
+static int probe_kind(enum device_kind kind, struct device_profile profile, struct err *err)
 {
-    struct device_profile profile = {0};
-    struct buf text = {0};
     char *path = device_profile_path(kind == DEVICE_CUDA ? "cuda" : "cpu");
-    char *dir = xstrndup(path, (size_t)(strrchr(path, '/') - path));
+    struct buf text = {0};
     int rc = 0;
 
-    TRY(fs_mkdir_p(dir, false, err));
-    TRY(probe_device(kind, disk ? disk : dir, &profile, err));
+    TRY(probe_device(kind, &profile, err));
     TRY(device_profile_save(path, &profile, err));
     TRY(fs_read_file(path, 1 << 16, &text, err));
     puts(buf_str(&text));
 out:
     buf_fini(&text);
+    free(path);
+    return rc;
+}
+
+static int probe_all(const char *disk, struct err *err)
+{
+    char *path = device_profile_path("cpu");
+    char *dir = xstrndup(path, (size_t)(strrchr(path, '/') - path)); /* of all profiles */
+    struct device_profile profile = {0};
+    int rc = 0;
+
+    TRY(fs_mkdir_p(dir, false, err));
+    TRY(probe_disk(disk ? disk : dir, &profile, err));
+    TRY(probe_kind(DEVICE_CPU, profile, err));
+    if (device_count(DEVICE_CUDA) > 0)
+        TRY(probe_kind(DEVICE_CUDA, profile, err));
+out:
     free(dir);
     free(path);
     return rc;
@@ -240,9 +254,7 @@ out:
 int worker_probe(const char *disk)
 {
     struct err err = {0};
-    int rc = probe_kind(DEVICE_CPU, disk, &err);
-    if (rc == 0 && device_count(DEVICE_CUDA) > 0)
-        rc = probe_kind(DEVICE_CUDA, disk, &err);
+    int rc = probe_all(disk, &err);
     if (rc)
         fprintf(stderr, "castor-worker --probe: %s\n", err.msg);
     return rc == 0 && fflush(stdout) == 0 ? 0 : 1;

@@ -83,15 +83,16 @@ out:
     return rc;
 }
 
-int probe_disk(struct device *device, const char *directory, struct device_profile *out,
-               struct err *err)
+int probe_disk(const char *directory, struct device_profile *out, struct err *err)
 {
+    struct device *host = NULL;
     struct disk d = {0};
     uint64_t state = 88172645463325252u;
     int rc = 0;
 
+    TRY(device_open(DEVICE_CPU, 0, NULL, &host, err));
     for (int k = 0; k < 2; k++)
-        TRY(device_host_alloc(device, SLICE_BYTES, "a probe buffer", &d.memory[k], err));
+        TRY(device_host_alloc(host, SLICE_BYTES, "a probe buffer", &d.memory[k], err));
     for (size_t k = 0; k < SLICE_BYTES / sizeof state; k++) { /* nothing that compresses */
         state ^= state << 13;
         state ^= state >> 7;
@@ -109,6 +110,8 @@ out:
     nvme_file_destroy(d.file);
     for (int k = 0; k < 2; k++)
         if (d.memory[k])
-            device_host_free(device, d.memory[k], SLICE_BYTES);
+            device_host_free(host, d.memory[k], SLICE_BYTES);
+    if (host)
+        device_close(host);
     return rc ? err_wrap(err, rc, "measuring the disk of %s", directory) : 0;
 }

@@ -21,7 +21,6 @@ int probe_host(struct device *d, void *on_device, void *pinned, size_t bytes,
                struct device_profile *out, struct err *err);
 
 /* Fills the rates of the disk that a directory lies on. */
-int probe_disk(struct device *d, const char *directory, struct device_profile *out,
-               struct err *err);
+int probe_disk(const char *directory, struct device_profile *out, struct err *err);
 
 #endif

@@ -84,8 +84,9 @@ Test(speculation, steps_behind_a_change_and_undone_ones_are_not_timed)
     cr_expect_eq(s.timed[1], 0);
     for (int k = 0; k < SPECULATION_TIMED; k++) {
         cr_expect(speculation_next(&s));
-        speculation_note(&s, true, false, 1.1);
+        speculation_note(&s, true, false, 1.1 + 0.1 * k); /* the fastest one counts */
     }
+    cr_expect_float_eq(s.fastest[1], 1.1, 1e-12);
     cr_expect_not(speculation_next(&s));
 }
 
