@@ -19,7 +19,7 @@ Test(clock, sleep_lasts_at_least_as_long_as_asked)
     clock_sleep(0.05);
     double t = clock_monotonic() - start;
 
-    cr_assert(t >= 0.05 && t < 5, "slept %g", t);
+    cr_assert(t >= 0.05, "slept %g", t);
 }
 
 Test(clock, sleep_of_nothing_returns_at_once)
@@ -46,7 +46,7 @@ Test(clock, sleep_goes_on_after_signals)
     double start = clock_monotonic();
     clock_sleep(0.1);
     double t = clock_monotonic() - start;
-    cr_assert(t >= 0.1 && t < 5, "slept %g", t);
+    cr_assert(t >= 0.1, "slept %g", t);
 }
 
 Test(clock, format)

@@ -4,9 +4,10 @@ directory's contract and no training. FAKE_DEVICES is what --devices prints, or 
 spec's metadata say what else to do:
 
   plan   ok (default) | refuse | huge | deep | garbage | empty | hang | sleep | crash | other_job | lie |
-         memory | gpu | fetch | trickle (both download for 4 s)
+         memory | gpu | fetch | trickle (both download for 6 s)
   run    ok (default) | fail | crash | crash_once | silent_exit | stubborn | deaf | linger | orphan |
-         bad_lines | long_line | prune | silent | slow_step | slow_download
+         bad_lines | long_line | prune | silent | slow_step | slow_download |
+         gate (behind its second step it waits for a file "open" in the job's directory)
   steps  how many (default 3);  delay  seconds a step (default 0.01)
 """
 import json
@@ -55,7 +56,7 @@ def plan(jobdir):
             sys.stderr.flush()
     elif mode in ("fetch", "trickle"):
         for i in range(1, 21):
-            time.sleep(0.2)
+            time.sleep(0.3)
             print(json.dumps({"v": 1, "seq": i, "attempt": 1, "t": time.time(), "type": "download", "file": "x",
                               "total_bytes_done": i * (1 << 20 if mode == "fetch" else 100),
                               "total_bytes_total": 21 << 20}), flush=True)
@@ -146,7 +147,7 @@ class Run:
                    message="visible: " + os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
         self.event("phase", phase="downloading")
         if self.mode == "slow_download":
-            time.sleep(3)
+            time.sleep(7)
         self.event("download", file="x", bytes_done=5, bytes_total=10, total_bytes_done=5,
                    total_bytes_total=10)
         self.event("phase", phase="training")
@@ -185,15 +186,15 @@ class Run:
             time.sleep(1000)
 
     def slow_step(self):
-        """Half a dozen instructions in five seconds, told by the mapped breadcrumb alone."""
+        """Two dozen instructions in eight seconds, told by the mapped breadcrumb alone."""
         path = os.path.join(self.jobdir, f"attempt-{self.attempt}", "crumb-0")
         with open(path, "wb+") as f:
             f.write(bytes(72))
             f.flush()
             with mmap.mmap(f.fileno(), 72) as crumb:
-                for i in range(10):
+                for i in range(26):
                     crumb[8] = i + 1
-                    time.sleep(0.5)
+                    time.sleep(0.3)
 
     def after_two_steps(self):
         if self.mode == "fail":
@@ -215,6 +216,11 @@ class Run:
             time.sleep(1000)
         if self.mode == "slow_step":
             self.slow_step()
+        if self.mode == "gate":
+            while not os.path.exists(os.path.join(self.jobdir, "open")):
+                if not os.path.isdir(self.jobdir):
+                    sys.exit(1)  # the test is over
+                time.sleep(0.02)
         if self.mode == "long_line":
             self.write(b"x" * (9 << 20) + b"\n")
 

@@ -23,7 +23,7 @@ struct scheduler_config test_config(void)
                                      .worker_path = worker,
                                      .cpu_slots = 1,
                                      .gpu_slots = -1,
-                                     .plan_seconds = 10,
+                                     .plan_seconds = 300,
                                      .plan_memory = (size_t)512 << 20,
                                      .grace_seconds = 1};
 }
@@ -111,7 +111,7 @@ struct job test_get(const char *id)
 /* Wait for a status (or, for -1, any final one); the job is the caller's. */
 struct job wait_for(const char *id, int status)
 {
-    double until = clock_monotonic() + 20;
+    double until = clock_monotonic() + 300;
 
     for (;;) {
         struct job job = test_get(id);
@@ -136,6 +136,14 @@ void wait_for_step(const char *id, int64_t step)
             return;
         clock_sleep(0.02);
     }
+}
+
+void test_open_gate(const char *id)
+{
+    char *path = xasprintf("%s/jobs/%s/open", state, id);
+
+    cr_assert(fs_write_file_atomic(path, "", 0, NULL) == 0);
+    free(path);
 }
 
 /* The metrics rows that are steps must be exactly `steps`, in order. */

@@ -7,14 +7,14 @@
 #include "scheduler/devices.h"
 #include "tests/unit/scheduler/harness.h"
 
-TestSuite(slots, .init = test_setup, .fini = test_teardown, .timeout = 60);
+TestSuite(slots, .init = test_setup, .fini = test_teardown, .timeout = 600);
 
 Test(slots, gpu_jobs_run_on_the_gpus_that_were_counted)
 {
     setenv("FAKE_DEVICES", "{\"cuda\":2}", 1);
     unsetenv("CUDA_VISIBLE_DEVICES");
     test_start(test_config());
-    char *first = test_create("{\"plan\":\"gpu\",\"steps\":\"40\",\"delay\":\"0.1\"}", "");
+    char *first = test_create("{\"plan\":\"gpu\",\"run\":\"gate\"}", "");
     wait_for_step(first, 1);
     char *second = test_create("{\"plan\":\"gpu\"}", "");
     struct job job = wait_for(second, JOB_SUCCEEDED); /* beside the first, which goes on */
@@ -23,6 +23,9 @@ Test(slots, gpu_jobs_run_on_the_gpus_that_were_counted)
     job_fini(&job);
     job = test_get(first);
     cr_assert(job.status == JOB_RUNNING);
+    job_fini(&job);
+    test_open_gate(first);
+    job = wait_for(first, JOB_SUCCEEDED);
     job_fini(&job);
     free(first);
     free(second);
@@ -81,7 +84,7 @@ Test(slots, a_driver_that_fails_or_hangs_counts_as_none)
         struct err err = {0};
         int64_t n = 0;
         setenv("FAKE_DEVICES", cases[i].mode, 1);
-        int rc = devices_count_gpus(c.worker_path, 1 + 9 * (strcmp(cases[i].mode, "hang") != 0), &n,
+        int rc = devices_count_gpus(c.worker_path, strcmp(cases[i].mode, "hang") == 0 ? 1 : 300, &n,
                                     &err);
         cr_assert((rc == 0) == (cases[i].rc == 0), "%s: %d %s", cases[i].mode, rc, err.msg);
         cr_assert(strstr(err.msg, cases[i].text) && n == (rc == 0 ? 3 : 0), "%s: %s", cases[i].mode,
@@ -89,7 +92,7 @@ Test(slots, a_driver_that_fails_or_hangs_counts_as_none)
     }
     struct err err = {0};
     int64_t n = 0;
-    cr_assert(devices_count_gpus("/nonexistent/worker", 10, &n, &err) == ERR_PEER);
+    cr_assert(devices_count_gpus("/nonexistent/worker", 300, &n, &err) == ERR_PEER);
     setenv("FAKE_DEVICES", "hang", 1);
     c.device_seconds = 1;
     test_start(c);

@@ -8,7 +8,7 @@
 #include "core/fs.h"
 #include "tests/unit/scheduler/harness.h"
 
-TestSuite(steering, .init = test_setup, .fini = test_teardown, .timeout = 60);
+TestSuite(steering, .init = test_setup, .fini = test_teardown, .timeout = 600);
 
 Test(steering, cancel_of_queued_running_and_stubborn_jobs)
 {
@@ -39,8 +39,8 @@ Test(steering, cancel_of_queued_running_and_stubborn_jobs)
         char *id = test_create(meta, "");
         wait_for_step(id, 1);
         struct supervisor_record r = supervisor_of(id, 1);
-        steer_to(id, sched_post_cancel, 0);
         double t = clock_monotonic();
+        steer_to(id, sched_post_cancel, 0);
         job = wait_for(id, JOB_CANCELLED);
         cr_assert(clock_monotonic() - t > 0.8 + i, "%s: no grace was given", modes[i]);
         cr_assert(count_group(r.pid) == 0);
@@ -53,12 +53,13 @@ Test(steering, cancel_of_queued_running_and_stubborn_jobs)
 Test(steering, pause_and_resume_go_on_from_the_checkpoint)
 {
     test_start(test_config());
-    char *id = test_create("{\"steps\":\"12\",\"delay\":\"0.1\"}", "");
-    wait_for_step(id, 3);
+    char *id = test_create("{\"run\":\"gate\",\"steps\":\"12\"}", "");
+    wait_for_step(id, 2);
     steer_to(id, sched_post_pause, 0);
     steer_to(id, sched_post_pause, 0);
+    test_open_gate(id);
     struct job job = wait_for(id, JOB_PAUSED);
-    cr_assert(job.step >= 3 && job.step < 12);
+    cr_assert(job.step == 2);
     job_fini(&job);
     steer_to(id, sched_post_pause, 0);
     steer_to(id, sched_post_resume, 0);
@@ -115,7 +116,7 @@ Test(steering, nothing_of_an_ended_attempt_is_left_running)
         char *id = test_create(meta, "");
         struct job job = wait_for(id, i == 0 ? JOB_SUCCEEDED : JOB_FAILED);
         struct supervisor_record r = supervisor_of(id, 1);
-        double until = clock_monotonic() + 10;
+        double until = clock_monotonic() + 300;
         while (count_group(r.pid) > 0 && clock_monotonic() < until)
             clock_sleep(0.05);
         cr_assert(count_group(r.pid) == 0, "%s", modes[i]);
@@ -134,7 +135,7 @@ Test(steering, a_worker_without_a_sign_of_life_is_ended)
     struct scheduler_config c = test_config();
 
     c.cpu_slots = 3;
-    c.silence_seconds = 2;
+    c.silence_seconds = 5;
     test_start(c);
     char *step = test_create("{\"run\":\"slow_step\"}", "");
     char *download = test_create("{\"run\":\"slow_download\"}", "");

@@ -263,7 +263,7 @@ Test(upload, a_checker_that_talks_nonsense_or_dies_is_survived)
     answer_fini(&a);
 }
 
-Test(upload, a_checker_that_hangs_is_ended, .timeout = 20)
+Test(upload, a_checker_that_hangs_is_ended, .timeout = 600)
 {
     h.config.limits.check_seconds = 1;
     harness_worker(&h, "exec sleep 1000");

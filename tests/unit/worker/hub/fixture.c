@@ -231,17 +231,22 @@ char *fixture_last_range(const struct fixture *f)
     return copy;
 }
 
-struct hub *fixture_client(const struct fixture *f)
+struct hub *fixture_client_patient(const struct fixture *f, double stall_timeout)
 {
     struct hub_config config = {.endpoint = f->endpoint,
                                 .token = "",
                                 .cache_dir = f->cache,
                                 .wait_scale = 0.01,
-                                .stall_timeout = 2};
+                                .stall_timeout = stall_timeout};
     struct hub *hub = NULL;
 
     REQUIRE(hub_create(&config, &hub, &require_err));
     return hub;
+}
+
+struct hub *fixture_client(const struct fixture *f)
+{
+    return fixture_client_patient(f, 300);
 }
 
 void fixture_empty_cache(const struct fixture *f)

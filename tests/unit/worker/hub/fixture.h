@@ -47,6 +47,9 @@ int fixture_count(const struct fixture *f, const char *server, const char *metho
 char *fixture_last_range(const struct fixture *f);
 
 /* A client without token and with short waits, on f->cache. */
+/* Silence of the hub is given up after so many seconds; otherwise after 300, so that a machine
+ * under load is no silence. */
+struct hub *fixture_client_patient(const struct fixture *f, double stall_timeout);
 struct hub *fixture_client(const struct fixture *f);
 void fixture_empty_cache(const struct fixture *f);
 

@@ -48,7 +48,7 @@ static void teardown(void)
     fixture_stop(&f);
 }
 
-TestSuite(dataset, .init = setup, .fini = teardown, .timeout = 60);
+TestSuite(dataset, .init = setup, .fini = teardown, .timeout = 600);
 
 static struct hub *client(const char *token, bool offline)
 {

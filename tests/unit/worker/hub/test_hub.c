@@ -22,7 +22,7 @@ static void stop(void)
     fixture_stop(&fx);
 }
 
-TestSuite(hub, .init = start, .fini = stop, .timeout = 20);
+TestSuite(hub, .init = start, .fini = stop, .timeout = 600);
 
 static struct hub *client_with(const char *token, bool offline)
 {

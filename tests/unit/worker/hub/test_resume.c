@@ -18,7 +18,7 @@
 #include "worker/hub/cache.h"
 
 static struct fixture fx;
-static const char slow[] = "[{\"match\": \"store GET\", \"action\": \"slow\", \"rate\": 150000,"
+static const char slow[] = "[{\"match\": \"store GET\", \"action\": \"slow\", \"rate\": 50000,"
                            " \"times\": 1}]";
 
 static void start(void)
@@ -31,7 +31,7 @@ static void stop(void)
     fixture_stop(&fx);
 }
 
-TestSuite(resume, .init = start, .fini = stop, .timeout = 20);
+TestSuite(resume, .init = start, .fini = stop, .timeout = 600);
 
 /* A process that fetches org/tiny and exits with the error's code. */
 static pid_t fetch_in_child(void)
@@ -76,7 +76,7 @@ static int64_t size_of(const char *path)
 
 static void wait_for_bytes(const char *path, int64_t bytes)
 {
-    for (int i = 0; i < 400 && size_of(path) < bytes; i++)
+    for (int i = 0; i < 30000 && size_of(path) < bytes; i++)
         clock_sleep(0.01);
     cr_assert_geq(size_of(path), bytes, "the download does not go on");
 }
@@ -86,7 +86,8 @@ Test(resume, a_killed_download_goes_on_where_it_was)
     char *partial = weights_blob(".incomplete");
     struct hub *hub = fixture_client(&fx);
 
-    fixture_set_faults(&fx, slow);
+    fixture_set_faults(&fx, "[{\"match\": \"store GET\", \"action\": \"stall\", \"bytes\": 100000,"
+                            " \"seconds\": 600, \"times\": 1}]");
     pid_t pid = fetch_in_child();
     wait_for_bytes(partial, 60000);
     kill(pid, SIGKILL);

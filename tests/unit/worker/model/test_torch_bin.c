@@ -160,7 +160,7 @@ Test(torch_bin, index_of_bins_names_bins)
 }
 
 /* Every shorter file is refused; a file with a flipped bit is read or refused, nothing else. */
-Test(torch_bin, cut_off_and_bent, .timeout = 120)
+Test(torch_bin, cut_off_and_bent, .timeout = 600)
 {
     struct buf whole = {0};
     struct err err = {0};

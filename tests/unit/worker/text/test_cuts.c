@@ -2,8 +2,8 @@
 #include <criterion/criterion.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
-#include "core/clock.h"
 #include "core/rng.h"
 #include "worker/text/tokenizer.h"
 
@@ -151,10 +151,10 @@ Test(cuts, many_in_a_long_text_take_little_time)
             text[i] = i % 8 == 0 ? ' ' : "abcdefgh"[i * 7 % 11 % 8];
         for (size_t i = 0; i < MANY; i++)
             cuts[i] = (i + 1) * (N / MANY / 8) * 8 - (even ? 0 : 3);
-        double start = clock_monotonic();
+        clock_t start = clock();
         got.n = 0;
         cr_assert_eq(tokenizer_encode_cut(t, text, N, cuts, MANY, at, &got, NULL), 0);
-        cr_expect_lt(clock_monotonic() - start, 20.0);
+        cr_expect_lt(clock() - start, 20 * CLOCKS_PER_SEC);
         for (size_t i = 1; i < MANY; i++)
             cr_assert_gt(at[i], at[i - 1]);
     }

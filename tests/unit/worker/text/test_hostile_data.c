@@ -189,7 +189,7 @@ static size_t pack(bool zstd, const char *text, size_t n, unsigned char *out, si
 
 /* Cut at every byte, and with a bit changed at every byte: an error that says what to do, or lines;
  * of a gzip file, whose checksum is looked at, only ever the right ones. */
-Test(hostile_data, compressed_files_cut_and_changed_at_every_byte, .timeout = 60)
+Test(hostile_data, compressed_files_cut_and_changed_at_every_byte, .timeout = 600)
 {
     static unsigned char packed[4096];
     struct buf text = {0};

@@ -107,7 +107,7 @@ static void read_anything(struct scratch_dir *d, const char *bytes, size_t n)
     json_decref(read_all(scratch_dir_write(d, "f", bytes, n), &err));
 }
 
-Test(parquet, damaged_files_end_in_an_error_or_in_rows, .timeout = 60)
+Test(parquet, damaged_files_end_in_an_error_or_in_rows, .timeout = 600)
 {
     static const char *const names[] = {"flat_snappy_v1", "chats_gzip_v2", "delta_v2",
                                         "pairs_brotli_v1"};
@@ -138,7 +138,7 @@ Test(parquet, damaged_files_end_in_an_error_or_in_rows, .timeout = 60)
 }
 
 /* tests/golden/parquet_gen.py says how each was made. */
-Test(parquet, hostile_files_are_refused_with_a_reason, .timeout = 30)
+Test(parquet, hostile_files_are_refused_with_a_reason, .timeout = 600)
 {
     static const char *const cases[][2] = {
         {"bomb", "unpacks to too many times its size"},

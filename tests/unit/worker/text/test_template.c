@@ -2,8 +2,8 @@
 #include <criterion/criterion.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
-#include "core/clock.h"
 #include "core/json.h"
 #include "tests/unit/worker/text/scratch_dir.h"
 #include "worker/text/template.h"
@@ -100,11 +100,11 @@ static void expect_refused(const char *text, const char *why)
     json_t *messages = json_pack("[{s:s, s:s}]", "role", "user", "content", "hello");
     struct chat_rendering out;
     struct err err = {0};
-    double start = clock_monotonic();
+    clock_t start = clock();
 
     cr_expect_eq(render_text(text, strlen(text), messages, NULL, false, &limits, &out, &err),
                  ERR_INVALID, "%.80s", text);
-    cr_expect_lt(clock_monotonic() - start, 20, "%.80s", text);
+    cr_expect_lt(clock() - start, 20 * CLOCKS_PER_SEC, "%.80s", text);
     cr_expect_not_null(strstr(err.msg, why), "%.80s: %s", text, err.msg);
     cr_expect_null(out.text.data);
     json_decref(messages);

@@ -5,8 +5,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
-#include "core/clock.h"
 #include "tests/unit/worker/text/scratch_dir.h"
 #include "worker/text/tokenizer.h"
 #include "worker/text/unicode.h"
@@ -195,7 +195,7 @@ Test(tokenizer, reads_vocab_and_merges_with_opts_rule_for_bos)
 }
 
 /* Three megabytes that are one word: the time must not grow with the square of the length. */
-Test(tokenizer, is_not_quadratic_in_a_words_length, .timeout = 120)
+Test(tokenizer, is_not_quadratic_in_a_words_length, .timeout = 600)
 {
     enum { N = 3 << 20 };
     static const char *const words[] = {"ab", "a", " ", "\xE6\x97\xA5", ".", "\xC2\xA0"};
@@ -209,11 +209,10 @@ Test(tokenizer, is_not_quadratic_in_a_words_length, .timeout = 120)
         size_t n = strlen(words[w]), bytes = N / n * n;
         for (size_t i = 0; i < bytes; i++)
             text[i] = words[w][i % n];
-        double start = clock_monotonic();
+        clock_t start = clock();
         struct token_list ids = encode(t, text, bytes, false);
         cr_expect_gt(ids.n, 0);
-        cr_expect_lt(clock_monotonic() - start, 30.0, "'%s' took %.1f s", words[w],
-                     clock_monotonic() - start);
+        cr_expect_lt(clock() - start, 30 * CLOCKS_PER_SEC, "'%s'", words[w]);
         token_list_fini(&ids);
     }
     free(text);
@@ -223,7 +222,7 @@ Test(tokenizer, is_not_quadratic_in_a_words_length, .timeout = 120)
 
 /* A megabyte without a space through the models on characters, and of what their normalizers and
  * added tokens look at twice. */
-Test(tokenizer, takes_long_texts_without_spaces, .timeout = 120)
+Test(tokenizer, takes_long_texts_without_spaces, .timeout = 600)
 {
     enum { N = 1 << 20 };
     static const char *const dirs[] = {GOLDEN "_llama", GOLDEN "_t5", GOLDEN "_unigram"};
@@ -237,12 +236,11 @@ Test(tokenizer, takes_long_texts_without_spaces, .timeout = 120)
             size_t n = strlen(words[w]), bytes = N / n * n;
             for (size_t i = 0; i < bytes; i++)
                 text[i] = words[w][i % n];
-            double start = clock_monotonic();
+            clock_t start = clock();
             struct token_list ids = encode(t, text, bytes, false);
             struct buf back = {0};
             cr_expect_eq(tokenizer_decode(t, ids.ids, ids.n, false, &back, NULL), 0);
-            cr_expect_lt(clock_monotonic() - start, 15.0, "'%s' in %s took %.1f s", words[w],
-                         dirs[d], clock_monotonic() - start);
+            cr_expect_lt(clock() - start, 15 * CLOCKS_PER_SEC, "'%s' in %s", words[w], dirs[d]);
             buf_fini(&back);
             token_list_fini(&ids);
         }
@@ -375,7 +373,7 @@ Test(tokenizer, refuses_what_it_cannot_do_by_name)
 }
 
 /* A pattern that backtracks without end is an error after a while, not a hang. */
-Test(tokenizer, gives_up_on_a_pattern_that_explodes, .timeout = 60)
+Test(tokenizer, gives_up_on_a_pattern_that_explodes, .timeout = 600)
 {
     struct scratch_dir d;
     scratch_dir_init(&d);
