@@ -15,10 +15,9 @@
 
 enum {
     COPY_PIECE = 1 << 22, /* bytes */
-    PIECE = 1 << 16,    /* elements, whole blocks of moments: far more than a piece's overhead, few
-                           enough to end together */
-    SPINS = 1 << 12,    /* looks at the ticket before sleeping: some 50 microseconds */
-    SPINS_DONE = 1 << 8 /* before yielding, for the last pieces of others */
+    PIECE = 1 << 16,      /* elements at most: far more than a piece's overhead */
+    SPINS = 1 << 12,      /* looks at the ticket before sleeping: some 50 microseconds */
+    SPINS_DONE = 1 << 8   /* before yielding, for the last pieces of others */
 };
 
 /* The ticket: in its upper half the number of the update, in the lower one how many pieces nobody
@@ -39,6 +38,7 @@ struct update_pool {
     char *to;
     const char *from; /* NULL: zeros */
     size_t bytes;
+    int64_t piece; /* elements of one, but the last */
     int64_t pieces;
     uint64_t ticket; /* atomic */
     int64_t done;    /* atomic: pieces */
@@ -51,8 +51,7 @@ static void *advanced(const void *p, int64_t elements, enum dtype type)
     return p ? (char *)(uintptr_t)p + (size_t)elements * dtype_size(type) : NULL;
 }
 
-/* At most `most` elements from `first` on. */
-static struct adamw_args part_of(const struct adamw_args *a, int64_t first, int64_t most)
+struct adamw_args update_part(const struct adamw_args *a, int64_t first, int64_t most)
 {
     int64_t left = a->n - first, decay = a->n_decay - first;
     struct adamw_args p = *a;
@@ -224,42 +223,62 @@ static int run_all(struct update_pool *p, int (*run)(struct update_pool *p, int6
     return __atomic_load_n(&p->failed, __ATOMIC_RELAXED);
 }
 
+/* As many pieces for every thread, of whole blocks of moments: of 64 pieces among 15 threads, 11
+ * would wait for the last four. */
+static int64_t piece_of(const struct update_pool *p, int64_t n)
+{
+    int64_t threads = p->n_threads + 1, turns = (n + threads * PIECE - 1) / (threads * PIECE);
+    int64_t each = (n + turns * threads - 1) / (turns * threads);
+    return (each + MOMENT_BLOCK - 1) / MOMENT_BLOCK * MOMENT_BLOCK;
+}
+
+/* All pieces of the update a. */
+static int run_pieces(struct update_pool *p, const struct adamw_args *a,
+                      int (*run)(struct update_pool *p, int64_t piece))
+{
+    assert(a->n > 0);
+    p->args = *a;
+    p->piece = piece_of(p, a->n);
+    return run_all(p, run, (a->n + p->piece - 1) / p->piece);
+}
+
 static int run_update(struct update_pool *p, int64_t piece)
 {
-    struct adamw_args a = part_of(&p->args, piece * PIECE, PIECE);
+    struct adamw_args a = update_part(&p->args, piece * p->piece, p->piece);
     return p->ops->adamw(p->stream, &a);
 }
 
 int update_pool_adamw(struct update_pool *p, const struct adamw_args *a)
 {
-    p->args = *a;
-    return run_all(p, run_update, (a->n + PIECE - 1) / PIECE);
+    return run_pieces(p, a, run_update);
 }
 
 static int run_aside(struct update_pool *p, int64_t piece)
 {
-    struct adamw_args a = part_of(&p->args, piece * PIECE, PIECE);
+    int64_t first = piece * p->piece;
+    struct adamw_args a = update_part(&p->args, first, p->piece);
     void **old[3] = {&a.master, &a.m, &a.v};
     enum dtype types[3] = {a.master_type, a.moment_type, a.moment_type};
     void *new[3];
 
     for (int k = 0; k < 3; k++)
-        new[k] = advanced(p->aside[PART_MASTER + k], piece * PIECE, types[k]);
+        new[k] = advanced(p->aside[PART_MASTER + k], first, types[k]);
     if (adamw_goes_aside(&a)) {
         adamw_aside(&a, new[0], new[1], new[2]);
         return 0;
     }
     if (p->kept)
-        memcpy(advanced(p->kept, piece * PIECE, a.param_type), a.param ? a.param : a.master,
+        memcpy(advanced(p->kept, first, a.param_type), a.param ? a.param : a.master,
                (size_t)a.n * dtype_size(a.param_type));
     for (int k = 0; k < 3; k++)
         if (new[k])
             *old[k] = memcpy(new[k], *old[k], (size_t)a.n * dtype_size(types[k]));
     if (a.m_exponent) {
-        int64_t first = piece * (PIECE / MOMENT_BLOCK);
         size_t blocks = (size_t)((a.n + MOMENT_BLOCK - 1) / MOMENT_BLOCK);
-        a.m_exponent = memcpy(p->aside[PART_M_EXPONENT] + first, a.m_exponent, blocks);
-        a.v_exponent = memcpy(p->aside[PART_V_EXPONENT] + first, a.v_exponent, blocks);
+        a.m_exponent =
+            memcpy(p->aside[PART_M_EXPONENT] + first / MOMENT_BLOCK, a.m_exponent, blocks);
+        a.v_exponent =
+            memcpy(p->aside[PART_V_EXPONENT] + first / MOMENT_BLOCK, a.v_exponent, blocks);
     }
     return p->ops->adamw(p->stream, &a);
 }
@@ -268,10 +287,9 @@ int update_pool_adamw_aside(struct update_pool *p, const struct adamw_args *a,
                             char *const to[PART_COUNT], void *kept)
 {
     assert(a->clip->finite);
-    p->args = *a;
     p->kept = kept;
     memcpy(p->aside, to, sizeof p->aside);
-    return run_all(p, run_aside, (a->n + PIECE - 1) / PIECE);
+    return run_pieces(p, a, run_aside);
 }
 
 static int run_copy(struct update_pool *p, int64_t piece)

@@ -2,7 +2,8 @@
  * The threads that update optimizer state in host memory, and lay it out there when a job loads. An
  * update is cut into pieces, which the threads and the caller take one after the other; each piece
  * is the CPU table's one pass over gradient, master, moments and parameter. How an update is cut
- * changes no bit of it (kernels/op_table.h).
+ * changes no bit of it (kernels/op_table.h). Every thread has as many pieces as the others, so that
+ * they end together.
  *
  * Host memory bounds these updates, and a plan pushes many of them behind each other: so the
  * threads of a GPU's job are bound to a processor each of those that are the job's (cores.h), where
@@ -28,6 +29,10 @@ int update_pool_all_threads(void);
 int update_pool_create(int threads, const struct op_table *ops, struct update_pool **out,
                        struct err *err);
 void update_pool_destroy(struct update_pool *p);
+
+/* Elements [first, first + most), as far as there are so many, of an update in place; first is a
+ * multiple of MOMENT_BLOCK. */
+struct adamw_args update_part(const struct adamw_args *a, int64_t first, int64_t most);
 
 /* The table's return code. Everything has been written when it returns. */
 int update_pool_adamw(struct update_pool *p, const struct adamw_args *a);

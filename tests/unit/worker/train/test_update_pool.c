@@ -2,6 +2,7 @@
 #include <criterion/criterion.h>
 #include <dirent.h>
 #include <sched.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -169,6 +170,39 @@ Test(update_pool, every_piece_of_every_update_is_done_once)
             cr_assert_float_eq(m[i], after, 0, "update %d, element %lld", k, (long long)i);
     }
     update_pool_destroy(pool);
+    arrays_free(&x);
+}
+
+static atomic_llong pieces, largest, elements;
+
+static int count_piece(struct stream *s, const struct adamw_args *a)
+{
+    long long before = atomic_load(&largest);
+    while (before < a->n && !atomic_compare_exchange_weak(&largest, &before, a->n))
+        continue;
+    atomic_fetch_add(&pieces, 1);
+    atomic_fetch_add(&elements, a->n);
+    return 0;
+}
+
+/* A slice of a plan among 15 threads: all have as much to do, and none waits for others' leftovers.
+ */
+Test(update_pool, threads_have_equal_parts)
+{
+    enum { N = 4 << 20 };
+    struct arrays x = arrays_make(N, DT_BF16);
+    struct adamw_args a = args_of(&x, DT_BF16);
+    const struct op_table counts = {.adamw = count_piece};
+    struct update_pool *pool = NULL;
+    for (int threads = 1; threads <= 15; threads += 7) {
+        pieces = largest = elements = 0;
+        cr_assert_eq(update_pool_create(threads, &counts, &pool, NULL), 0);
+        cr_assert_eq(update_pool_adamw(pool, &a), 0);
+        cr_expect_eq(elements, N);
+        cr_expect_eq(pieces % threads, 0, "%lld pieces for %d threads", pieces, threads);
+        cr_expect_leq(largest, N / pieces + MOMENT_BLOCK, "%lld elements", largest);
+        update_pool_destroy(pool);
+    }
     arrays_free(&x);
 }
 
