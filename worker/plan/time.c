@@ -59,6 +59,18 @@ static double update_bytes(const struct plan *p, const struct instr *i)
     return touched_bytes(p->types, grad, n);
 }
 
+/* The slots of later uses are added to the first one, of which the norm is read; to travel it is
+ * rounded. */
+static double reduce_bytes(const struct plan *p, const struct instr *i)
+{
+    const struct chunk *c = &p->chunks.chunks[i->chunk];
+    double size = (double)dtype_size(chunk_grad_type(c, p->types));
+    double each = size + 3 * size * (double)(c->uses - 1);
+    if (i->dst != NO_PLACE && i->dst != i->src)
+        each += size + (double)dtype_size(p->types.compute);
+    return (double)c->n * each;
+}
+
 /* Decoding of quantised weights in front of the products that read them: codes in, a matrix of the
  * compute type out, which the product reads as it would any. */
 static double decode_seconds(const struct plan *p, int64_t block, const struct device_profile *d)
@@ -94,26 +106,45 @@ static double adapter_seconds(const struct plan *p, enum plan_list list, int64_t
     return (double)(s->B * s->T) * width * (double)dtype_size(p->types.compute) / d->memory_rate;
 }
 
-/* What a step's later micro-batches add to the gradients that are there: read and written by the
- * product, or, where they are rounded stochastically, in a pass of its own. */
+/* The head works on so many of its micro-batch's rows at a time. */
+static int64_t head_slices(const struct block_shape *s)
+{
+    int64_t rows = s->B * s->T;
+    return (rows + s->head_rows - 1) / s->head_rows;
+}
+
+/* What a step's later micro-batches add to the gradients that are there: these are read by the
+ * product, or, where sums are rounded stochastically, read and written in a pass of its own. The
+ * head's later slices read and write them once more each. */
 static double sum_seconds(const struct plan *p, const struct instr *i,
                           const struct device_profile *d)
 {
     const struct block_operands *o = &p->operands[i->operands];
-    double bytes = 0;
-    if (i->op != INSTR_BACKWARD || i->first_grad ||
-        p->in.model->blocks[i->block].kind == BLOCK_EMBED)
+    enum block_kind kind = p->in.model->blocks[i->block].kind;
+    double further = 8.0 * (double)(head_slices(&p->shapes[LIST_TRAIN]) - 1), bytes = 0;
+    if (i->op != INSTR_BACKWARD || kind == BLOCK_EMBED)
         return 0;
     for (int32_t k = 0; k < o->n_chunks; k++) {
         const struct chunk *c = &p->chunks.chunks[o->chunk[k]];
-        if (c->trainable)
+        if (c->trainable && !i->first_grad)
             bytes += (double)c->n * (chunk_grad_type(c, p->types) == DT_F32 ? 4 : 8);
+        if (c->trainable && kind == BLOCK_HEAD)
+            bytes += (double)c->n * further;
     }
     return bytes / d->memory_rate;
 }
 
+/* The loss reads the logits, and in backward leaves their gradient in their place. */
+static double loss_seconds(const struct plan *p, const struct block_shape *s, bool backward,
+                           const struct device_profile *d)
+{
+    double logits = (double)(s->B * s->T) * (double)p->in.model->config.vocab;
+    return logits * (double)dtype_size(p->types.compute) * (backward ? 2 : 1) / d->memory_rate;
+}
+
 /* Layers take the time of their products and of the passes over memory beside them: of those of any
- * layer a third in forward. At best, blocks take that of products alone. */
+ * layer a third in forward. The head takes that of products and loss, the embedding next to none.
+ * At best, blocks take that of products alone. */
 static double block_seconds(const struct plan *p, enum plan_list list, const struct instr *i,
                             const struct device_profile *d, bool at_best)
 {
@@ -125,10 +156,14 @@ static double block_seconds(const struct plan *p, enum plan_list list, const str
     double decode = at_best ? 0 : decode_seconds(p, i->block, d);
     if (p->types.compute == DT_F32)
         return flops / d->flops_f32 + decode;
-    double products = narrow / d->flops_fp8, sums = at_best ? 0 : sum_seconds(p, i, d);
+    double products = narrow / d->flops_fp8, sums = sum_seconds(p, i, d);
     flops -= narrow;
-    if (!layer || at_best)
-        return products + flops / d->flops_bf16 + sums;
+    if (at_best)
+        return products + flops / d->flops_bf16;
+    if (p->in.model->blocks[i->block].kind == BLOCK_HEAD)
+        sums += loss_seconds(p, s, backward, d);
+    if (!layer)
+        return flops / d->flops_bf16 + sums;
     struct block_passes of = {.backward = backward,
                               .first_forward = i->first_forward,
                               .held_copies = plan_holds_copies(p, i->block)};
@@ -174,8 +209,7 @@ static double instr_seconds(const struct plan *p, enum plan_list list, const str
     case INSTR_BACKWARD:
         return block_seconds(p, list, i, d, at_best);
     case INSTR_REDUCE:
-        return (double)chunk_payload_bytes(&p->chunks.chunks[i->chunk], PAYLOAD_GRAD, p->types) /
-               d->memory_rate;
+        return reduce_bytes(p, i) / d->memory_rate;
     case INSTR_UPDATE:
         if (i->queue == QUEUE_CPU)
             return cpu_update_seconds(p, i, d);
