@@ -61,6 +61,8 @@ double fast_sumsq_block(const float *x, int64_t n);
 enum { FAST_COLUMNS = 64 };
 /* Elements below which a loop is not worth waking threads for. */
 enum { FAST_SERIAL = 1 << 13 };
+/* Products of two numbers below which matrix products and attention are not. */
+enum { FAST_SERIAL_PRODUCT = 1 << 19 };
 
 /* mask[i - i0] = what element i, counted from d->first, is multiplied by, for i in [i0, i1). */
 void fast_dropout_mask(const struct op_dropout *d, int64_t i0, int64_t i1, float *mask);

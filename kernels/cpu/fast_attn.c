@@ -207,7 +207,8 @@ int fast_attn_fwd(struct stream *s, const struct attn_args *a)
 
     if (a->D > HEAD_MAX)
         return ERR_UNSUPPORTED;
-#pragma omp parallel for num_threads(s->threads) schedule(dynamic, 1)
+#pragma omp parallel for num_threads(s->threads)                                                   \
+    schedule(dynamic, 1) if (a->B * a->H * a->T * a->S * a->D > FAST_SERIAL_PRODUCT)
     for (int64_t i = 0; i < tasks; i++) {
         int64_t head = i / blocks, block = blocks - 1 - i % blocks; /* the longest first */
         forward_block(a, head / a->H, head % a->H, block * QUERIES);
@@ -361,7 +362,8 @@ int fast_attn_bwd(struct stream *s, const struct attn_args *a)
 
     if (a->D > HEAD_MAX)
         return ERR_UNSUPPORTED;
-#pragma omp parallel num_threads(s->threads)
+#pragma omp parallel num_threads(s->threads) if (a->B * a->H * a->T * a->S * a->D >                \
+                                                 FAST_SERIAL_PRODUCT)
     {
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < a->B * a->H; i++) {

@@ -124,7 +124,8 @@ int bf16_linear_fwd(struct stream *s, const struct linear_args *a)
     }
     if (a->fp8)
         return cpu_fp8_linear(OP_LINEAR_FWD, DT_BF16, bf16_linear_fwd, s, a);
-#pragma omp parallel for num_threads(s->threads) schedule(dynamic, 1)
+#pragma omp parallel for num_threads(s->threads)                                                   \
+    schedule(dynamic, 1) if (a->N * a->O * a->I > FAST_SERIAL_PRODUCT)
     for (int64_t i = 0; i < tiles; i++) {
         struct tile t = tile_at(i, a->N, a->O);
         forward_tile(a, &t);
@@ -163,7 +164,8 @@ int bf16_linear_bwd_data(struct stream *s, const struct linear_args *a)
     if (a->fp8)
         return cpu_fp8_linear(OP_LINEAR_BWD_DATA, DT_BF16, bf16_linear_bwd_data, s, a);
     assert(a->act_x == ACT_NONE || a->dx_accum == ACCUM_ASSIGN);
-#pragma omp parallel for num_threads(s->threads) schedule(dynamic, 1)
+#pragma omp parallel for num_threads(s->threads)                                                   \
+    schedule(dynamic, 1) if (a->N * a->O * a->I > FAST_SERIAL_PRODUCT)
     for (int64_t i = 0; i < tiles; i++) {
         struct tile t = tile_at(i, a->N, a->I);
         backward_tile(a, &t);
@@ -220,7 +222,8 @@ int bf16_linear_bwd_weight(struct stream *s, const struct linear_args *a)
 
     if (a->fp8)
         return cpu_fp8_linear(OP_LINEAR_BWD_WEIGHT, DT_BF16, bf16_linear_bwd_weight, s, a);
-#pragma omp parallel for num_threads(s->threads) schedule(dynamic, 1)
+#pragma omp parallel for num_threads(s->threads)                                                   \
+    schedule(dynamic, 1) if (a->N * a->O * a->I > FAST_SERIAL_PRODUCT)
     for (int64_t i = 0; i < tiles + strips; i++) {
         if (i < tiles) {
             struct tile t = tile_at(i, a->O, a->I);

@@ -192,7 +192,8 @@ int fast_linear_fwd(struct stream *s, const struct linear_args *a)
     }
     if (a->fp8)
         return cpu_fp8_linear(OP_LINEAR_FWD, DT_F32, fast_linear_fwd, s, a);
-#pragma omp parallel for num_threads(s->threads) schedule(dynamic, 1)
+#pragma omp parallel for num_threads(s->threads)                                                   \
+    schedule(dynamic, 1) if (a->N * a->O * a->I > FAST_SERIAL_PRODUCT)
     for (int64_t i = 0; i < t.down * t.across; i++) {
         struct tile tile = tile_at(&t, i, a->N, a->O);
         forward_tile(a, &tile);
@@ -229,7 +230,8 @@ int fast_linear_bwd_data(struct stream *s, const struct linear_args *a)
     if (a->fp8)
         return cpu_fp8_linear(OP_LINEAR_BWD_DATA, DT_F32, fast_linear_bwd_data, s, a);
     assert(a->act_x == ACT_NONE || a->dx_accum == ACCUM_ASSIGN);
-#pragma omp parallel for num_threads(s->threads) schedule(dynamic, 1)
+#pragma omp parallel for num_threads(s->threads)                                                   \
+    schedule(dynamic, 1) if (a->N * a->O * a->I > FAST_SERIAL_PRODUCT)
     for (int64_t i = 0; i < t.down * t.across; i++) {
         struct tile tile = tile_at(&t, i, a->N, a->I);
         int64_t at = tile.r0 * ldx + tile.c0;
@@ -279,7 +281,8 @@ int fast_linear_bwd_weight(struct stream *s, const struct linear_args *a)
 
     if (a->fp8)
         return cpu_fp8_linear(OP_LINEAR_BWD_WEIGHT, DT_F32, fast_linear_bwd_weight, s, a);
-#pragma omp parallel for num_threads(s->threads) schedule(dynamic, 1)
+#pragma omp parallel for num_threads(s->threads)                                                   \
+    schedule(dynamic, 1) if (a->N * a->O * a->I > FAST_SERIAL_PRODUCT)
     for (int64_t i = 0; i < tiles + strips; i++) {
         if (i < tiles) {
             struct tile tile = tile_at(&t, i, a->O, a->I);
