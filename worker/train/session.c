@@ -265,8 +265,10 @@ static void choose_rest(struct session *s)
 
     if (spec->precision.compute == COMPUTE_AUTO)
         spec->precision.compute = s->device == DEVICE_CUDA ? COMPUTE_BF16 : COMPUTE_FP32;
-    /* Head slices and GEMMs follow the device: a job that resumes elsewhere must not change. */
-    spec->resources.device = s->device == DEVICE_CUDA ? DEVICE_ONLY_GPU : DEVICE_ONLY_CPU;
+    /* Head slices and GEMMs follow the device: a job that resumes elsewhere must not change. Nor
+     * may one that asks for a GPU end on the CPU: trainer_open_device refuses it. */
+    if (spec->resources.device == DEVICE_AUTO)
+        spec->resources.device = s->device == DEVICE_CUDA ? DEVICE_ONLY_GPU : DEVICE_ONLY_CPU;
     spec->parallelism.is_auto = false;
     spec->resolved = true;
 }

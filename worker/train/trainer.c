@@ -30,6 +30,7 @@ int trainer_open_device(const struct job_spec *spec, struct device **out, struct
         int rc = err_set(err, ERR_UNSUPPORTED,
                          "the job asks for a GPU and this machine has none that works; set "
                          "resources.device to \"auto\" or \"cpu\"");
+        err_set_reason(err, rc, "no_gpu");
         return err_set_param(err, rc, "resources.device");
     }
     struct device_options o = {.memory_limit = (size_t)spec->placement.gpu_memory_limit};
