@@ -230,7 +230,7 @@ static enum MHD_Result answer(struct exchange *x)
     if (rep->status == 0)
         reply_error(rep, 500, NULL, NULL, "The server found no answer to this request");
     route_finish(x->http->config, &x->req, x->started, rep);
-    if (rep->fd > 0) {
+    if (rep->fd >= 0) {
         response = MHD_create_response_from_fd64((uint64_t)rep->fd_bytes, rep->fd);
         if (response)
             rep->fd = -1; /* closed by the library */
@@ -359,8 +359,7 @@ static int daemon_start(struct http_server *h, const struct listen_address *list
         (unsigned)limits->connections, MHD_OPTION_PER_IP_CONNECTION_LIMIT,
         (unsigned)limits->connections_per_address, MHD_OPTION_CONNECTION_TIMEOUT,
         (unsigned)limits->idle_seconds, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
-        (size_t)CONNECTION_BUFFER, MHD_OPTION_STRICT_FOR_CLIENT, 1,
-        MHD_OPTION_LISTENING_ADDRESS_REUSE, 1u, MHD_OPTION_END);
+        (size_t)CONNECTION_BUFFER, MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_END);
     if (!h->daemon)
         return err_set(err, ERR_NET,
                        "cannot listen on %s: %m; is another server there? Choose another port "

@@ -19,7 +19,7 @@ void reply_init(struct reply *rep)
 /* Forget the answer so far: an error may come after a handler began one. */
 void reply_fini(struct reply *rep)
 {
-    if (rep->fd > 0)
+    if (rep->fd >= 0)
         close(rep->fd);
     buf_fini(&rep->body);
     for (int i = 0; i < rep->n_headers; i++)
