@@ -252,6 +252,9 @@ int scheduler_create(const struct scheduler_config *config, struct scheduler **o
     struct scheduler *s = NULL;
     int rc = 0;
 
+    /* Whoever started this process may ignore it, and then the kernel throws away how children
+     * ended. */
+    signal(SIGCHLD, SIG_DFL);
     TRY(fs_mkdir_p(config->state_dir, true, err));
     s = allocate(config);
     if (!s->state_dir) {

@@ -41,6 +41,8 @@ static void catch_terminate(void)
     sigaction(SIGTERM, &a, NULL);
     sigaction(SIGINT, &a, NULL);
     signal(SIGPIPE, SIG_IGN);
+    /* Whoever started this process may ignore it, and then nobody learns how a rank ended. */
+    signal(SIGCHLD, SIG_DFL);
 }
 
 static int usage(void)

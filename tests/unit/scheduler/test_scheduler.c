@@ -1,5 +1,6 @@
 /* The whole scheduler against a fake worker that crashes, hangs and lies on demand. */
 #include <criterion/criterion.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -141,6 +142,16 @@ Test(scheduler, a_download_while_validating_shows)
     }
     cr_assert(job.status == JOB_VALIDATING && job.bytes_total == 21 << 20);
     cr_assert(job.bytes_done % (1 << 20) == 0 && job.bytes_done <= job.bytes_total);
+    job_fini(&job);
+    free(id);
+}
+
+Test(scheduler, children_are_waited_for_whatever_signals_it_was_started_with)
+{
+    signal(SIGCHLD, SIG_IGN); /* inherited through exec, as under some init scripts */
+    test_start(test_config());
+    char *id = test_create("{}", "");
+    struct job job = wait_for(id, JOB_SUCCEEDED);
     job_fini(&job);
     free(id);
 }
