@@ -1,4 +1,5 @@
-/* What a castord that was killed while it created or ended a job left behind. */
+/* What a castord left behind that was killed while it created or ended a job, or took or removed a
+ * file. */
 #include <dirent.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,7 +9,21 @@
 #include "core/log.h"
 #include "scheduler/scheduler_impl.h"
 
-static const char job_prefix[] = "ftjob-";
+typedef void (*entry_fn)(struct scheduler *s, const char *dir, const char *name);
+
+static void for_each(struct scheduler *s, const char *folder, const char *prefix, entry_fn fn)
+{
+    char *dir = fs_join(s->state_dir, folder);
+    const struct dirent *entry;
+    DIR *d = opendir(dir);
+
+    while (d && (entry = readdir(d)))
+        if (strncmp(entry->d_name, prefix, strlen(prefix)) == 0)
+            fn(s, dir, entry->d_name);
+    if (d)
+        closedir(d);
+    free(dir);
+}
 
 /* Only a directory in which nothing was done yet: should the database be lost, the trained models
  * must not follow it. */
@@ -24,7 +39,7 @@ static bool is_untouched(const char *jobdir)
     return untouched;
 }
 
-static void remove_if_unknown(struct scheduler *s, const char *dir, const char *name)
+static void remove_job_if_unknown(struct scheduler *s, const char *dir, const char *name)
 {
     char *jobdir = fs_join(dir, name);
     struct err err = {0};
@@ -45,16 +60,42 @@ static void remove_if_unknown(struct scheduler *s, const char *dir, const char *
     free(jobdir);
 }
 
+static void remove_file_if_unknown(struct scheduler *s, const char *dir, const char *name)
+{
+    char *path = fs_join(dir, name);
+    struct store_file file = {0};
+    struct err err = {0};
+
+    int rc = store_get_file(s->store, name, &file, &err);
+    store_file_fini(&file);
+    if (rc == ERR_NOT_FOUND) {
+        err_clear(&err);
+        if (fs_remove_tree(path, &err) == 0)
+            log_info("scheduler", "file=%s was never stored; it is removed", name);
+        else
+            log_warn("scheduler", "file=%s was never stored: %s", name, err.msg);
+    }
+    free(path);
+}
+
+/* A store that knows no file may be a new one in the place of one that was lost. */
+static bool knows_files(struct scheduler *s)
+{
+    struct store_file *rows = NULL;
+    bool more = false;
+    int64_t n = 0;
+
+    if (store_list_files(s->store, NULL, (struct store_page){.limit = 1}, &rows, &n, &more, NULL))
+        return false;
+    for (int64_t i = 0; i < n; i++)
+        store_file_fini(&rows[i]);
+    free(rows);
+    return n > 0;
+}
+
 void orphans_remove(struct scheduler *s)
 {
-    char *dir = fs_join(s->state_dir, "jobs");
-    const struct dirent *entry;
-    DIR *d = opendir(dir);
-
-    while (d && (entry = readdir(d)))
-        if (strncmp(entry->d_name, job_prefix, sizeof(job_prefix) - 1) == 0)
-            remove_if_unknown(s, dir, entry->d_name);
-    if (d)
-        closedir(d);
-    free(dir);
+    for_each(s, "jobs", "ftjob-", remove_job_if_unknown);
+    if (knows_files(s))
+        for_each(s, "files", "file-", remove_file_if_unknown);
 }

@@ -90,7 +90,7 @@ static int run_create(struct scheduler *s, void *args, struct err *err)
 {
     struct create *create = args;
     double now = clock_wall();
-    char *jobdir = NULL, *path = NULL;
+    char *jobs = NULL, *jobdir = NULL, *path = NULL;
     struct job job;
     int rc = 0;
 
@@ -104,11 +104,13 @@ static int run_create(struct scheduler *s, void *args, struct err *err)
     memcpy(job.spec.id, job.id, sizeof(job.id));
     job.spec.created_at = now;
     job.created_at = (int64_t)now;
+    jobs = fs_join(s->state_dir, "jobs");
     jobdir = change_jobdir(&s->context, job.id);
     path = job_dir_spec(jobdir);
     TRY(fs_mkdir_p(jobdir, false, err));
     TRY(hub_access_keep_token(&job.spec, jobdir, err));
     TRY(job_spec_save(path, &job.spec, err));
+    TRY(fs_sync_dir(jobs, err)); /* the row must not outlive its directory's name */
     TRY(store_new_job(s, &job, create->dedupe, err));
     job_copy(create->out, &job);
     schedule_add(s, &job);
@@ -118,6 +120,7 @@ out:
     job_fini(&job);
     free(path);
     free(jobdir);
+    free(jobs);
     return rc;
 }
 
@@ -194,7 +197,6 @@ static int run_add_file(struct scheduler *s, void *args, struct err *err)
     struct add_file *add = args;
     struct store_file file = {.bytes = add->bytes, .expires_at = add->expires_at};
     char id[JOB_ID_MAX];
-    bool moved = false;
     int rc = 0;
 
     fresh_id(id, sizeof(id), "file-");
@@ -205,13 +207,13 @@ static int run_add_file(struct scheduler *s, void *args, struct err *err)
     file.path = xasprintf("%s/files/%s", s->state_dir, id);
     file.created_at = (int64_t)clock_wall();
     TRY(fs_rename_sync(add->spooled_path, file.path, err));
-    moved = true;
     TRY(store_put_file(s->store, &file, err));
     *add->out = file;
     return 0;
 out:
-    if (moved) /* back to its owner, who removes it */
-        rename(file.path, add->spooled_path);
+    /* Back to its owner, who removes it: also where the renaming was done and only its sync failed.
+     */
+    rename(file.path, add->spooled_path);
     store_file_fini(&file);
     return rc;
 }
@@ -225,7 +227,8 @@ int sched_post_file(struct scheduler *s, const char *filename, const char *purpo
     return scheduler_post(s, run_add_file, &add, err);
 }
 
-/* The row goes first: a row without a file is worse than a file without a row. */
+/* The row goes first: a row without a file is worse than a file without a row, which orphans.c
+ * removes. */
 static int run_delete_file(struct scheduler *s, void *args, struct err *err)
 {
     const char *id = args;

@@ -83,7 +83,8 @@ int schedule_change(struct scheduler *s, struct live *l, const struct job_input 
 bool attempt_pass(struct scheduler *s, struct live *l);
 bool job_uses_gpu(const struct job *job);
 
-/* orphans.c: remove directories of jobs that never got into the store. Before the thread starts. */
+/* orphans.c: remove directories of jobs and files that never got into the store, or are no longer
+ * in it. Before the thread starts. */
 void orphans_remove(struct scheduler *s);
 
 /* scheduler.c: run a command in the scheduler thread. */

@@ -262,6 +262,33 @@ static int count_processes(const char *a, const char *b)
     return n;
 }
 
+Test(restart, files_that_were_never_stored_go)
+{
+    char *orphan = xasprintf("%s/files/file-0123456789abcdef01234567", state);
+    char *half = xasprintf("%s.tmp-77", orphan), *other = xasprintf("%s/files/notes", state);
+    char *database = xasprintf("%s/castor.db", state);
+    const char *const made[] = {orphan, half, other};
+
+    test_start(test_config());
+    struct store_file kept = test_upload();
+    stop();
+    for (int i = 0; i < 3; i++)
+        cr_assert(fs_write_file_atomic(made[i], "x", 1, NULL) == 0);
+    test_start(test_config());
+    cr_assert(!fs_exists(orphan) && !fs_exists(half));
+    cr_assert(fs_exists(kept.path), "an uploaded file is gone");
+    cr_assert(fs_exists(other), "a foreign file is gone");
+    stop();
+    cr_assert(unlink(database) == 0);
+    test_start(test_config());
+    cr_assert(fs_exists(kept.path), "the files are lost with the database");
+    store_file_fini(&kept);
+    free(database);
+    free(other);
+    free(half);
+    free(orphan);
+}
+
 Test(restart, a_check_dies_with_its_castord)
 {
     struct scheduler_config c = test_config();
