@@ -235,9 +235,23 @@ static void *run_updates(void *ud)
     return NULL;
 }
 
-/* Parameters a second, with copies running both ways all the while or without. */
+/* Copies both ways until the updates are done; bytes a second each way. */
+static int copy_meanwhile(const struct updates *u, const struct copies *copies, double *rate,
+                          struct err *err)
+{
+    double begun = clock_monotonic();
+    int64_t n = 0;
+    int rc = 0;
+    for (; !atomic_load(&u->done); n++)
+        TRY(copy_both(copies, err));
+    *rate = (double)n * (double)copies->bytes / (clock_monotonic() - begun);
+out:
+    return rc;
+}
+
+/* Parameters a second, with copies running both ways all the while, and theirs, or without. */
 static int update_rate(struct updates *u, const struct copies *copies, double *rate,
-                       struct err *err)
+                       double *copy_rate, struct err *err)
 {
     pthread_t id;
     int rc = 0;
@@ -249,8 +263,7 @@ static int update_rate(struct updates *u, const struct copies *copies, double *r
         int code = pthread_create(&id, NULL, run_updates, u);
         if (code != 0)
             return err_set_errno(err, code, "cannot start a thread to measure updates");
-        while (rc == 0 && !atomic_load(&u->done))
-            rc = copy_both(copies, err);
+        rc = copy_meanwhile(u, copies, copy_rate, err);
         pthread_join(id, NULL);
     }
     if (rc == 0 && u->rc != 0)
@@ -275,17 +288,17 @@ static int update_rates(const struct copies *copies, struct device_profile *out,
     for (size_t i = 0; i < bytes / sizeof(float); i++) /* untouched pages would all be one page */
         ((float *)memory)[i] = 1e-3f;
     TRY(update_pool_create(update_pool_all_threads(), ops, &u.pool, err));
-    TRY(update_rate(&u, NULL, &out->cpu_update_rate, err));
-    TRY(update_rate(&u, copies, &out->cpu_update_copy_rate, err));
+    TRY(update_rate(&u, NULL, &out->cpu_update_rate, NULL, err));
+    TRY(update_rate(&u, copies, &out->cpu_update_copy_rate, &out->copy_update_rate, err));
     u.args.param = (char *)memory + 3 * part; /* a type beside a master: only such go aside */
     for (int k = PART_MASTER; k <= PART_V; k++)
         u.aside[k] = (char *)memory + (size_t)(4 + k) * part;
-    TRY(update_rate(&u, NULL, &out->cpu_update_aside_rate, err));
+    TRY(update_rate(&u, NULL, &out->cpu_update_aside_rate, NULL, err));
     memset(u.aside, 0, sizeof u.aside);
     u.args = fp8_update_args(memory);
     memset(memory, 0, bytes);
-    TRY(update_rate(&u, NULL, &out->cpu_update_fp8_rate, err));
-    TRY(update_rate(&u, copies, &out->cpu_update_fp8_copy_rate, err));
+    TRY(update_rate(&u, NULL, &out->cpu_update_fp8_rate, NULL, err));
+    TRY(update_rate(&u, copies, &out->cpu_update_fp8_copy_rate, &out->copy_update_fp8_rate, err));
     /* no ceiling is lower than what has been seen */
     out->host_memory_rate = fmax(out->host_memory_rate, out->cpu_update_rate * UPDATE_BYTES);
 out:

@@ -14,8 +14,9 @@ enum { PROBE_RUNS = 5 };
 
 double probe_median(double times[PROBE_RUNS]);
 
-/* Fills host_memory_rate, h2d_both_rate, d2h_both_rate, cpu_update_rate and cpu_update_copy_rate.
- * `on_device` and `pinned` are `bytes` each, in device memory and pinned; what is in them is lost.
+/* Fills host_memory_rate, h2d_both_rate, d2h_both_rate and the rates of updates and of copies
+ * beside them. `on_device` and `pinned` are `bytes` each, in device memory and pinned; what is in
+ * them is lost.
  */
 int probe_host(struct device *d, void *on_device, void *pinned, size_t bytes,
                struct device_profile *out, struct err *err);

@@ -437,7 +437,7 @@ def probe_serves_plans(root):
     equal(profile["kind"], "cpu")
     for rate in ("flops_f32", "flops_fp8", "memory_rate", "h2d_rate", "h2d_both_rate", "d2h_both_rate", "host_memory_rate",
                  "cpu_update_rate", "cpu_update_copy_rate", "cpu_update_aside_rate", "cpu_update_fp8_rate",
-                 "cpu_update_fp8_copy_rate", "disk_read_rate", "disk_write_rate",
+                 "cpu_update_fp8_copy_rate", "copy_update_rate", "copy_update_fp8_rate", "disk_read_rate", "disk_write_rate",
                  "disk_read_both_rate", "disk_write_both_rate"):
         assert 1e6 < profile[rate] < 1e16, (rate, profile[rate])
     # AdamW reads four floats a parameter and writes three

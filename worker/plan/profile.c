@@ -24,12 +24,14 @@ const struct device_profile device_profile_nominal = {.flops_f32 = 4e14,
                                                       .cpu_update_aside_rate = 4.0e9,
                                                       .cpu_update_fp8_rate = 5.4e9,
                                                       .cpu_update_fp8_copy_rate = 5.0e9,
+                                                      .copy_update_rate = 43.6e9,
+                                                      .copy_update_fp8_rate = 43.6e9,
                                                       .disk_read_rate = 1.6e9,
                                                       .disk_write_rate = 2.6e9,
                                                       .disk_read_both_rate = 1.0e9,
                                                       .disk_write_both_rate = 1.0e9};
 
-enum { PROFILE_VERSION = 7, PROFILE_MAX_BYTES = 1 << 16 };
+enum { PROFILE_VERSION = 8, PROFILE_MAX_BYTES = 1 << 16 };
 
 struct rate_field {
     const char *key;
@@ -52,6 +54,8 @@ static const struct rate_field rates[] = {
     {"cpu_update_aside_rate", offsetof(struct device_profile, cpu_update_aside_rate)},
     {"cpu_update_fp8_rate", offsetof(struct device_profile, cpu_update_fp8_rate)},
     {"cpu_update_fp8_copy_rate", offsetof(struct device_profile, cpu_update_fp8_copy_rate)},
+    {"copy_update_rate", offsetof(struct device_profile, copy_update_rate)},
+    {"copy_update_fp8_rate", offsetof(struct device_profile, copy_update_fp8_rate)},
     {"disk_read_rate", offsetof(struct device_profile, disk_read_rate)},
     {"disk_write_rate", offsetof(struct device_profile, disk_write_rate)},
     {"disk_read_both_rate", offsetof(struct device_profile, disk_read_both_rate)},

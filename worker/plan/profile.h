@@ -32,6 +32,8 @@ struct device_profile {
     double cpu_update_aside_rate;        /* alone, the new state to another place        */
     /* Likewise with split masters and 8-bit moments: half of the bytes. */
     double cpu_update_fp8_rate, cpu_update_fp8_copy_rate;
+    /* h2d and d2h, each, while both and updates run: of float states, of these */
+    double copy_update_rate, copy_update_fp8_rate;
     double disk_read_rate, disk_write_rate;           /* past the page cache, of one volume */
     double disk_read_both_rate, disk_write_both_rate; /* each, while the other runs      */
 };

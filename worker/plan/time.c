@@ -1,7 +1,7 @@
 /*
  * How long a list takes: its queues run side by side, each in order, and an instruction starts when
  * its queue is free and what it waits for is done. Copies in both directions slow each other down,
- * as do reads and writes of the disk, and updates on the CPU share host memory with copies.
+ * as do reads and writes of the disk, and updates on the CPU and copies, which share host memory.
  *
  * The training list is run pass behind pass, since updates may run on into the next pass; a step is
  * the time between the ends of two passes once they follow each other evenly: not of the last one,
@@ -176,8 +176,9 @@ static double block_seconds(const struct plan *p, enum plan_list list, const str
            fmax(flops / d->flops_layer + passes, flops / d->flops_bf16);
 }
 
-/* Parameters a second that the CPU updates. Two kinds of state are measured; between them the
- * seconds are linear in the bytes that an update touches, and fewer than the least gain nothing. */
+/* Parameters a second that the CPU updates, or bytes that are copied meanwhile. Two kinds of state
+ * are measured; between them the seconds are linear in the bytes that an update touches, and fewer
+ * than the least gain nothing. */
 static double update_rate(const struct plan *p, double float_rate, double fp8_rate)
 {
     static const struct chunk_types float_types = {DT_BF16, DT_F32, DT_F32, DT_F32},
@@ -244,6 +245,7 @@ struct run {
     const struct instr_list *l;
     const struct device_profile *profile;
     double update_share;          /* of its speed that an update keeps while copies run both ways */
+    double copy_share;            /* that these keep while an update runs */
     const double *alone;          /* seconds by instruction           */
     int32_t *order[QUEUE_COUNT];  /* instructions of a queue          */
     int64_t count[QUEUE_COUNT];   /* of a pass                        */
@@ -277,21 +279,32 @@ static bool may_start(const struct run *r, const struct instr *i, int64_t pass)
     return true;
 }
 
+/* Of two copies: the speed of the one while the other runs, or not. */
+static double copy_speed(const struct run *r, double both, bool other)
+{
+    double lost = busy(r, QUEUE_CPU) ? 1.0 - r->copy_share : 0;
+    return other ? both * (1.0 - lost) : 1.0 - 0.5 * lost;
+}
+
+/* Updates and copies slow each other down: each direction by half of what both do. */
 static double speed(const struct run *r, int q)
 {
     const struct device_profile *d = r->profile;
     bool up = busy(r, QUEUE_H2D), down = busy(r, QUEUE_D2H);
-    if (q == QUEUE_H2D && down)
-        return d->h2d_both_rate / d->h2d_rate;
-    if (q == QUEUE_D2H && up)
-        return d->d2h_both_rate / d->d2h_rate;
-    if (q == QUEUE_READ && busy(r, QUEUE_WRITE))
-        return d->disk_read_both_rate / d->disk_read_rate;
-    if (q == QUEUE_WRITE && busy(r, QUEUE_READ))
-        return d->disk_write_both_rate / d->disk_write_rate;
-    if (q == QUEUE_CPU) /* each direction costs half of what both do */
+    switch (q) {
+    case QUEUE_H2D:
+        return copy_speed(r, d->h2d_both_rate / d->h2d_rate, down);
+    case QUEUE_D2H:
+        return copy_speed(r, d->d2h_both_rate / d->d2h_rate, up);
+    case QUEUE_READ:
+        return busy(r, QUEUE_WRITE) ? d->disk_read_both_rate / d->disk_read_rate : 1.0;
+    case QUEUE_WRITE:
+        return busy(r, QUEUE_READ) ? d->disk_write_both_rate / d->disk_write_rate : 1.0;
+    case QUEUE_CPU:
         return 1.0 - 0.5 * (1.0 - r->update_share) * (up + down);
-    return 1.0;
+    default:
+        return 1.0;
+    }
 }
 
 static void start_all(struct run *r, int64_t passes)
@@ -447,7 +460,10 @@ double plan_time_if(const struct plan *p, enum plan_list list, const struct devi
     r.update_share =
         update_rate(p, profile->cpu_update_copy_rate, profile->cpu_update_fp8_copy_rate) /
         update_rate(p, profile->cpu_update_rate, profile->cpu_update_fp8_rate);
-
+    r.copy_share =
+        fmin(2.0 * update_rate(p, profile->copy_update_rate, profile->copy_update_fp8_rate) /
+                 (profile->h2d_both_rate + profile->d2h_both_rate),
+             1.0);
     r.rank = xcalloc((size_t)l->n + 1, sizeof *r.rank);
     for (int q = 0; q < QUEUE_COUNT; q++)
         r.order[q] = xcalloc((size_t)l->n + 1, sizeof *r.order[q]);

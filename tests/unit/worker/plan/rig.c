@@ -88,5 +88,7 @@ struct device_profile rig_profile(double flops, double bytes, double updates)
                                    .cpu_update_rate = updates,
                                    .cpu_update_copy_rate = updates,
                                    .cpu_update_fp8_rate = updates,
-                                   .cpu_update_fp8_copy_rate = updates};
+                                   .cpu_update_fp8_copy_rate = updates,
+                                   .copy_update_rate = bytes,
+                                   .copy_update_fp8_rate = bytes};
 }

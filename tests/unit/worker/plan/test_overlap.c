@@ -184,6 +184,30 @@ Test(overlap, a_step_takes_as_long_as_its_busiest_queue)
     rig_fini(&r);
 }
 
+/* Copies that are half as fast while the processor updates, and these go on as long as they do:
+ * what is copied meanwhile takes twice as long, and less where only one direction is busy. */
+Test(overlap, updates_slow_copies_down)
+{
+    struct device_profile profile = rig_profile(1e12, 1e8, 2e7);
+    double seconds[2];
+    struct rig r;
+    profile.memory_rate = profile.host_memory_rate = 1e15;
+    rig_init(&r, 8, 1);
+    r.in.policy = PLACE_CPU;
+    r.in.profile = &profile;
+    r.in.clip = false;
+    struct plan_simulation sim = rig_simulate(rig_plan(&r));
+    r.in.force = r.plan->chosen;
+    double copies = (double)(sim.link_bytes[LINK_H2D] + sim.link_bytes[LINK_D2H]) / 1e8;
+    for (int k = 0; k < 2; k++) {
+        profile.copy_update_rate = profile.copy_update_fp8_rate = k == 0 ? 1e8 : 0.5e8;
+        seconds[k] = rig_simulate(rig_plan(&r)).seconds;
+    }
+    cr_expect_gt(seconds[1], 1.1 * seconds[0], "%g, %g", seconds[1], seconds[0]);
+    cr_expect_leq(seconds[1], seconds[0] + copies, "%g, %g, %g", seconds[1], seconds[0], copies);
+    rig_fini(&r);
+}
+
 /* States on a disk that is slower than all else: it is busy throughout, and the bound knows whether
  * reads and writes at a time gain anything. */
 Test(overlap, a_slow_disk_is_never_idle)

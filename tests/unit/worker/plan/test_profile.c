@@ -27,6 +27,8 @@ Test(profile, survives_a_round_trip_and_refuses_nonsense)
                                 .cpu_update_aside_rate = 4e8,
                                 .cpu_update_fp8_rate = 11e8,
                                 .cpu_update_fp8_copy_rate = 9e8,
+                                .copy_update_rate = 15e9,
+                                .copy_update_fp8_rate = 16e9,
                                 .disk_read_rate = 7e8,
                                 .disk_write_rate = 8e8,
                                 .disk_read_both_rate = 5e8,
@@ -43,6 +45,7 @@ Test(profile, survives_a_round_trip_and_refuses_nonsense)
     cr_expect_eq(out.disk_write_both_rate, 6e8);
     cr_expect_eq(out.cpu_update_aside_rate, 4e8);
     cr_expect(out.cpu_update_fp8_rate == 11e8 && out.cpu_update_fp8_copy_rate == 9e8);
+    cr_expect(out.copy_update_rate == 15e9 && out.copy_update_fp8_rate == 16e9);
     in.memory_rate = 0; /* a rate of nothing would make every plan take forever */
     cr_assert_eq(device_profile_save(path, &in, &err), 0);
     cr_expect_eq(device_profile_load(path, &out, &err), ERR_INVALID);
