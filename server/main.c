@@ -70,7 +70,8 @@ static void usage(FILE *to)
     fprintf(to, "usage: castord [--listen HOST:PORT] [--state DIR] [--config FILE]\n"
                 "  --listen   default 127.0.0.1:8080; port 0 = a free one\n"
                 "  --state    jobs, files and the database; default $XDG_STATE_HOME/castor\n"
-                "  --config   JSON: api_keys, hub_endpoints, limits, slots, worker, organization\n"
+                "  --config   JSON: api_keys, volumes, hub_endpoints, local_model_dirs, slots,\n"
+                "             limits, threads, worker, organization; server/config.h has them all\n"
                 "  --version, --help\n");
 }
 

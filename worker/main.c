@@ -11,6 +11,7 @@
  *   castor-worker --probe [DIRECTORY]    measure this machine, and the disk of the directory;
  *                                        print and keep the device profile
  *   castor-worker --devices              count this machine's devices; print the numbers
+ *   castor-worker --help
  *
  * Exit status: 0 = done, 1 = failed (the report or the attempt's last event says why), 2 = wrong
  * usage.
@@ -45,16 +46,24 @@ static void catch_terminate(void)
     signal(SIGCHLD, SIG_DFL);
 }
 
+static void print_usage(FILE *to)
+{
+    fputs("usage: castor-worker JOBDIR [--attempt N]   run the job whose spec.json is there\n"
+          "       castor-worker --plan JOBDIR          print what would run and what it takes\n"
+          "       castor-worker --print JOBDIR         print the step's instructions\n"
+          "       castor-worker --profile JOBDIR       train some steps, print where time goes\n"
+          "       castor-worker --check FILE           print the bad lines of a data file, or of\n"
+          "                                            hf://datasets/organization/name\n"
+          "       castor-worker --probe [DIRECTORY]    measure this machine, and the directory's\n"
+          "                                            disk, for plans to predict times\n"
+          "       castor-worker --devices              count the GPUs\n"
+          "       castor-worker --help\n",
+          to);
+}
+
 static int usage(void)
 {
-    fputs("usage: castor-worker JOBDIR [--attempt N]\n"
-          "       castor-worker --plan JOBDIR\n"
-          "       castor-worker --print JOBDIR\n"
-          "       castor-worker --profile JOBDIR\n"
-          "       castor-worker --check FILE\n"
-          "       castor-worker --probe [DIRECTORY]\n"
-          "       castor-worker --devices\n",
-          stderr);
+    print_usage(stderr);
     return 2;
 }
 
@@ -103,6 +112,17 @@ static bool parse_arguments(int argc, char **argv, struct arguments *a)
     return true;
 }
 
+/* Before anything is written there: it may be any directory, or none. */
+static int check_jobdir(const char *jobdir, struct err *err)
+{
+    char *spec = job_dir_spec(jobdir);
+    int rc = fs_exists(spec) ? 0
+                             : err_set(err, ERR_NOT_FOUND,
+                                       "%s is not a job directory: it has no spec.json", jobdir);
+    free(spec);
+    return rc;
+}
+
 static int run_rank(const struct arguments *a)
 {
     char *prefix = xasprintf("rank=%lld", (long long)a->rank);
@@ -129,6 +149,8 @@ static int run_profile(const struct arguments *a)
     o.attempt++;
     char *directory = job_dir_attempt(a->path, o.attempt);
     if (rc == 0)
+        rc = check_jobdir(a->path, &err);
+    if (rc == 0)
         rc = fs_mkdir_p(directory, true, &err);
     free(directory);
     if (rc == 0)
@@ -150,6 +172,8 @@ static int run_supervisor(const struct arguments *a)
         attempt++;
     }
     if (rc == 0)
+        rc = check_jobdir(a->path, &err);
+    if (rc == 0)
         rc = supervise(a->path, attempt, &terminate, &err);
     if (rc)
         log_error("supervisor", "%s", err.msg);
@@ -165,6 +189,10 @@ int main(int argc, char **argv)
         return a.rank >= 0 ? run_rank(&a) : run_supervisor(&a);
     if (!a.mode)
         return usage();
+    if (strcmp(a.mode, "--help") == 0) {
+        print_usage(stdout);
+        return 0;
+    }
     if (strcmp(a.mode, "--plan") == 0 && a.path)
         return worker_plan(a.path);
     if (strcmp(a.mode, "--print") == 0 && a.path)

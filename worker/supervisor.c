@@ -246,7 +246,6 @@ int supervise(const char *jobdir, int64_t attempt, const volatile sig_atomic_t *
 {
     struct attempt a = {.jobdir = jobdir, .number = attempt, .n_ranks = 1};
     char *dir = job_dir_attempt(jobdir, attempt);
-    char *spec = job_dir_spec(jobdir);
     int rc = 0;
 
     a.pids = xcalloc((size_t)a.n_ranks, sizeof *a.pids);
@@ -254,10 +253,6 @@ int supervise(const char *jobdir, int64_t attempt, const volatile sig_atomic_t *
     a.exit.ranks = xcalloc((size_t)a.n_ranks, sizeof *a.exit.ranks);
     if (getpgrp() != getpid())
         setpgid(0, 0);
-    if (!fs_exists(spec)) {
-        rc = err_set(err, ERR_NOT_FOUND, "%s is not a job directory: it has no spec.json", jobdir);
-        goto out;
-    }
     TRY(fs_mkdir_p(dir, false, err));
     TRY(write_record(&a, err));
     a.oom_kills = count_oom_kills();
@@ -273,7 +268,6 @@ out:
         signal_ranks(&a, SIGKILL);
     attempt_exit_fini(&a.exit);
     free(a.pids);
-    free(spec);
     free(dir);
     return rc;
 }
