@@ -13,6 +13,9 @@
  * `wait_prev` (of the pass before: a cyclic list is executed pass after pass without a pause
  * between them). Instructions before those on their queue are then done too. Executing the list
  * from front to back in one thread is always correct: that is what the CPU device does.
+ *
+ * GATHER, SEND, RECV and the queue comm are for jobs of several ranks: no planner writes them yet,
+ * and nothing executes them.
  */
 #ifndef CASTOR_WORKER_PLAN_INSTR_H
 #define CASTOR_WORKER_PLAN_INSTR_H
