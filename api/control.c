@@ -93,15 +93,3 @@ out:
     free(path);
     return rc;
 }
-
-int control_post(const char *jobdir, enum control_type type, struct control *out, struct err *err)
-{
-    struct control c;
-    int rc;
-
-    control_init(&c, type);
-    rc = control_append(jobdir, &c, err);
-    if (rc == 0 && out)
-        *out = c;
-    return rc;
-}

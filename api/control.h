@@ -31,7 +31,5 @@ void control_init(struct control *c, enum control_type type);
 /* Append it to the job's control.jsonl unless a request of that id is there already, so that it may
  * be repeated after a crash. */
 int control_append(const char *jobdir, const struct control *c, struct err *err);
-/* Append a request with a fresh id to the job's control.jsonl; *out (may be NULL) receives it. */
-int control_post(const char *jobdir, enum control_type type, struct control *out, struct err *err);
 
 #endif

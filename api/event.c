@@ -268,8 +268,3 @@ const char *event_phase_name(enum event_phase phase)
 {
     return phase_words[phase];
 }
-
-bool event_is_final(enum event_type type)
-{
-    return type == EVENT_STOPPED || type == EVENT_FINISHED || type == EVENT_FAILED;
-}

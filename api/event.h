@@ -158,6 +158,5 @@ json_t *event_to_json(const struct event *event);
 int event_from_json(const json_t *line, struct event *out, struct err *err);
 const char *event_type_name(enum event_type type);
 const char *event_phase_name(enum event_phase phase);
-bool event_is_final(enum event_type type);
 
 #endif

@@ -263,7 +263,5 @@ int job_spec_save(const char *path, const struct job_spec *spec, struct err *err
 /* The words of the JSON form: "cuda", "bf16", ... */
 const char *placement_policy_name(enum placement_policy policy);
 const char *compute_dtype_name(enum compute_dtype dtype);
-const char *lr_schedule_name(enum lr_schedule schedule);
-const char *data_format_name(enum data_format format);
 
 #endif

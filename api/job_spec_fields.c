@@ -42,16 +42,6 @@ const char *compute_dtype_name(enum compute_dtype dtype)
     return compute_words[dtype];
 }
 
-const char *lr_schedule_name(enum lr_schedule schedule)
-{
-    return schedule_words[schedule];
-}
-
-const char *data_format_name(enum data_format format)
-{
-    return format_words[format];
-}
-
 #define AT(member) offsetof(struct job_spec, member)
 #define INT(path, member, lo, hi, start)                                                           \
     {                                                                                              \

@@ -9,11 +9,6 @@
 
 enum { PLAN_MAX_NOTES = 64 };
 
-static const char *const purpose_words[] = {
-    [PURPOSE_WEIGHTS] = "weights",     [PURPOSE_GRADIENTS] = "gradients",
-    [PURPOSE_OPTIMIZER] = "optimizer", [PURPOSE_ACTIVATIONS] = "activations",
-    [PURPOSE_WORKSPACE] = "workspace", [PURPOSE_BUFFERS] = "buffers",
-};
 static const char *const tier_words[] = {
     [TIER_GPU] = "gpu", [TIER_HOST] = "host", [TIER_NVME] = "nvme"};
 static const char *const link_words[] = {
@@ -24,19 +19,9 @@ static const char *const link_words[] = {
     [LINK_NETWORK] = "network",
 };
 
-const char *plan_purpose_name(enum plan_purpose p)
-{
-    return purpose_words[p];
-}
-
 const char *plan_tier_name(enum plan_tier t)
 {
     return tier_words[t];
-}
-
-const char *plan_link_name(enum plan_link l)
-{
-    return link_words[l];
 }
 
 static const char *const basis_words[] = {"model", "measured", NULL};

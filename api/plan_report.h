@@ -48,9 +48,7 @@ enum plan_purpose {
 enum plan_tier { TIER_GPU, TIER_HOST, TIER_NVME, TIER_COUNT };
 enum plan_link { LINK_H2D, LINK_D2H, LINK_DISK_READ, LINK_DISK_WRITE, LINK_NETWORK, LINK_COUNT };
 
-const char *plan_purpose_name(enum plan_purpose p);
 const char *plan_tier_name(enum plan_tier t);
-const char *plan_link_name(enum plan_link l);
 
 struct plan_tier_memory {
     int64_t by_purpose[PURPOSE_COUNT]; /* bytes at the moment of the peak */

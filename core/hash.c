@@ -59,49 +59,6 @@ void hash_final_hex(struct hash *h, char out[65])
     }
 }
 
-int hash_file_hex(const char *path, enum hash_kind kind, char out[65], struct err *err)
-{
-    enum { CHUNK = 1 << 20 };
-    struct hash h;
-    struct stat st;
-    uint8_t *bytes = NULL;
-    int64_t total = 0;
-    ssize_t n;
-    int rc = 0;
-
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return err_set_errno(err, errno, "cannot open %s to check its hash", path);
-    if (fstat(fd, &st) != 0) {
-        rc = err_set_errno(err, errno, "cannot ask for the size of %s", path);
-        goto out;
-    }
-    bytes = xmalloc(CHUNK);
-    hash_init(&h, kind, st.st_size);
-    while ((n = read(fd, bytes, CHUNK)) != 0) {
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0) {
-            rc = err_set_errno(err, errno, "cannot read %s to check its hash", path);
-            goto out;
-        }
-        hash_update(&h, bytes, (size_t)n);
-        total += n;
-    }
-    if (total != st.st_size) {
-        rc = err_set(err, ERR_IO,
-                     "%s changed from %" PRId64 " to %" PRId64 " bytes while it was hashed; "
-                     "try again when nothing writes to it",
-                     path, (int64_t)st.st_size, total);
-        goto out;
-    }
-    hash_final_hex(&h, out);
-out:
-    free(bytes);
-    close(fd);
-    return rc;
-}
-
 void hash_random_hex(char *out, size_t n_bytes)
 {
     uint8_t bytes[64];

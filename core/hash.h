@@ -24,7 +24,6 @@ struct hash {
 void hash_init(struct hash *h, enum hash_kind kind, int64_t total_bytes);
 void hash_update(struct hash *h, const void *bytes, size_t n);
 void hash_final_hex(struct hash *h, char out[65]); /* 64 or 40 digits and a NUL */
-int hash_file_hex(const char *path, enum hash_kind kind, char out[65], struct err *err);
 
 /* n random bytes from the kernel, as 2n hex digits and a NUL: ids and keys. */
 void hash_random_hex(char *out, size_t n_bytes);

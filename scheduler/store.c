@@ -137,7 +137,8 @@ static enum err_code code_from_sqlite(int code)
     }
 }
 
-int store_fail(struct store *s, const char *doing, struct err *err)
+/* The connection's last failure. */
+static int fail(struct store *s, const char *doing, struct err *err)
 {
     return err_set(err, code_from_sqlite(sqlite3_extended_errcode(s->db)),
                    "the job database failed while %s: %s", doing, sqlite3_errmsg(s->db));
@@ -149,7 +150,7 @@ int store_use(struct store *s, enum store_sql sql, sqlite3_stmt **out, struct er
 
     if (!*kept && sqlite3_prepare_v3(s->db, texts[sql], -1, SQLITE_PREPARE_PERSISTENT, kept,
                                      NULL) != SQLITE_OK)
-        return store_fail(s, "preparing a statement", err);
+        return fail(s, "preparing a statement", err);
     *out = *kept;
     return 0;
 }
@@ -181,7 +182,7 @@ int store_step(struct store *s, sqlite3_stmt *stmt, bool *row, struct err *err)
     int code = sqlite3_step(stmt);
 
     if (code != SQLITE_ROW && code != SQLITE_DONE) {
-        int rc = store_fail(s, "running a statement", err);
+        int rc = fail(s, "running a statement", err);
         store_done(stmt);
         return rc;
     }
@@ -252,7 +253,7 @@ static int pragma_number(struct store *s, const char *pragma, int64_t *out, stru
     int rc = 0;
 
     if (sqlite3_prepare_v2(s->db, pragma, -1, &stmt, NULL) != SQLITE_OK)
-        return store_fail(s, "opening it", err);
+        return fail(s, "opening it", err);
     rc = store_step(s, stmt, &row, err);
     if (rc == 0 && row)
         *out = sqlite3_column_int64(stmt, 0);
@@ -263,7 +264,7 @@ static int pragma_number(struct store *s, const char *pragma, int64_t *out, stru
 static int run_script(struct store *s, const char *script, struct err *err)
 {
     if (sqlite3_exec(s->db, script, NULL, NULL, NULL) != SQLITE_OK)
-        return store_fail(s, "opening it", err);
+        return fail(s, "opening it", err);
     return 0;
 }
 
@@ -309,7 +310,7 @@ static int open_at(const char *state_dir, bool writer, struct store **out, struc
     int rc = 0;
 
     if (sqlite3_open_v2(path, &s->db, flags | SQLITE_OPEN_NOMUTEX, NULL) != SQLITE_OK) {
-        rc = s->db ? store_fail(s, "opening it", err)
+        rc = s->db ? fail(s, "opening it", err)
                    : err_set(err, ERR_NOMEM, "no memory to open %s", path);
         goto out;
     }

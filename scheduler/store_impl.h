@@ -68,7 +68,4 @@ int store_run(struct store *s, sqlite3_stmt *stmt, struct err *err);
 char *store_column_text(sqlite3_stmt *stmt, int at); /* fresh; NULL for NULL */
 int store_column_json(sqlite3_stmt *stmt, int at, json_t **out, struct err *err);
 
-/* The error text of the connection's last failure. */
-int store_fail(struct store *s, const char *doing, struct err *err);
-
 #endif

@@ -45,7 +45,8 @@ bool tensor_is_adapter(const struct tensor_desc *t)
     return t->parts != 0;
 }
 
-int64_t adapter_parts(const struct tensor_desc *t)
+/* How many parts of its matrix an adapter adapts. */
+static int64_t adapter_parts(const struct tensor_desc *t)
 {
     return __builtin_popcount(t->parts);
 }

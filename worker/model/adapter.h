@@ -41,8 +41,6 @@ int model_adapt(struct model *m, const struct adapter_config *c, struct err *err
 
 /* The row of model.adapters about a matrix; NULL where none can stand. */
 const struct adaptable *model_adaptable(const struct model *m, enum tensor_role matrix);
-/* How many parts of its matrix an adapter adapts. */
-int64_t adapter_parts(const struct tensor_desc *t);
 bool tensor_is_adapter(const struct tensor_desc *t);
 
 /* The tensor that is A of a weight's adapter; B is the next one. -1: it has none. */

@@ -156,7 +156,9 @@ out:
     return rc;
 }
 
-json_t *decoder_config_text(const json_t *config_json)
+/* The config of what is trained, a new reference: config_json itself; of a model that also sees
+ * images its text model's, as that would be on its own. */
+static json_t *text_config(const json_t *config_json)
 {
     static const char *const shared[] = {"dtype",        "torch_dtype",  "bos_token_id",
                                          "eos_token_id", "pad_token_id", "quantization_config"};
@@ -179,7 +181,7 @@ json_t *decoder_config_text(const json_t *config_json)
 
 int decoder_config_parse(const json_t *whole, struct decoder_config *out, struct err *err)
 {
-    json_t *config_json = decoder_config_text(whole);
+    json_t *config_json = text_config(whole);
     struct decoder_config c = {0};
     const struct family *family;
     const char *type = NULL;
@@ -241,7 +243,7 @@ int decoder_config_export(const char *model_dir, const char *dir, enum dtype dty
     int rc = 0;
 
     TRY(json_parse_file(from, CONFIG_JSON_MAX_BYTES, JSON_MAX_DEPTH_FILE, &whole, err));
-    text = decoder_config_text(whole);
+    text = text_config(whole);
     json_object_set_new(text, json_object_get(text, "dtype") != NULL ? "dtype" : "torch_dtype",
                         json_string(name));
     line = json_dumps(text, JSON_INDENT(2) | JSON_PRESERVE_ORDER);

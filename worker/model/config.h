@@ -104,9 +104,6 @@ struct decoder_config {
  * unsupported_architecture) for families and flags this build does not train, naming them. */
 int decoder_config_load(const char *model_dir, struct decoder_config *out, struct err *err);
 int decoder_config_parse(const json_t *config_json, struct decoder_config *out, struct err *err);
-/* The config of what is trained, a new reference: config_json itself; of a model that also sees
- * images its text model's, as that would be on its own. */
-json_t *decoder_config_text(const json_t *config_json);
 /* Write DIR/config.json for a model of MODEL_DIR's kind whose weights are in `dtype`. */
 int decoder_config_export(const char *model_dir, const char *dir, enum dtype dtype,
                           struct err *err);

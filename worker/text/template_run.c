@@ -152,7 +152,7 @@ static struct tv catch_body(struct run *r, const struct node *body, struct scope
     return tv_take_buf(r->a, &caught);
 }
 
-struct tv run_macro(struct run *r, const struct tv_macro *m, const struct call_args *args)
+static struct tv run_macro(struct run *r, const struct tv_macro *m, const struct call_args *args)
 {
     const struct node *n = m->node;
     struct scope *scope = new_scope(r, m->scope);

@@ -60,7 +60,6 @@ void scope_set(struct run *r, struct scope *scope, const char *name, struct tv v
 
 /* The argument at `place` or of that name; NULL when it was not given. */
 const struct tv *call_arg(const struct call_args *args, size_t place, const char *name);
-struct tv run_macro(struct run *r, const struct tv_macro *m, const struct call_args *args);
 /* object.name as a value; undefined where there is no such thing. */
 struct tv run_attribute(struct run *r, struct tv object, const char *name);
 struct tv run_item(struct run *r, struct tv object, struct tv key);

@@ -126,10 +126,9 @@ struct tv tv_iterate(struct tv_arena *a, struct tv v);
 /* Characters of a string. */
 size_t tv_characters(struct tv v);
 
-/* Append as print does, as repr does, as json.dumps(ensure_ascii=False) does. indent < 0: one line.
- */
+/* Append as print does (values in lists as repr does), as json.dumps(ensure_ascii=False) does.
+ * indent < 0: one line. */
 void tv_print(struct tv_arena *a, struct tv v, struct buf *out);
-void tv_repr(struct tv_arena *a, struct tv v, struct buf *out);
 void tv_json(struct tv_arena *a, struct tv v, int indent, bool sort_keys, struct buf *out);
 
 #endif

@@ -130,18 +130,13 @@ static void repr_deep(struct tv_arena *a, struct tv v, int depth, struct buf *ou
     }
 }
 
-void tv_repr(struct tv_arena *a, struct tv v, struct buf *out)
-{
-    repr_deep(a, v, 0, out);
-}
-
 void tv_print(struct tv_arena *a, struct tv v, struct buf *out)
 {
     if (v.kind == TV_STRING && tv_work(a, v.str.n / 64)) {
         if (may_write(a, out))
             buf_add(out, v.str.s, v.str.n);
     } else if (v.kind != TV_UNDEFINED) {
-        tv_repr(a, v, out);
+        repr_deep(a, v, 0, out);
     }
 }
 

@@ -139,9 +139,7 @@ Test(answers, plan_report_of_an_error)
     value = json_pack("{s:b}", "fits", 1);
     cr_assert(plan_report_from_json(value, &back, NULL) == ERR_INVALID);
     json_decref(value);
-    cr_assert_str_eq(plan_purpose_name(PURPOSE_WORKSPACE), "workspace");
     cr_assert_str_eq(plan_tier_name(TIER_HOST), "host");
-    cr_assert_str_eq(plan_link_name(LINK_NETWORK), "network");
 }
 
 Test(answers, sizes)

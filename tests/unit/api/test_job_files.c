@@ -95,8 +95,10 @@ Test(job_files, control_requests_are_lines_with_ids_of_their_own)
     struct err err = {0};
     int64_t offset = 0;
 
-    cr_assert(control_post(dir, CONTROL_PAUSE, NULL, &err) == 0, "%s", err.msg);
-    cr_assert(control_post(dir, CONTROL_CANCEL, &posted, &err) == 0, "%s", err.msg);
+    control_init(&posted, CONTROL_PAUSE);
+    cr_assert(control_append(dir, &posted, &err) == 0, "%s", err.msg);
+    control_init(&posted, CONTROL_CANCEL);
+    cr_assert(control_append(dir, &posted, &err) == 0, "%s", err.msg);
     char *path = job_dir_control(dir);
     cr_assert(jsonl_read_from(path, &offset, 4096, check_line, &last, &err) == 0, "%s", err.msg);
     free(path);
@@ -105,7 +107,7 @@ Test(job_files, control_requests_are_lines_with_ids_of_their_own)
     json_t *bad = json_pack("{s:s,s:s}", "id", "ctl-1", "type", "explode");
     cr_assert(control_from_json(bad, &last, NULL) == ERR_INVALID);
     json_decref(bad);
-    cr_assert(control_post("/nonexistent", CONTROL_CANCEL, NULL, NULL) == ERR_NOT_FOUND);
+    cr_assert(control_append("/nonexistent", &posted, NULL) == ERR_NOT_FOUND);
 }
 
 Test(job_files, exit_record_round_trips)

@@ -62,64 +62,6 @@ Test(hash, git_blob_known_answers)
     cr_assert_str_eq(hex, "ce013625030ba8dba906f756967f9e9ca394464a");
 }
 
-Test(hash, file)
-{
-    struct tmpdir d = tmpdir_make();
-    struct err err = {0};
-    char hex[65] = "untouched";
-    const char *path = tmpdir_at(&d, "f");
-
-    tmpdir_put(path, "hello\n");
-    cr_assert_eq(hash_file_hex(path, HASH_GIT_BLOB_SHA1, hex, &err), 0);
-    cr_assert_str_eq(hex, "ce013625030ba8dba906f756967f9e9ca394464a");
-    cr_assert_eq(hash_file_hex(path, HASH_SHA256, hex, &err), 0);
-    cr_assert_str_eq(hex, "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03");
-    tmpdir_put(path, "");
-    cr_assert_eq(hash_file_hex(path, HASH_SHA256, hex, &err), 0);
-    cr_assert_str_eq(hex, sha256_empty);
-    tmpdir_fini(&d);
-}
-
-Test(hash, file_larger_than_a_read)
-{
-    struct tmpdir d = tmpdir_make();
-    const char *path = tmpdir_at(&d, "f");
-    struct hash h;
-    char hex[65], wanted[65];
-    size_t n = (5u << 20) + 17;
-    char *bytes = malloc(n);
-
-    for (size_t i = 0; i < n; i++)
-        bytes[i] = (char)(i * 7 + i / 1000);
-    FILE *f = fopen(path, "w");
-    cr_assert_eq(fwrite(bytes, 1, n, f), n);
-    fclose(f);
-    hash_init(&h, HASH_GIT_BLOB_SHA1, (int64_t)n);
-    hash_update(&h, bytes, n);
-    hash_final_hex(&h, wanted);
-    cr_assert_eq(hash_file_hex(path, HASH_GIT_BLOB_SHA1, hex, NULL), 0);
-    cr_assert_str_eq(hex, wanted);
-    free(bytes);
-    tmpdir_fini(&d);
-}
-
-Test(hash, file_errors_name_the_path)
-{
-    struct err err = {0};
-    char hex[65] = "untouched";
-
-    cr_assert_eq(hash_file_hex("/nowhere/f", HASH_SHA256, hex, &err), ERR_NOT_FOUND);
-    cr_assert_not_null(strstr(err.msg, "/nowhere/f"));
-    err_clear(&err);
-    cr_assert_eq(hash_file_hex("/tmp", HASH_SHA256, hex, &err), ERR_IO);
-    cr_assert_str_eq(hex, "untouched");
-    /* Says it has 0 bytes and gives more: like a file that grows while it is read. */
-    err_clear(&err);
-    cr_assert_eq(hash_file_hex("/proc/self/status", HASH_GIT_BLOB_SHA1, hex, &err), ERR_IO);
-    cr_assert_not_null(strstr(err.msg, "changed"));
-    cr_assert_str_eq(hex, "untouched");
-}
-
 Test(hash, random_hex)
 {
     char a[401], b[401];
