@@ -38,7 +38,7 @@ class Castord:
             env={**os.environ, **(env or {})})
         self.port = None
 
-    def wait_ready(self, seconds=30):
+    def wait_ready(self, seconds=300):
         deadline = time.time() + seconds
         text = ""
         while time.time() < deadline:
@@ -52,7 +52,7 @@ class Castord:
             time.sleep(0.02)
         raise RuntimeError("castord did not start:\n" + text[-2000:])
 
-    def stop(self, seconds=30):
+    def stop(self, seconds=300):
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         code = self.process.wait(seconds)
@@ -87,7 +87,7 @@ class Castord:
             sys.stderr.write("castord's log:\n" + self.log_text()[-4000:] + "\n")
         self.close()
 
-    def request(self, method, path, body=None, headers=None, timeout=30):
+    def request(self, method, path, body=None, headers=None, timeout=300):
         """(status, headers, parsed JSON or bytes)"""
         c = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         headers = dict(headers or {})
@@ -106,7 +106,7 @@ class Castord:
         body, kind = multipart([("purpose", None, purpose), ("file", name, content)])
         return self.request("POST", "/v1/files", body, {"Content-Type": kind, **(headers or {})})
 
-    def wait_status(self, job_id, wanted, seconds=30):
+    def wait_status(self, job_id, wanted, seconds=300):
         deadline = time.time() + seconds
         while time.time() < deadline:
             job = self.request("GET", "/v1/fine_tuning/jobs/" + job_id)[2]

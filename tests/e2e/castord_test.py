@@ -18,7 +18,7 @@ JOBS = "/v1/fine_tuning/jobs"
 def a_second_castord_on_the_same_state_is_refused():
     with e2e.Castord() as one:
         second = e2e.Castord(state=one.state)
-        code = second.process.wait(30)
+        code = second.process.wait(300)
         assert code == 1, code
         expect(one.upload(e2e.data_set()), 200)
 
@@ -53,9 +53,7 @@ def restart_keeps_everything():
 def stop_is_orderly():
     with e2e.Castord() as one:
         sockets = [socket.create_connection(("127.0.0.1", one.port)) for _ in range(5)]
-        started = time.time()
-        assert one.stop() == 0
-        assert time.time() - started < 10
+        assert one.stop(30) == 0  # before the sockets' 60 idle seconds are over
         for s in sockets:
             s.close()
         assert "stopping" in one.log_text()
@@ -65,7 +63,7 @@ def strangers_need_keys():
     for listen in ("0.0.0.0:0", "[::]:0"):
         open_door = e2e.Castord(listen=listen)
         try:
-            assert open_door.process.wait(30) == 1
+            assert open_door.process.wait(300) == 1
             assert "API keys" in open_door.log_text(), open_door.log_text()
         finally:
             open_door.close_quietly()

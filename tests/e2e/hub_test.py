@@ -218,9 +218,10 @@ def a_token_is_never_seen_again(root):
                 assert found <= {path}, found
             end = get(c, job["id"])
             equal(end["status"], "succeeded")
-            assert seen
+            if not seen:
+                raise rig.TooLate
             assert secret not in json.dumps([end, all_events(c, job["id"])])
-            deadline = time.time() + 10
+            deadline = time.time() + rig.HANGS
             while os.path.exists(path) and time.time() < deadline:
                 time.sleep(0.05)
             equal(files_with(c.state, secret), [])
@@ -289,7 +290,7 @@ def make_demo_takes_a_model_of_the_hub(root):
         env = {**rig.environment(root), "MODEL": "facebook/opt-125m", "HF_ENDPOINT": hub.url, "NO_PROXY": "127.0.0.1",
                "HF_HOME": os.path.join(root, "hf")}
         demo = os.path.join(os.path.dirname(FIXTURE), "../../deploy/demo")
-        p = subprocess.run([demo, build], env=env, capture_output=True, text=True, timeout=150)
+        p = subprocess.run([demo, build], env=env, capture_output=True, text=True, timeout=2 * rig.HANGS)
         equal((p.returncode, p.stderr.count("curl")), (0, 3))
         last = p.stdout.splitlines()[-1]
         found = re.fullmatch(r"demo: validation loss ([0-9.]+) -> ([0-9.]+), model in (.+)", last)

@@ -1,11 +1,9 @@
 #!/usr/bin/env python3
 """Jobs in bfloat16 on the CPU, without a server: they learn as float32 ones do, resume to the bit, and export what they trained."""
-import os
 import random
-import signal
 
 import rig
-from rig import RESUMABLE, Job, differences, equal, finish
+from rig import RESUMABLE, Job, differences, equal
 
 BF16 = {"compute": "bf16", "master": "fp32", "optimizer_state": "fp32"}
 SPLIT = {"compute": "bf16", "master": "split", "optimizer_state": "fp32"}
@@ -59,8 +57,7 @@ def check_resume(root, name, **changes):
     for attempt, kill_at in enumerate((random.randint(3, 9), random.randint(10, 18)), 1):  # one behind a checkpoint
         p = job.start()
         job.wait_step(kill_at, attempt=attempt)
-        os.kill(job.rank_pid(p), signal.SIGKILL)
-        equal(finish(p), 1)
+        job.kill_rank(p)
     equal(job.run().returncode, 0)
     assert min(job.losses(3)) > 1
     want = plain.losses()
@@ -142,8 +139,7 @@ def resuming_in_another_precision_is_refused(root):
     job = Job(root, precision=BF16, **RESUMABLE)
     p = job.start()
     job.wait_event(lambda e: e["type"] == "checkpoint")
-    os.kill(job.rank_pid(p), signal.SIGKILL)
-    finish(p)
+    job.kill_rank(p)
     job.spec["precision"]["compute"] = "fp32"
     rig.write_json(job.path("spec.json"), job.spec)
     equal(job.run().returncode, 1)

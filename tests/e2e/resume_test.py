@@ -8,7 +8,7 @@ import signal
 import time
 
 import rig
-from rig import RESUMABLE, RESUMABLE_STEPS, Job, equal, finish, same_output, same_steps, wait_gone
+from rig import RESUMABLE, RESUMABLE_STEPS, Job, TooLate, equal, finish, same_output, same_steps, wait_gone
 
 
 def reference(root):
@@ -25,16 +25,15 @@ def killed_rank_resumes(root):
     for attempt, kill_at in enumerate(kills, 1):
         p = job.start()
         job.wait_step(kill_at, attempt=attempt)
-        os.kill(job.rank_pid(p), signal.SIGKILL)
-        equal(finish(p), 1)
+        job.kill_rank(p)
         rank = job.exit()["ranks"][0]
         equal((job.exit()["ok"], job.exit()["first_failed_rank"], rank["signal"]), (False, 0, 9))
         assert rank["step"] >= kill_at and rank["where"].split()[0] in ("train", "eval", "save"), rank
     equal(job.run().returncode, 0)
     same_steps(job, (1, 2, 3), want)
-    first = min(job.losses(3))
-    equal(first, max(s for s in range(0, kills[1] + 2, 4) if s + 1 == first) + 1)  # behind a checkpoint
-    assert first <= kills[1] + 1, (first, kills)
+    first, last = min(job.losses(3)), max(job.losses(2))
+    equal(first % 4, 1)  # behind a checkpoint, the last or the one before it
+    assert last - 8 < first <= last + 2, (first, last, kills)
     equal({e["step"]: e["loss"] for a in (1, 2, 3) for e in job.events(a, "eval")}, evals)
     equal(job.events(3, "step")[-1]["total_target_tokens"], sum(n[4] for n in want.values()))
     same_output(job.output(), output)
@@ -46,9 +45,14 @@ def killed_supervisor_resumes(root):
     job = Job(root, **RESUMABLE)
     p = job.start()
     job.wait_step(random.Random().randint(5, 18))
-    rank = job.rank_pid(p)
+    try:
+        rank = job.rank_pid(p)
+    except (OSError, IndexError):
+        raise TooLate from None
     os.kill(p.pid, signal.SIGKILL)
     p.communicate()
+    if p.returncode == 0:
+        raise TooLate
     wait_gone(rank)  # dies with its supervisor
     assert not os.path.exists(job.path("attempt-1", "exit.json"))
     equal(job.run().returncode, 0)
@@ -83,9 +87,8 @@ def terminated_stops_and_resumes(root):
         p = job.start()
         job.wait_event(lambda e: e["type"] == ("step" if attempt == 1 else "eval"), attempt=attempt)
         p.send_signal(signal.SIGTERM)
-        equal(finish(p), 0)
-        end = job.end()
-        equal((end["type"], end["reason"], end.get("request")), ("stopped", "preempted", None))
+        end = job.stopped(p)
+        equal((end["reason"], end.get("request")), ("preempted", None))
         equal(end["checkpoint_step"], end["step"])
         equal(max(job.checkpoints()), end["step"])
     equal(job.run().returncode, 0)
@@ -102,8 +105,7 @@ def pauses_and_goes_on(root):
     p = job.start()
     job.wait_step(7)
     job.control("pause", "ctl-p")
-    equal(finish(p), 0)
-    end = job.end()
+    end = job.stopped(p)
     equal((end["reason"], end["request"], end["checkpoint_step"]), ("paused", "ctl-p", end["step"]))
     equal(job.events(type="checkpoint")[-1].get("request"), "ctl-p" if end["step"] % 4 else None)
     equal(job.run().returncode, 0)  # the request was answered: it counts no more
@@ -118,10 +120,7 @@ def cancels(root):
     p = job.start()
     job.wait_step(7)
     job.control("cancel", "ctl-c")
-    asked = time.time()
-    equal(finish(p), 0)
-    assert time.time() - asked < 3
-    end = job.end()
+    end = job.stopped(p)
     equal((end["reason"], end["request"]), ("cancelled", "ctl-c"))
     equal(end["checkpoint_step"], end["step"] // 5 * 5)
     assert not os.path.exists(job.path("output"))
@@ -143,11 +142,14 @@ def checkpoints_on_request(root):
     with open(job.path("control.jsonl"), "a") as f:
         f.write('{"v":1,"id":"ctl-new","t":1,"type":"dance"}\nnot JSON\n')  # a newer castord's, and rubbish
     job.control("checkpoint", "ctl-1")
-    job.wait_event(lambda e: e.get("request") == "ctl-1")
+    job.wait_event(lambda e: e.get("request") == "ctl-1" or e["type"] == "finished")
     job.control("checkpoint", "ctl-2")
     equal(finish(p), 0)
     made = job.events(type="checkpoint")
-    equal([e["request"] for e in made if "request" in e], ["ctl-1", "ctl-2"])
+    answered = [e["request"] for e in made if "request" in e]
+    if answered in ([], ["ctl-1"]):
+        raise TooLate
+    equal(answered, ["ctl-1", "ctl-2"])
     for e in made[-3:]:
         equal(os.path.getsize(job.path(e["path"], "state.safetensors")), e["bytes"])
     equal(job.end()["type"], "finished")
@@ -196,7 +198,7 @@ def two_attempts_at_once(root):
     assert "another" in json.dumps(end), end
     job.control("cancel")
     equal(finish(p), 0)
-    equal(job.end(1)["reason"], "cancelled")
+    equal(job.end(1).get("reason"), "cancelled")
 
 
 def damaged_checkpoint(root):
@@ -204,7 +206,7 @@ def damaged_checkpoint(root):
     p = job.start()
     job.wait_step(4)
     p.send_signal(signal.SIGTERM)
-    finish(p)
+    job.stopped(p)
     step = job.checkpoints()[-1]
     state = job.path("checkpoints", "step-%d" % step, "state.safetensors")
     os.truncate(state, 1000)

@@ -34,7 +34,7 @@ def create(c, file_id=None, **kwargs):
     return c.fine_tuning.jobs.create(training_file=file_id or upload(c).id, **kwargs)
 
 
-def wait(c, job, wanted, seconds=30):
+def wait(c, job, wanted, seconds=300):
     deadline = time.time() + seconds
     while time.time() < deadline:
         job = c.fine_tuning.jobs.retrieve(job.id)
@@ -65,7 +65,7 @@ def files():
     assert f.bytes == len(text) and f.purpose == "fine-tune" and f.status == "processed", f
     assert f._request_id.startswith("req_")
     assert c.files.retrieve(f.id) == f
-    assert c.files.wait_for_processing(f.id, max_wait_seconds=5).status == "processed"
+    assert c.files.wait_for_processing(f.id, max_wait_seconds=300).status == "processed"
     assert c.files.content(f.id).text == text
     more = [upload(c).id for _ in range(4)]
     listed = [x.id for x in c.files.list(purpose="fine-tune", limit=2)]  # pages by itself

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -223,7 +222,7 @@ def a_small_disk(root):
     mount = os.path.join(root, "mount")
     os.makedirs(mount)
     p = subprocess.run(["unshare", "-m", "sh", "-c", script, "sh", mount, job.dir, Job.worker, result], env=job.env,
-                       capture_output=True, text=True, timeout=100)
+                       capture_output=True, text=True, timeout=rig.HANGS)
     if "unshare" in p.stderr or "mount:" in p.stderr:
         raise Skip("no right to make a mount namespace")
     equal(p.returncode, 1)
@@ -278,11 +277,13 @@ def memory_that_runs_out(root):
 
 def killed_for_its_memory(root):
     """What the kernel kills when others take the memory can say nothing: the supervisor does, and the job resumes."""
-    want = Job(root, "want", **CHANGES)
+    changes = {"steps": 12 * 8, "hyperparameters": {"batch_size": 32},
+               "optimization": {"checkpoint_interval": 2, "micro_batch_size": 1}}
+    want = Job(root, "want", **changes)
     equal(want.run().returncode, 0)
     counter = os.path.join(root, "vmstat")
     for name, kills, said in (("others", 7, False), ("memory", 8, True)):
-        job = Job(root, name, **CHANGES)
+        job = Job(root, name, **changes)
         with open(counter, "w", encoding="utf-8") as f:
             f.write("nr_free_pages 1\noom_kill 7\nx 9\n")
         env = dict(job.env)
@@ -291,8 +292,7 @@ def killed_for_its_memory(root):
         job.wait_step(3)
         with open(counter, "w", encoding="utf-8") as f:
             f.write("nr_free_pages 1\noom_kill %d\nx 9\n" % kills)
-        os.kill(job.rank_pid(process), signal.SIGKILL)
-        equal(rig.finish(process), 1)
+        job.kill_rank(process)
         rank = job.exit()["ranks"][0]
         equal((rank["signal"], "host memory ran out" in rank["log_tail"]), (9, said))
         job.env = env
