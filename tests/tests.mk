@@ -116,7 +116,8 @@ endif
 
 # With -j of its own where the caller gave none.
 SUBMAKE = $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc))
-run_suites = tests/run --logs $(B)/tests/logs $(2) $(foreach s,$(1), \
+# Two at a time (JOBS=N): many wait more than they compute.
+run_suites = tests/run --jobs $(or $(JOBS),2) --logs $(B)/tests/logs $(2) $(foreach s,$(1), \
 	--suite '$(s)' $(or $(SUITE_SECONDS_$(s)),900) $(call quoted,$(SUITE_$(s))))
 quoted = '$(subst ','\'',$(1))'
 
