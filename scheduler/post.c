@@ -188,14 +188,14 @@ int sched_post_resume(struct scheduler *s, const char *job_id, struct job *out, 
 
 struct add_file {
     const char *filename, *purpose, *spooled_path;
-    int64_t bytes, expires_at;
+    int64_t bytes, keep_seconds;
     struct store_file *out;
 };
 
 static int run_add_file(struct scheduler *s, void *args, struct err *err)
 {
     struct add_file *add = args;
-    struct store_file file = {.bytes = add->bytes, .expires_at = add->expires_at};
+    struct store_file file = {.bytes = add->bytes};
     char id[JOB_ID_MAX];
     int rc = 0;
 
@@ -206,6 +206,7 @@ static int run_add_file(struct scheduler *s, void *args, struct err *err)
     file.status = xstrdup("processed");
     file.path = xasprintf("%s/files/%s", s->state_dir, id);
     file.created_at = (int64_t)clock_wall();
+    file.expires_at = add->keep_seconds > 0 ? file.created_at + add->keep_seconds : 0;
     TRY(fs_rename_sync(add->spooled_path, file.path, err));
     TRY(store_put_file(s->store, &file, err));
     *add->out = file;
@@ -219,10 +220,10 @@ out:
 }
 
 int sched_post_file(struct scheduler *s, const char *filename, const char *purpose,
-                    const char *spooled_path, int64_t bytes, int64_t expires_at,
+                    const char *spooled_path, int64_t bytes, int64_t keep_seconds,
                     struct store_file *out, struct err *err)
 {
-    struct add_file add = {filename, purpose, spooled_path, bytes, expires_at, out};
+    struct add_file add = {filename, purpose, spooled_path, bytes, keep_seconds, out};
 
     return scheduler_post(s, run_add_file, &add, err);
 }

@@ -57,9 +57,10 @@ int sched_post_cancel(struct scheduler *s, const char *job_id, struct job *out, 
 int sched_post_pause(struct scheduler *s, const char *job_id, struct job *out, struct err *err);
 int sched_post_resume(struct scheduler *s, const char *job_id, struct job *out, struct err *err);
 
-/* Register an uploaded file: `spooled_path` is renamed to STATE/files/ID. Fills *out. */
+/* Register an uploaded file: `spooled_path` is renamed to STATE/files/ID. It expires `keep_seconds`
+ * after it was created; 0 = never. Fills *out. */
 int sched_post_file(struct scheduler *s, const char *filename, const char *purpose,
-                    const char *spooled_path, int64_t bytes, int64_t expires_at,
+                    const char *spooled_path, int64_t bytes, int64_t keep_seconds,
                     struct store_file *out, struct err *err);
 /* ERR_CONFLICT while a job that is not final uses it. */
 int sched_post_delete_file(struct scheduler *s, const char *file_id, struct err *err);

@@ -8,7 +8,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "core/clock.h"
 #include "server/file_check.h"
 #include "server/page.h"
 #include "server/routes.h"
@@ -61,7 +60,7 @@ static int purpose_check(const char *purpose, struct err *err)
                               : "the form has no part 'purpose'; send fine-tune for data sets");
 }
 
-static int expiry_parse(const struct upload *u, int64_t *expires_at, struct err *err)
+static int expiry_parse(const struct upload *u, int64_t *keep_seconds, struct err *err)
 {
     const char *anchor = upload_field(u, "expires_after[anchor]");
     const char *seconds = upload_field(u, "expires_after[seconds]");
@@ -79,11 +78,11 @@ static int expiry_parse(const struct upload *u, int64_t *expires_at, struct err 
     if (value < FILE_EXPIRES_MIN || value > FILE_EXPIRES_MAX)
         return form_fault(err, "expires_after[seconds]",
                           "'expires_after[seconds]' must be a whole number from 3600 to 2592000");
-    *expires_at = (int64_t)clock_wall() + value;
+    *keep_seconds = value;
     return 0;
 }
 
-static int form_check(const struct upload *u, int64_t *expires_at, struct err *err)
+static int form_check(const struct upload *u, int64_t *keep_seconds, struct err *err)
 {
     int rc = 0;
 
@@ -100,7 +99,7 @@ static int form_check(const struct upload *u, int64_t *expires_at, struct err *e
     if (!u->has_file)
         return form_fault(err, "file", "the form has no part 'file'");
     TRY(purpose_check(upload_field(u, "purpose"), err));
-    TRY(expiry_parse(u, expires_at, err));
+    TRY(expiry_parse(u, keep_seconds, err));
     if (u->bytes == 0)
         rc = form_fault(err, "file", "the file is empty");
 out:
@@ -117,7 +116,7 @@ int files_create(struct ctx *ctx, const struct request *req, struct reply *rep, 
     struct fault_list faults = {0};
     struct store_file file = {0};
     static const char *const no_query[] = {NULL};
-    int64_t expires_at = 0;
+    int64_t keep_seconds = 0;
     bool slow = false;
     int rc = 0;
 
@@ -130,7 +129,7 @@ int files_create(struct ctx *ctx, const struct request *req, struct reply *rep, 
         }
         goto out;
     }
-    TRY(form_check(u, &expires_at, err));
+    TRY(form_check(u, &keep_seconds, err));
     if (strcmp(upload_field(u, "purpose"), "fine-tune") == 0) {
         slow = slow_enter(ctx, rep);
         if (!slow)
@@ -142,7 +141,7 @@ int files_create(struct ctx *ctx, const struct request *req, struct reply *rep, 
         }
     }
     TRY(sched_post_file(ctx->scheduler, u->filename, upload_field(u, "purpose"), u->path, u->bytes,
-                        expires_at, &file, err));
+                        keep_seconds, &file, err));
     reply_json(rep, 200, file_to_json(&file));
 out:
     if (slow)

@@ -384,7 +384,7 @@ int sched_post_resume(struct scheduler *s, const char *job_id, struct job *out, 
 }
 
 int sched_post_file(struct scheduler *s, const char *filename, const char *purpose,
-                    const char *spooled_path, int64_t bytes, int64_t expires_at,
+                    const char *spooled_path, int64_t bytes, int64_t keep_seconds,
                     struct store_file *out, struct err *err)
 {
     char id[32], path[512];
@@ -400,7 +400,7 @@ int sched_post_file(struct scheduler *s, const char *filename, const char *purpo
     struct store_file *f = &fake.files[fake.n_files - 1];
     free(f->filename);
     f->filename = xstrdup(filename);
-    f->expires_at = expires_at;
+    f->expires_at = keep_seconds > 0 ? f->created_at + keep_seconds : 0;
     *out = file_copy(f);
 out:
     return rc;
