@@ -14,7 +14,6 @@
 
 enum {
     UPDATE_PARAMS = 128 << 20, /* 2 GiB: caches of hundreds of MiB hold none of it for long */
-    UPDATE_SLICE = 4 << 20,    /* at a time: a large chunk's slices in a plan */
     TRIAD_DOUBLES = 32 << 20,  /* likewise, a thread has its part of it */
     TRIAD_AHEAD = 512,
     LINE_DOUBLES = 8,
@@ -204,28 +203,14 @@ static struct adamw_args fp8_update_args(char *memory)
     return a;
 }
 
-/* Slice after slice, as a plan has them: threads begin and end together at each. */
-static int update_all(const struct updates *u)
-{
-    int rc = 0;
-    for (int64_t first = 0; first < UPDATE_PARAMS && rc == 0; first += UPDATE_SLICE) {
-        struct adamw_args a = update_part(&u->args, first, UPDATE_SLICE);
-        char *aside[PART_COUNT] = {NULL};
-        for (int k = PART_MASTER; k <= PART_V && u->aside[k]; k++)
-            aside[k] = u->aside[k] + (size_t)first * sizeof(float);
-        rc = aside[PART_M] ? update_pool_adamw_aside(u->pool, &a, aside, NULL)
-                           : update_pool_adamw(u->pool, &a);
-    }
-    return rc;
-}
-
 static void *run_updates(void *ud)
 {
     struct updates *u = ud;
     double times[PROBE_RUNS];
     for (int k = -1; k < PROBE_RUNS && u->rc == 0; k++) {
         double start = clock_monotonic();
-        u->rc = update_all(u);
+        u->rc = u->aside[PART_M] ? update_pool_adamw_aside(u->pool, &u->args, u->aside, NULL)
+                                 : update_pool_adamw(u->pool, &u->args);
         if (k >= 0)
             times[k] = clock_monotonic() - start;
     }

@@ -78,13 +78,13 @@ static size_t kept_bytes(const struct plan *p, const struct plan_slice *s)
     return chunk_has_whole_master(p->types) ? 0 : (size_t)s->n * dtype_size(p->types.compute);
 }
 
-/* On the gpu one update is one kernel; elsewhere slices let moves and updates overlap. */
+/* One update, but of what comes from the disk: there slices let moves and updates overlap. */
 static void place_state(struct plan *p, int64_t c)
 {
     const struct chunk *ch = &p->chunks.chunks[c];
     struct plan_chunk *pc = &p->chunk[c];
     enum plan_tier tier = state_tier(p, c);
-    int64_t size = tier == TIER_GPU ? ch->n : p->chosen.slice;
+    int64_t size = tier == TIER_NVME || plan_pages(p, c) ? p->chosen.slice : ch->n;
 
     pc->n_slices = (ch->n + size - 1) / size;
     pc->slices = xcalloc((size_t)pc->n_slices, sizeof *pc->slices);

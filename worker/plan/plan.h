@@ -81,8 +81,8 @@ struct plan_choices {
     int64_t grad_homes; /* so many last chunks have host memory for a gradient that waits for its
                          update on the cpu queue and may not do so in the parameters' place. Others
                          share it, and each then waits for the updates before it            */
-    int64_t slice;      /* elements of a slice of optimizer state on host or disk, a multiple of
-                           CHUNK_ALIGN                                                      */
+    int64_t slice;      /* elements of a slice of what lives on the disk, a multiple of
+                           CHUNK_ALIGN; other states are one slice a chunk                  */
     int64_t cheap;      /* 1: saved tensors include what one pass makes again: block.h        */
     int64_t rounded;    /* so many first layers hold their weights' 8-bit copies through the step:
                            block.h                                                          */

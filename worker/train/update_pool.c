@@ -51,7 +51,8 @@ static void *advanced(const void *p, int64_t elements, enum dtype type)
     return p ? (char *)(uintptr_t)p + (size_t)elements * dtype_size(type) : NULL;
 }
 
-struct adamw_args update_part(const struct adamw_args *a, int64_t first, int64_t most)
+/* At most `most` elements from `first` on. */
+static struct adamw_args part_of(const struct adamw_args *a, int64_t first, int64_t most)
 {
     int64_t left = a->n - first, decay = a->n_decay - first;
     struct adamw_args p = *a;
@@ -244,7 +245,7 @@ static int run_pieces(struct update_pool *p, const struct adamw_args *a,
 
 static int run_update(struct update_pool *p, int64_t piece)
 {
-    struct adamw_args a = update_part(&p->args, piece * p->piece, p->piece);
+    struct adamw_args a = part_of(&p->args, piece * p->piece, p->piece);
     return p->ops->adamw(p->stream, &a);
 }
 
@@ -256,7 +257,7 @@ int update_pool_adamw(struct update_pool *p, const struct adamw_args *a)
 static int run_aside(struct update_pool *p, int64_t piece)
 {
     int64_t first = piece * p->piece;
-    struct adamw_args a = update_part(&p->args, first, p->piece);
+    struct adamw_args a = part_of(&p->args, first, p->piece);
     void **old[3] = {&a.master, &a.m, &a.v};
     enum dtype types[3] = {a.master_type, a.moment_type, a.moment_type};
     void *new[3];

@@ -30,10 +30,6 @@ int update_pool_create(int threads, const struct op_table *ops, struct update_po
                        struct err *err);
 void update_pool_destroy(struct update_pool *p);
 
-/* Elements [first, first + most), as far as there are so many, of an update in place; first is a
- * multiple of MOMENT_BLOCK. */
-struct adamw_args update_part(const struct adamw_args *a, int64_t first, int64_t most);
-
 /* The table's return code. Everything has been written when it returns. */
 int update_pool_adamw(struct update_pool *p, const struct adamw_args *a);
 /* Likewise, but master and moments stay as they are, and the new ones go where they are told:

@@ -185,7 +185,8 @@ static int count_piece(struct stream *s, const struct adamw_args *a)
     return 0;
 }
 
-/* A slice of a plan among 15 threads: all have as much to do, and none waits for others' leftovers.
+/* A slice of the disk's among 15 threads: all have as much to do, and none waits for others'
+ * leftovers.
  */
 Test(update_pool, threads_have_equal_parts)
 {
