@@ -43,7 +43,7 @@ struct device_counters {
 
 struct device_options {
     size_t memory_limit; /* device bytes, 0 = what there is        */
-    int threads;         /* CPU: op threads, 0 = one per core      */
+    int threads;         /* CPU: op threads, 0 = one per core that the process may use */
     bool reference_ops;  /* CPU: the plain reference table for f32 */
 };
 

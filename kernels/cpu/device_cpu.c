@@ -1,6 +1,7 @@
 #include "kernels/cpu/device_cpu.h"
 
 #include <assert.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -196,17 +197,27 @@ static const char *simd_name(void)
     return "";
 }
 
+/* That this process may use: a container or taskset may leave it few of many. */
+static int processors(void)
+{
+    cpu_set_t set;
+    long online = sysconf(_SC_NPROCESSORS_ONLN);
+
+    if (sched_getaffinity(0, sizeof set, &set) == 0)
+        return CPU_COUNT(&set);
+    return online > 0 ? (int)online : 1;
+}
+
 int device_cpu_open(int index, const struct device_options *options, struct device *d,
                     struct err *err)
 {
-    long cores = sysconf(_SC_NPROCESSORS_ONLN);
     struct cpu_state *state;
 
     if (options->threads < 0)
         return err_set(err, ERR_INVALID, "threads must be 0 (one per core) or more, not %d",
                        options->threads);
     state = xcalloc(1, sizeof *state);
-    state->threads = options->threads > 0 ? options->threads : cores > 0 ? (int)cores : 1;
+    state->threads = options->threads > 0 ? options->threads : processors();
     state->reference_ops = options->reference_ops;
     d->state = state;
     d->impl = &IMPL;

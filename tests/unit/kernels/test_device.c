@@ -1,4 +1,5 @@
 #include <criterion/criterion.h>
+#include <sched.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -115,6 +116,22 @@ Test(device, offers_tables_by_type)
     cr_assert_str_eq(device_ops(d, DT_BF16)->name, "cpu-bf16");
     device_close(d);
     device_close(r);
+}
+
+Test(device, takes_as_many_threads_as_it_may_use)
+{
+    struct device *d = NULL;
+    cpu_set_t usable, first;
+
+    cr_assert_eq(sched_getaffinity(0, sizeof usable, &usable), 0);
+    CPU_ZERO(&first);
+    for (int k = 0; CPU_COUNT(&first) == 0; k++)
+        if (CPU_ISSET(k, &usable))
+            CPU_SET(k, &first);
+    cr_assert_eq(sched_setaffinity(0, sizeof first, &first), 0);
+    cr_assert_eq(device_open(DEVICE_CPU, 0, NULL, &d, NULL), 0);
+    cr_expect(strncmp(d->name, "CPU (1 threads", 14) == 0, "%s", d->name);
+    device_close(d);
 }
 
 Test(device, refuses_what_is_not_there)
