@@ -13,6 +13,8 @@ static const struct family *const families[] = {
 enum { N_FAMILIES = sizeof(families) / sizeof(families[0]) };
 
 const char *const family_model_prefixes[] = {"model.", "", NULL};
+const char *const family_transformer_prefixes[] = {"transformer.", "", NULL};
+const char *const family_gpt_masks[] = {"h.*.attn.bias", "h.*.attn.masked_bias", NULL};
 const char *const family_rope_buffers[] = {"layers.*.self_attn.rotary_emb.inv_freq", NULL};
 const char *const family_lora_q_v[] = {"q_proj", "v_proj", NULL};
 const char *const family_lora_query_key_value[] = {"query_key_value", NULL};

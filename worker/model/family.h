@@ -90,8 +90,10 @@ extern const struct family family_bloom, family_falcon;
 extern const struct family family_llama, family_mistral, family_qwen2, family_qwen3, family_phi3;
 extern const struct family family_gemma, family_gemma2, family_gemma3, family_cohere;
 
-/* Prefixes "model." and none; and the buffers of rope that older files carry. */
-extern const char *const family_model_prefixes[], *const family_rope_buffers[];
+/* Prefixes "model." or "transformer." and none. */
+extern const char *const family_model_prefixes[], *const family_transformer_prefixes[];
+/* What older files carry: the buffers of rope, and GPT-2's and -J's causal masks. */
+extern const char *const family_rope_buffers[], *const family_gpt_masks[];
 
 const struct name_map *family_names(const struct family *family, const struct decoder_config *c);
 
@@ -110,8 +112,9 @@ struct size_keys {
     const char *kv_heads, *head_dim;
     bool four_wide; /* the MLP is four times as wide as the model where `ffn` is missing */
 };
-/* num_hidden_layers, hidden_size, ...: most families since Llama */
-extern const struct size_keys family_usual_sizes;
+/* num_hidden_layers, hidden_size, ...: most families since Llama; n_layer, n_embd, ...: GPT-2, -J
+ */
+extern const struct size_keys family_usual_sizes, family_gpt_sizes;
 /* Those, vocab_size, and what follows from them: embed_dim, attn_scale. A size that *c holds
  * already is the value of a missing member; without one the member is required. */
 int family_get_sizes(const json_t *config_json, const struct size_keys *keys,

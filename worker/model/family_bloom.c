@@ -65,12 +65,11 @@ static const struct name_map names[] = {
     {.name = NULL},
 };
 
-static const char *const prefixes[] = {"transformer.", "", NULL};
 static const char *const ignored[] = {NULL};
 
 const struct family family_bloom = {
     .model_type = "bloom",
-    .prefixes = prefixes,
+    .prefixes = family_transformer_prefixes,
     .ignored = ignored,
     .names = names,
     .lora_targets = family_lora_query_key_value,

@@ -104,12 +104,11 @@ static const struct name_map *choose_names(const struct decoder_config *c)
     return c->residual == RESIDUAL_PARALLEL_2NORM ? two_norms : names;
 }
 
-static const char *const prefixes[] = {"transformer.", "", NULL};
 static const char *const ignored[] = {"h.*.self_attention.rotary_emb.inv_freq", NULL};
 
 const struct family family_falcon = {
     .model_type = "falcon",
-    .prefixes = prefixes,
+    .prefixes = family_transformer_prefixes,
     .ignored = ignored,
     .names = names,
     .choose_names = choose_names,

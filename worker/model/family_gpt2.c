@@ -8,15 +8,6 @@
 #include "core/json.h"
 #include "worker/model/family.h"
 
-static const struct size_keys size_keys = {
-    .layers = "n_layer",
-    .hidden = "n_embd",
-    .heads = "n_head",
-    .ffn = "n_inner",
-    .positions = "n_positions",
-    .four_wide = true,
-};
-
 static int parse_attention(const json_t *j, struct decoder_config *c, struct err *err)
 {
     bool scaled = true, cross = false;
@@ -45,7 +36,7 @@ static int parse(const json_t *config_json, struct decoder_config *c, struct err
     c->act = ACT_GELU_TANH;
     c->tied = true;
     c->embed_dropout = c->hidden_dropout = c->attn_dropout = 0.1;
-    TRY(family_get_sizes(config_json, &size_keys, c, err));
+    TRY(family_get_sizes(config_json, &family_gpt_sizes, c, err));
     TRY(parse_attention(config_json, c, err));
     TRY(json_get_double(config_json, "", "layer_norm_epsilon", false, 0, 1, &c->norm_eps, err));
     TRY(family_get_act(config_json, "activation_function", &c->act, err));
@@ -75,16 +66,12 @@ static const struct name_map names[] = {
     {.name = NULL},
 };
 
-static const char *const prefixes[] = {"transformer.", "", NULL};
-/* Causal masks that older versions saved. */
-static const char *const ignored[] = {"h.*.attn.bias", "h.*.attn.masked_bias", NULL};
-
 static const char *const lora_targets[] = {"c_attn", NULL};
 
 const struct family family_gpt2 = {
     .model_type = "gpt2",
-    .prefixes = prefixes,
-    .ignored = ignored,
+    .prefixes = family_transformer_prefixes,
+    .ignored = family_gpt_masks,
     .names = names,
     .lora_targets = lora_targets,
     .parse = parse,

@@ -8,15 +8,6 @@
 #include "core/json.h"
 #include "worker/model/family.h"
 
-static const struct size_keys size_keys = {
-    .layers = "n_layer",
-    .hidden = "n_embd",
-    .heads = "n_head",
-    .ffn = "n_inner",
-    .positions = "n_positions",
-    .four_wide = true,
-};
-
 static int parse(const json_t *j, struct decoder_config *c, struct err *err)
 {
     int rc = 0;
@@ -31,7 +22,7 @@ static int parse(const json_t *j, struct decoder_config *c, struct err *err)
     c->rope.style = ROPE_INTERLEAVED;
     c->rope.base = 10000;
     c->rope.dim = 64;
-    TRY(family_get_sizes(j, &size_keys, c, err));
+    TRY(family_get_sizes(j, &family_gpt_sizes, c, err));
     TRY(json_get_int64(j, "", "rotary_dim", false, 2, CONFIG_MAX_HEAD_DIM, &c->rope.dim, err));
     TRY(json_get_double(j, "", "layer_norm_epsilon", false, 0, 1, &c->norm_eps, err));
     TRY(family_get_act(j, "activation_function", &c->act, err));
@@ -56,14 +47,10 @@ static const struct name_map names[] = {
     {.name = NULL},
 };
 
-static const char *const prefixes[] = {"transformer.", "", NULL};
-/* Causal masks that older versions saved. */
-static const char *const ignored[] = {"h.*.attn.bias", "h.*.attn.masked_bias", NULL};
-
 const struct family family_gptj = {
     .model_type = "gptj",
-    .prefixes = prefixes,
-    .ignored = ignored,
+    .prefixes = family_transformer_prefixes,
+    .ignored = family_gpt_masks,
     .names = names,
     .lora_targets = family_lora_q_v,
     .parse = parse,

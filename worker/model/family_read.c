@@ -122,6 +122,15 @@ const struct size_keys family_usual_sizes = {
     .head_dim = "head_dim",
 };
 
+const struct size_keys family_gpt_sizes = {
+    .layers = "n_layer",
+    .hidden = "n_embd",
+    .heads = "n_head",
+    .ffn = "n_inner",
+    .positions = "n_positions",
+    .four_wide = true,
+};
+
 static int get_size(const json_t *j, const char *key, int64_t max, int64_t *out, struct err *err)
 {
     return json_get_int64(j, "", key, *out == 0, 1, max, out, err);
