@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "api/job_dir.h"
 #include "core/fs.h"
@@ -60,6 +61,26 @@ static void remove_job_if_unknown(struct scheduler *s, const char *dir, const ch
     free(jobdir);
 }
 
+/* Written after the oldest file that the store knows. Others may be those of a store that was lost.
+ */
+static bool is_younger_than_the_store(struct scheduler *s, const char *path)
+{
+    struct store_page oldest = {.limit = 1, .ascending = true};
+    struct store_file *rows = NULL;
+    bool more = false, younger = false;
+    struct stat st;
+    int64_t n = 0;
+
+    if (store_list_files(s->store, NULL, oldest, &rows, &n, &more, NULL) != 0)
+        return false;
+    for (int64_t i = 0; i < n; i++) {
+        younger = lstat(path, &st) == 0 && st.st_mtime > rows[i].created_at;
+        store_file_fini(&rows[i]);
+    }
+    free(rows);
+    return younger;
+}
+
 static void remove_file_if_unknown(struct scheduler *s, const char *dir, const char *name)
 {
     char *path = fs_join(dir, name);
@@ -68,7 +89,7 @@ static void remove_file_if_unknown(struct scheduler *s, const char *dir, const c
 
     int rc = store_get_file(s->store, name, &file, &err);
     store_file_fini(&file);
-    if (rc == ERR_NOT_FOUND) {
+    if (rc == ERR_NOT_FOUND && is_younger_than_the_store(s, path)) {
         err_clear(&err);
         if (fs_remove_tree(path, &err) == 0)
             log_info("scheduler", "file=%s was never stored; it is removed", name);
@@ -78,24 +99,8 @@ static void remove_file_if_unknown(struct scheduler *s, const char *dir, const c
     free(path);
 }
 
-/* A store that knows no file may be a new one in the place of one that was lost. */
-static bool knows_files(struct scheduler *s)
-{
-    struct store_file *rows = NULL;
-    bool more = false;
-    int64_t n = 0;
-
-    if (store_list_files(s->store, NULL, (struct store_page){.limit = 1}, &rows, &n, &more, NULL))
-        return false;
-    for (int64_t i = 0; i < n; i++)
-        store_file_fini(&rows[i]);
-    free(rows);
-    return n > 0;
-}
-
 void orphans_remove(struct scheduler *s)
 {
     for_each(s, "jobs", "ftjob-", remove_job_if_unknown);
-    if (knows_files(s))
-        for_each(s, "files", "file-", remove_file_if_unknown);
+    for_each(s, "files", "file-", remove_file_if_unknown);
 }

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -272,8 +273,12 @@ Test(restart, files_that_were_never_stored_go)
     test_start(test_config());
     struct store_file kept = test_upload();
     stop();
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < 3; i++) {
+        struct timespec later[2] = {{.tv_sec = kept.created_at + 1},
+                                    {.tv_sec = kept.created_at + 1}};
         cr_assert(fs_write_file_atomic(made[i], "x", 1, NULL) == 0);
+        cr_assert(utimensat(AT_FDCWD, made[i], later, 0) == 0);
+    }
     test_start(test_config());
     cr_assert(!fs_exists(orphan) && !fs_exists(half));
     cr_assert(fs_exists(kept.path), "an uploaded file is gone");
@@ -281,7 +286,11 @@ Test(restart, files_that_were_never_stored_go)
     stop();
     cr_assert(unlink(database) == 0);
     test_start(test_config());
+    struct store_file of_another_life = test_upload();
+    stop();
+    test_start(test_config());
     cr_assert(fs_exists(kept.path), "the files are lost with the database");
+    store_file_fini(&of_another_life);
     store_file_fini(&kept);
     free(database);
     free(other);
