@@ -169,7 +169,7 @@ static void fail_timed_out(struct job *job, double t)
 
 static int conflict(const struct job *job, const char *verb, struct err *err)
 {
-    int rc = err_set(err, ERR_CONFLICT, "Job %s cannot be %s: it is %s.", job->id, verb,
+    int rc = err_set(err, ERR_CONFLICT, "Job %s cannot be %s: its status is %s.", job->id, verb,
                      status_words[job->status]);
     return err_set_reason(err, rc, "invalid_state");
 }
