@@ -175,6 +175,29 @@ out:
     return rc;
 }
 
+int fs_read_tail(const char *path, size_t max_bytes, struct buf *out, struct err *err)
+{
+    struct stat st;
+    int rc = 0;
+
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+    if (fd < 0)
+        return err_set_errno(err, errno, "cannot open %s", path);
+    if (fstat(fd, &st) != 0) {
+        rc = err_set_errno(err, errno, "cannot read %s", path);
+        goto out;
+    }
+    size_t n = (uint64_t)st.st_size < max_bytes ? (size_t)st.st_size : max_bytes;
+    buf_reserve(out, n);
+    TRY(fs_pread_all(fd, out->data + out->len, n, st.st_size - (off_t)n, path, err));
+    out->len += n;
+out:
+    if (out->data)
+        out->data[out->len] = '\0';
+    close(fd);
+    return rc;
+}
+
 int fs_write_all(int fd, const void *bytes, size_t n, const char *path, struct err *err)
 {
     const char *p = bytes;

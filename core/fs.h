@@ -20,6 +20,8 @@ int fs_mkdir_p(const char *path, bool private_dir, struct err *err);
 int fs_remove_tree(const char *path, struct err *err);
 /* Whole file into `out` (appended). ERR_INVALID when it is larger than max_bytes. */
 int fs_read_file(const char *path, size_t max_bytes, struct buf *out, struct err *err);
+/* The last max_bytes of a regular file, or all there are, into `out` (appended). */
+int fs_read_tail(const char *path, size_t max_bytes, struct buf *out, struct err *err);
 /* Write aside (path + ".tmp-<pid>"), fsync, rename over path, fsync the directory. */
 int fs_write_file_atomic(const char *path, const void *bytes, size_t n, struct err *err);
 /* write(2) until all bytes are out; EINTR is handled; fd keeps its position on failure unspecified.

@@ -19,7 +19,6 @@
 enum {
     MAX_LAUNCH_FAILURES = 5,
     LOG_TAIL = 400,
-    LOG_MAX = 64 << 20,
     EXIT_JSON_MAX = 4 << 20, /* 1024 ranks with their tails */
 };
 static const double retry_seconds = 1.0, undecided_seconds = 0.05;
@@ -66,13 +65,11 @@ static void add_log_tail(struct buf *out, const char *path)
 {
     struct buf text = {0};
 
-    if (fs_read_file(path, LOG_MAX, &text, NULL) == 0 && text.len > 0) {
-        size_t skip = text.len > LOG_TAIL ? text.len - LOG_TAIL : 0;
-        while (text.len > skip && text.data[text.len - 1] == '\n')
-            text.data[--text.len] = '\0';
-        if (text.len > skip)
-            buf_printf(out, "; its last output: %s", text.data + skip);
-    }
+    fs_read_tail(path, LOG_TAIL, &text, NULL);
+    while (text.len > 0 && text.data[text.len - 1] == '\n')
+        text.data[--text.len] = '\0';
+    if (text.len > 0)
+        buf_printf(out, "; its last output: %s", text.data);
     buf_fini(&text);
 }
 

@@ -112,26 +112,20 @@ static void signal_ranks(struct attempt *a, int signal_number)
 static void read_log_tail(const struct attempt *a, int64_t rank, char *out, size_t size)
 {
     char *path = job_dir_rank_log(a->jobdir, a->number, rank);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    struct buf text = {0};
+    fs_read_tail(path, size - 1, &text, NULL);
     free(path);
-    out[0] = 0;
-    if (fd < 0)
-        return;
-    off_t end = lseek(fd, 0, SEEK_END);
-    off_t start = end > (off_t)size - 1 ? end - ((off_t)size - 1) : 0;
-    ssize_t n = pread(fd, out, size - 1, start);
-    close(fd);
-    out[n > 0 ? n : 0] = 0;
-    char *from = out; /* begin at a line's start */
-    if (start > 0 && strchr(out, '\n'))
-        from = strchr(out, '\n') + 1;
+    const char *from = buf_str(&text), *newline = strchr(from, '\n');
+    if (text.len == size - 1 && newline) /* begin at a line's start */
+        from = newline + 1;
     int lines = 0;
-    for (char *p = out + strlen(out); p > from; p--)
+    for (const char *p = from + strlen(from); p > from; p--)
         if (p[-1] == '\n' && ++lines > LOG_TAIL_LINES) {
             from = p;
             break;
         }
-    memmove(out, from, strlen(from) + 1);
+    snprintf(out, size, "%s", from);
+    buf_fini(&text);
 }
 
 /* Processes that the kernel has ended since the machine started because memory ran out. */

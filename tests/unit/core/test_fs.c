@@ -204,6 +204,31 @@ Test(fs, read_file_failures_leave_the_buffer)
     tmpdir_fini(&d);
 }
 
+Test(fs, read_tail)
+{
+    struct tmpdir d = tmpdir_make();
+    const char *path = tmpdir_at(&d, "f");
+    struct buf b = {0};
+    struct err err = {0};
+
+    tmpdir_put(path, "hello\n");
+    cr_assert_eq(fs_read_tail(path, 3, &b, NULL), 0);
+    cr_assert_eq(fs_read_tail(path, 6, &b, NULL), 0);
+    cr_assert_eq(fs_read_tail(path, 100, &b, NULL), 0);
+    cr_assert_str_eq(buf_str(&b), "lo\nhello\nhello\n");
+    tmpdir_put(path, "");
+    cr_assert_eq(fs_read_tail(path, 3, &b, NULL), 0);
+    cr_assert_eq(fs_read_tail("/nowhere/f", 3, &b, &err), ERR_NOT_FOUND);
+    cr_assert_str_eq(buf_str(&b), "lo\nhello\nhello\n");
+    buf_fini(&b);
+    /* a log of 100 GiB, of which 3 bytes are read */
+    cr_assert_eq(truncate(path, (off_t)100 << 30), 0);
+    cr_assert_eq(fs_read_tail(path, 3, &b, NULL), 0);
+    cr_assert_eq(b.len, 3);
+    buf_fini(&b);
+    tmpdir_fini(&d);
+}
+
 Test(fs, write_atomic_creates_and_replaces)
 {
     struct tmpdir d = tmpdir_make();
