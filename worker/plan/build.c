@@ -99,16 +99,23 @@ struct plan *plan_draft(const struct plan_input *in, const struct plan_choices *
     plan_emit_train(p);
     plan_emit_forward(p, LIST_EVAL);
     plan_emit_forward(p, LIST_SAMPLE);
-    plan_emit_moves(p, LIST_LOAD);
-    plan_emit_moves(p, LIST_SAVE);
-    for (int list = 0; list < LIST_COUNT; list++)
+    for (int list = LIST_TRAIN; list <= LIST_SAMPLE; list++)
         plan_claim_floor(p, list);
     return p;
+}
+
+void plan_draft_moves(struct plan *p)
+{
+    for (int list = LIST_LOAD; list <= LIST_SAVE; list++) {
+        plan_emit_moves(p, list);
+        plan_claim_floor(p, list);
+    }
 }
 
 struct plan *plan_make(const struct plan_input *in, const struct plan_choices *choices)
 {
     struct plan *p = plan_draft(in, choices);
+    plan_draft_moves(p);
     for (int list = 0; list < LIST_COUNT; list++)
         for (int tier = 0; tier < TIER_COUNT; tier++)
             plan_lay_out(p, list, tier);

@@ -114,9 +114,11 @@ size_t plan_over(const struct plan *p, enum plan_tier tier);
 void plan_insert_waits(struct plan *p, enum plan_list list);
 
 /* The plan with these choices, none of them PLAN_AUTO: places without addresses, so that the claim
- * is but a floor; lists without waits, not verified. */
+ * is but a floor; lists without waits, not verified; those that load and save are missing. */
 struct plan *plan_draft(const struct plan_input *in, const struct plan_choices *choices);
-/* Likewise with addresses. */
+/* These, too. */
+void plan_draft_moves(struct plan *p);
+/* The plan with all lists and addresses. */
 struct plan *plan_make(const struct plan_input *in, const struct plan_choices *choices);
 /* search.c: the plan for this input, likewise; ERR_DEVICE_OOM when nothing fits. */
 int plan_choose(const struct plan_input *in, struct plan **out, struct err *err);

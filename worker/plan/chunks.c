@@ -52,6 +52,8 @@ int64_t plan_use_index(const struct plan *p, int64_t chunk, int64_t block)
     const struct model *m = p->in.model;
     int64_t tensor = p->chunks.chunks[chunk].members[0].tensor;
     int64_t use = 0;
+    if (p->chunks.chunks[chunk].uses == 1)
+        return 0;
     for (int64_t b = 0; b < block; b++)
         for (int64_t i = 0; i < m->blocks[b].n_tensors; i++)
             use += m->blocks[b].tensors[i] == tensor;

@@ -85,6 +85,8 @@ static bool fits_in(struct search *s, struct plan_choices c, unsigned tiers, boo
     c = forced(s, c);
     struct plan *p = plan_draft(s->in, &c);
     bool fits = true;
+    if (!draft)
+        plan_draft_moves(p);
     s->nearly = nearly_fits(p);
     for (int t = 0; t < TIER_COUNT; t++) {
         if (!(tiers >> t & 1))
