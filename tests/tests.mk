@@ -174,6 +174,9 @@ test-real: $(PYTHON_REAL) $(PROGRAMS) $(B)/tests/real/logits  ## SmolLM2-135M: f
 $(eval $(call program_rules,$(B)/tests/bench/bench_ops,tests/bench/bench_ops.c,kernels))
 bench-ops: $(B)/tests/bench/bench_ops  ## time of every CPU op at two models' shapes
 	@$<
+$(eval $(call program_rules,$(B)/tests/bench/update_speed,tests/bench/update_speed.c,kernels))
+bench-update: $(B)/tests/bench/update_speed  ## speed of CPU updates by what their states are, in cache and in memory (THREADS=1)
+	@$< $(or $(THREADS),1)
 ifeq ($(HAVE_CUDA),1)
 $(eval $(call program_rules,$(B)/tests/bench/gpu_ops,tests/bench/gpu_ops.c tests/bench/gpu_arena.c tests/ops/harness_op.c,kernels))
 bench-ops-gpu: $(B)/tests/bench/gpu_ops  ## time of every CUDA op at real models' shapes, beside its floor
@@ -197,7 +200,7 @@ $(eval $(call program_rules,$(B)/tests/bench/tokenizer_speed,tests/bench/tokeniz
 $(eval $(call program_rules,$(B)/tests/bench/data_speed,tests/bench/data_speed.c,worker/text))
 bench-cpu: $(B)/tests/bench/tokenizer_speed $(B)/tests/bench/data_speed $(B)/castor-worker $(PYTHON) $(if $(PEER),,$(PYTHON_REAL))  ## tokenizers, data pipeline and a training step beside the Python libraries, one line a case (PEER=python with torch, transformers and pyarrow)
 	@tests/bench/bench_cpu $(B) $(or $(PEER),$(PYTHON)) $(or $(PEER),$(PYTHON_REAL))
-.PHONY: bench-ops bench-ops-gpu bench-gpu bench-cpu
+.PHONY: bench-ops bench-update bench-ops-gpu bench-gpu bench-cpu
 
 # --- the demonstration ------------------------------------------------------------------------------
 demo: deps  ## fine-tune a small model through the API on this machine (MODEL=org/name: one from the hub)
