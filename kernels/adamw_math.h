@@ -62,30 +62,44 @@ CASTOR_HD static inline uint16_t adamw_round_bf16(float x, uint32_t random)
     return (uint16_t)(((up & 0x7f800000) == 0x7f800000 ? bits : up) >> 16);
 }
 
-/* The parameter of a master. */
-CASTOR_HD static inline uint16_t adamw_param_bf16(float master)
+/* The bits of a master, every NaN the same but for its sign, so that it splits as others do. */
+CASTOR_HD static inline uint32_t adamw_master_bits(float master)
 {
     uint32_t bits;
     memcpy(&bits, &master, sizeof bits);
-    uint32_t quiet_nan = (bits >> 16 & 0x8000u) | 0x7fc0u;
-    return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : (bits + 0x8000u) >> 16);
+    return master != master ? (bits & 0x80000000u) | 0x7fc00000u : bits;
+}
+
+/* The parameter of a master, in the upper half of a word. */
+CASTOR_HD static inline uint32_t adamw_param_word(uint32_t master_bits)
+{
+    return master_bits + 0x8000u;
+}
+
+CASTOR_HD static inline uint16_t adamw_param_bf16(float master)
+{
+    return (uint16_t)(adamw_param_word(adamw_master_bits(master)) >> 16);
 }
 
 /* What the parameter lacks of its master: 0 of a NaN. */
 CASTOR_HD static inline int16_t adamw_remainder(float master)
 {
-    uint32_t bits;
-    memcpy(&bits, &master, sizeof bits);
-    return (int16_t)((bits & 0x7fffffffu) > 0x7f800000u ? 0 : bits & 0xffffu);
+    return (int16_t)adamw_master_bits(master);
 }
 
-/* The master of both. */
-CASTOR_HD static inline float adamw_join(uint16_t param, int16_t remainder)
+/* The master of both: of a word whose upper half is the parameter and one whose lower half is the
+ * remainder. */
+CASTOR_HD static inline float adamw_join_words(uint32_t param, uint32_t remainder)
 {
-    uint32_t bits = ((uint32_t)param << 16) + (uint32_t)(int32_t)remainder;
+    uint32_t bits = (param & 0xffff0000u) + (uint32_t)((int32_t)(remainder << 16) >> 16);
     float master;
     memcpy(&master, &bits, sizeof master);
     return master;
+}
+
+CASTOR_HD static inline float adamw_join(uint16_t param, int16_t remainder)
+{
+    return adamw_join_words((uint32_t)param << 16, (uint32_t)(int32_t)remainder);
 }
 
 /* A gradient in bfloat16 takes what a call contributes (struct op_narrow): `add` is rounded
@@ -117,25 +131,42 @@ CASTOR_HD static inline struct rng_stream adamw_stream(uint64_t seed, uint32_t s
     return s;
 }
 
+/* By a mask: compilers let a condition split the paths behind it. */
 CASTOR_HD static inline float adamw_flush(float x)
 {
-    return fabsf(x) < FLT_MIN ? 0.0f : x;
+    uint32_t bits, tiny = 0u - (uint32_t)(fabsf(x) < FLT_MIN);
+    memcpy(&bits, &x, sizeof bits);
+    bits &= ~tiny;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* The new moments. */
+CASTOR_HD static inline void adamw_moments(const struct adamw_consts *c, float grad, float *m,
+                                           float *v)
+{
+    float g = grad * c->grad_coef;
+    float t = c->one_minus_beta1 * g;
+    *m = adamw_flush(fmaf(c->beta1, *m, t));
+    float u = c->one_minus_beta2 * g;
+    *v = adamw_flush(fmaf(c->beta2, *v, u * g));
+}
+
+/* The new master, by them. */
+CASTOR_HD static inline float adamw_master(const struct adamw_consts *c, float m, float v,
+                                           float master)
+{
+    float denom = fmaf(sqrtf(v), c->inv_sqrt_bias2, c->eps);
+    float ratio = m / denom;
+    float decayed = master * c->decay;
+    return fmaf(-c->step_size, ratio, decayed);
 }
 
 CASTOR_HD static inline void adamw_element(const struct adamw_consts *c, float grad, float *master,
                                            float *m, float *v)
 {
-    float g = grad * c->grad_coef;
-    float t = c->one_minus_beta1 * g;
-    float mm = adamw_flush(fmaf(c->beta1, *m, t));
-    float u = c->one_minus_beta2 * g;
-    float vv = adamw_flush(fmaf(c->beta2, *v, u * g));
-    float denom = fmaf(sqrtf(vv), c->inv_sqrt_bias2, c->eps);
-    float ratio = mm / denom;
-    float decayed = *master * c->decay;
-    *m = mm;
-    *v = vv;
-    *master = fmaf(-c->step_size, ratio, decayed);
+    adamw_moments(c, grad, m, v);
+    *master = adamw_master(c, *m, *v, *master);
 }
 
 #endif

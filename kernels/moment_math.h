@@ -14,6 +14,7 @@
 #ifndef CASTOR_KERNELS_MOMENT_MATH_H
 #define CASTOR_KERNELS_MOMENT_MATH_H
 
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -56,44 +57,56 @@ CASTOR_HD static inline uint32_t moment_bits(float x)
     return bits;
 }
 
-/* A magnitude as a code; of `random` the 20 upper bits. */
+/* A magnitude as a code, in the upper 12 bits; of `random` the 20 upper bits. What lies below `low`
+ * moves half of the way up to it, which is a linear scale over the binade below; what does not
+ * stays, for that would be down. */
 CASTOR_HD static inline uint32_t moment_encode(uint32_t magnitude, uint32_t low, uint32_t random)
 {
-    uint32_t linear = moment_bits(moment_float(magnitude) + moment_float(low));
-    uint32_t tail = 0u - (uint32_t)(magnitude < low);
-    uint32_t bits = (linear & tail) | ((magnitude + (1u << 23)) & ~tail);
-    return (bits - low + (random >> 12)) >> 20;
+    uint32_t least = low - (1u << 23); /* low / 2 */
+    uint32_t half = moment_bits(fmaf(0.5f, moment_float(magnitude), moment_float(least)));
+    return (magnitude > half ? magnitude : half) - least + (random >> 12);
 }
 
+/* The way back, of a code in the bits from the 20th on, the others 0. */
 CASTOR_HD static inline float moment_decode(uint32_t code, uint32_t low)
 {
-    uint32_t tail = 0u - (uint32_t)(code < 8);
-    uint32_t bits = low + (code << 20) - (1u << 23 & ~tail);
-    return moment_float(bits) - moment_float(low & tail);
+    uint32_t bits = low - (1u << 23) + code;
+    uint32_t twice = moment_bits(fmaf(2.0f, moment_float(bits), -moment_float(low)));
+    return moment_float(bits < twice ? bits : twice);
 }
 
-CASTOR_HD static inline uint8_t moment_m_code(float m, uint32_t low, uint32_t random)
+/* Codes are 8 bits of a word, the lower ones where nothing else is said, so that vectors of words
+ * need not be narrowed between steps. */
+CASTOR_HD static inline uint32_t moment_m_code(float m, uint32_t low, uint32_t random)
 {
-    uint32_t bits = moment_bits(m), code = moment_encode(bits & 0x7fffffffu, low, random);
-    return (uint8_t)((code > 127 ? 127u : code) | (bits >> 24 & 0x80u));
+    uint32_t bits = moment_bits(m), code = moment_encode(bits & 0x7fffffffu, low, random) >> 20;
+    return (code > 127 ? 127u : code) | (bits >> 24 & 0x80u);
 }
 
-CASTOR_HD static inline float moment_m(uint8_t code, uint32_t low)
+/* `code` in the upper bits, whatever the others are. */
+CASTOR_HD static inline float moment_m_upper(uint32_t code, uint32_t low)
 {
-    uint32_t bits = moment_bits(moment_decode(code & 0x7fu, low));
-    return moment_float(bits | (uint32_t)(code & 0x80u) << 24);
+    uint32_t bits = moment_bits(moment_decode(code >> 4 & 0x07f00000u, low));
+    return moment_float(bits | (code & 0x80000000u));
 }
 
-CASTOR_HD static inline uint8_t moment_v_code(float v, uint32_t low, uint32_t random)
+CASTOR_HD static inline float moment_m(uint32_t code, uint32_t low)
 {
-    uint32_t code = moment_encode(moment_bits(v) & 0x7fffffffu, low, random);
-    code |= (uint32_t)(code == 0) & (uint32_t)(v > 0);
-    return (uint8_t)(code > 255 ? 255u : code);
+    return moment_m_upper(code << 24, low);
 }
 
-CASTOR_HD static inline float moment_v(uint8_t code, uint32_t low)
+/* v is 0 or a normal float, not negative. */
+CASTOR_HD static inline uint32_t moment_v_code(float v, uint32_t low, uint32_t random)
 {
-    return moment_decode(code, low);
+    uint32_t magnitude = moment_bits(v) & 0x7fffffffu, code = moment_encode(magnitude, low, random);
+    uint32_t least = magnitude < 1u << 20 ? magnitude : 1u << 20; /* code 1 where v is not 0 */
+    code = (code > least ? code : least) >> 20;
+    return code > 255 ? 255u : code;
+}
+
+CASTOR_HD static inline float moment_v(uint32_t code, uint32_t low)
+{
+    return moment_decode(code << 20, low);
 }
 
 /* Random bits: of a block one draw, which gives both moments a start and a step, so that element i

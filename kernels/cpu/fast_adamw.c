@@ -20,9 +20,13 @@ FAST_INLINE void update(const struct adamw_consts *c, int64_t n, bool split,
                         uint16_t *restrict param)
 {
     for (int64_t i = 0; i < n; i++) {
-        float mi = m[i], vi = v[i];
-        fast_adamw_element(c, split, grad[i], split ? NULL : master + i,
-                           split ? remainder + i : NULL, param + i, &mi, &vi);
+        float w = split ? adamw_join(param[i], remainder[i]) : master[i], mi = m[i], vi = v[i];
+        adamw_element(c, fast_widen(grad[i]), &w, &mi, &vi);
+        if (split)
+            remainder[i] = adamw_remainder(w);
+        else
+            master[i] = w;
+        param[i] = adamw_param_bf16(w);
         m[i] = mi;
         v[i] = vi;
     }

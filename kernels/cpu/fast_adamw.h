@@ -52,18 +52,4 @@ FAST_INLINE float fast_widen(uint16_t x)
     return f;
 }
 
-/* One element. `split` is a constant where this is inlined: of master and remainder one is used. */
-FAST_INLINE void fast_adamw_element(const struct adamw_consts *c, bool split, uint16_t grad,
-                                    float *master, int16_t *remainder, uint16_t *param, float *m,
-                                    float *v)
-{
-    float w = split ? adamw_join(*param, *remainder) : *master;
-    adamw_element(c, fast_widen(grad), &w, m, v);
-    if (split)
-        *remainder = adamw_remainder(w);
-    else
-        *master = w;
-    *param = adamw_param_bf16(w);
-}
-
 #endif

@@ -165,7 +165,7 @@ __device__ __forceinline__ void update_block(const struct adamw_args &a, int64_t
 
 /* T: parameter; G: gradient; M: master, int16_t: split. `wide`: all arrays are aligned. */
 template <typename T, typename G, typename M>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 3) /* 80 registers, as many as there were measured */
     adamw8_kernel(const __grid_constant__ struct adamw_args a, int64_t blocks, bool wide)
 {
     int64_t warp = ((int64_t)blockIdx.x * THREADS + threadIdx.x) / LANES;

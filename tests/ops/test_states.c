@@ -13,13 +13,30 @@ static void codes_stay(uint32_t exponent)
     uint32_t m_low = moment_low(exponent, MOMENT_M_BINADES);
     uint32_t v_low = moment_low(exponent, MOMENT_V_BINADES);
     int64_t wrong = 0;
-    for (int code = 0; code < 256; code++)
+    for (uint32_t code = 0; code < 256; code++)
         for (uint32_t k = 0; k < 65536; k += k < 8 || k > 65520 ? 1 : 997) {
             uint32_t r = k << 16 | (k & 1 ? 0xffff : 0);
-            float m = moment_m((uint8_t)code, m_low), v = moment_v((uint8_t)code, v_low);
+            float m = moment_m(code, m_low), v = moment_v(code, v_low);
             wrong += moment_m_code(m, m_low, r) != code || moment_v_code(v, v_low, r) != code;
         }
     expect(wrong == 0, "exponent %u: %ld codes do not read back", exponent, (long)wrong);
+}
+
+/* What a code is worth: eighths of the smallest normal value, then three bits of mantissa a binade.
+ */
+static void codes_have_their_values(uint32_t exponent)
+{
+    uint32_t m_low = moment_low(exponent, MOMENT_M_BINADES);
+    uint32_t v_low = moment_low(exponent, MOMENT_V_BINADES);
+    int64_t wrong = 0;
+    for (uint32_t code = 0; code < 256; code++) {
+        double eighths = code < 8 ? code : ldexp(8 + code % 8, (int)(code / 8) - 1);
+        wrong += (double)moment_v(code, v_low) != eighths / 8 * (double)moment_float(v_low);
+        if (code < 128)
+            wrong += (double)moment_m(code, m_low) != eighths / 8 * (double)moment_float(m_low) ||
+                     moment_m(code | 128, m_low) != -moment_m(code, m_low);
+    }
+    expect(wrong == 0, "exponent %u: %ld codes have another value", exponent, (long)wrong);
 }
 
 /* Over all random bits the values that x is rounded to have x as their mean, to a step of the bits
@@ -48,6 +65,9 @@ static void codes(void)
     codes_stay(MOMENT_LEAST);
     codes_stay(127);
     codes_stay(254);
+    codes_have_their_values(MOMENT_LEAST);
+    codes_have_their_values(127);
+    codes_have_their_values(254);
     random_start("codes");
     for (int k = 0; k < 40; k++) { /* from the block's largest binade to far below its least */
         float x = ldexpf((float)(1 + 0.874 * fabs(random_unit())), -k / 2);
