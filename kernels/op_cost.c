@@ -66,12 +66,17 @@ static struct op_cost linear_cost(const struct op_table *t, const struct linear_
  * in is read twice. */
 static struct op_cost round8_cost(const struct op_table *t, const struct round8_args *a)
 {
-    double n = (double)a->N * (double)a->C, in = n;
+    double n = (double)a->N * (double)a->C, in = n, in8 = 0, passes = a->known ? 1 : 2;
     if (a->of == ROUND8_ACT)
         in = a->gated ? 2 * n : n;
     else if (a->of == ROUND8_ACT_GRAD)
-        in = a->gated ? 1.5 * n : 2 * n;
-    struct op_cost c = moved(in * (a->known ? 1 : 2), t->compute);
+        in = (a->gated ? n / 2 : n) + (a->x8 ? 0 : n);
+    if (a->of == ROUND8_ACT_GRAD && a->x8)
+        in8 = passes * n;
+    else if (a->x8) /* written */
+        in8 = in;
+    struct op_cost c = moved(in * passes, t->compute);
+    c.bytes += bytes_of(in8, DT_E4M3);
     if (a->quant.format != QUANT_NONE) /* decoded once, and written */
         c.bytes += (double)quant_bytes(a->quant.format, a->N * a->C) + bytes_of(n, t->compute);
     c.bytes += bytes_of(n, DT_E4M3) * given(a->rows, a->cols, NULL);

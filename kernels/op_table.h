@@ -206,22 +206,28 @@ struct act_args {
  * kernels/fp8_scale.h, to the nearest value of the format, as it lies, transposed, or both. The
  * matrix is x, or made of it element by element without being stored: an activation's output, or
  * the gradient of its input, as act_args says, rounded to real before all else. A matrix that holds
- * a NaN or an infinity counts as NaN throughout. */
+ * a NaN or an infinity counts as NaN throughout.
+ *
+ * What an activation is made of can be rounded to e4m3 beside its output, and its gradient made of
+ * that: x8, dense. */
 enum round8_of { ROUND8_X, ROUND8_ACT, ROUND8_ACT_GRAD };
 struct round8_args {
     enum round8_of of;
     enum fp8_format format;
     enum act_kind act;
     bool gated;
-    int64_t N, C;            /* of the matrix: act_args' F, or 2F for the gradient where gated */
-    int64_t ldx;             /* of ROUND8_X alone                                              */
-    const void *x;           /* (N, C) or as act_args' x                                       */
-    struct op_quant quant;   /* of x, with ROUND8_X and dense rows                   */
-    const void *dy;          /* ROUND8_ACT_GRAD: as act_args' dy                     */
-    bool known;              /* scale->amax is this matrix's. Else it is 0, and becomes it */
-    struct fp8_scale *scale; /* one, device memory; back = where there are rows or cols */
-    void *rows;              /* (N, C) of one byte =, or NULL */
-    void *cols;              /* (C, N) of one byte =, or NULL: the transpose */
+    int64_t N, C;          /* of the matrix: act_args' F, or 2F for the gradient where gated */
+    int64_t ldx;           /* of ROUND8_X alone                                              */
+    const void *x;         /* (N, C) or as act_args' x                                       */
+    struct op_quant quant; /* of x, with ROUND8_X and dense rows                   */
+    const void *dy;        /* ROUND8_ACT_GRAD: as act_args' dy                     */
+    void *x8; /* x, of one byte: ROUND8_ACT =, or NULL; ROUND8_ACT_GRAD: what there is instead of x,
+                 or NULL */
+    struct fp8_scale *x_scale; /* of x8; of ROUND8_ACT as `scale`                      */
+    bool known;                /* scale->amax is this matrix's. Else it is 0, and becomes it */
+    struct fp8_scale *scale;   /* one, device memory; back = where there are rows or cols */
+    void *rows;                /* (N, C) of one byte =, or NULL */
+    void *cols;                /* (C, N) of one byte =, or NULL: the transpose */
     void *workspace;
 };
 

@@ -15,6 +15,34 @@ static int64_t span_at(int64_t cols, int64_t first)
     return cols - first < SPAN ? cols - first : SPAN;
 }
 
+/* A matrix (rows, cols) of 8 bits, or its transpose, which is what lies there. */
+struct operand {
+    enum fp8_format format;
+    int64_t rows, cols;
+    bool turned;
+    const void *from;
+    const struct fp8_scale *scale;
+};
+
+static void spread(enum dtype real, const struct operand *o, void *to)
+{
+    const uint8_t *from = o->from;
+    double x[SPAN];
+    uint8_t narrow[SPAN];
+
+    for (int64_t r = 0; r < o->rows; r++)
+        for (int64_t c = 0; c < o->cols; c += SPAN) {
+            int64_t n = span_at(o->cols, c);
+            for (int64_t i = 0; i < n; i++)
+                narrow[i] = from[o->turned ? (c + i) * o->rows + r : r * o->cols + c + i];
+            dtype_convert(DT_F64, x, dtype_of(o->format), narrow, n);
+            for (int64_t i = 0; i < n; i++)
+                x[i] *= (double)o->scale->back;
+            dtype_convert(real, (char *)to + (size_t)(r * o->cols + c) * dtype_size(real), DT_F64,
+                          x, n);
+        }
+}
+
 /* --- rounding --- */
 
 struct maker {
@@ -27,6 +55,20 @@ struct maker {
 static const void *row_at(const void *p, int64_t row, int64_t width, enum dtype t)
 {
     return p ? (const char *)p + (size_t)(row * width) * dtype_size(t) : NULL;
+}
+
+/* A row of what an activation is made of, C wide: where it lies, or spread out in the workspace
+ * behind that of the matrix. */
+static const void *act_input(const struct maker *m, int64_t row)
+{
+    const struct round8_args *a = m->a;
+
+    if (!a->x8)
+        return row_at(a->x, row, a->C, m->real);
+    void *wide = (char *)a->workspace + (size_t)a->C * dtype_size(m->real);
+    struct operand x8 = {FP8_E4M3, 1, a->C, false, (const uint8_t *)a->x8 + row * a->C, a->x_scale};
+    spread(m->real, &x8, wide);
+    return wide;
 }
 
 /* A row of the matrix: where it lies, or made in the workspace. */
@@ -46,7 +88,7 @@ static int make_row(const struct maker *m, int64_t row, const void **out)
         return m->fwd(m->s, &act);
     }
     act.F = a->gated ? a->C / 2 : a->C;
-    act.x = row_at(a->x, row, a->C, m->real);
+    act.x = act_input(m, row);
     act.dy = row_at(a->dy, row, act.F, m->real);
     act.dx = a->workspace;
     return m->bwd(m->s, &act);
@@ -135,27 +177,27 @@ int cpu_round8(enum dtype real, act_op fwd, act_op bwd, struct stream *s,
         quant_decode(q->format, a->x, q->scales, q->first, a->N * a->C, real, a->workspace);
         plain.x = a->workspace;
     }
-    return round_made(real, fwd, bwd, s, &plain);
+    int rc = round_made(real, fwd, bwd, s, &plain);
+    if (rc != 0 || a->of != ROUND8_ACT || !a->x8)
+        return rc;
+    struct round8_args from = {.N = a->N,
+                               .C = a->gated ? 2 * a->C : a->C,
+                               .x = a->x,
+                               .known = a->known,
+                               .scale = a->x_scale,
+                               .rows = a->x8};
+    return round_made(real, fwd, bwd, s, &from);
 }
 
 size_t cpu_round8_workspace(enum dtype real, const struct round8_args *a)
 {
     if (a->quant.format != QUANT_NONE)
         return (size_t)(a->N * a->C) * dtype_size(real);
-    return a->of == ROUND8_X ? 0 : (size_t)a->C * dtype_size(real);
+    int rows = a->of == ROUND8_X ? 0 : a->of == ROUND8_ACT ? 1 : 2;
+    return (size_t)(rows * a->C) * dtype_size(real);
 }
 
 /* --- products --- */
-
-/* An operand as the table's op wants it: (rows, cols), of 8 bits; or its transpose, which is what
- * lies there. */
-struct operand {
-    enum fp8_format format;
-    int64_t rows, cols;
-    bool turned;
-    const void *from;
-    const struct fp8_scale *scale;
-};
 
 static void operands(enum op op, const struct linear_args *a, struct operand o[2])
 {
@@ -166,25 +208,6 @@ static void operands(enum op op, const struct linear_args *a, struct operand o[2
 
     o[0] = weight ? x : w;
     o[1] = op == OP_LINEAR_FWD ? x : dy;
-}
-
-static void spread(enum dtype real, const struct operand *o, void *to)
-{
-    const uint8_t *from = o->from;
-    double x[SPAN];
-    uint8_t narrow[SPAN];
-
-    for (int64_t r = 0; r < o->rows; r++)
-        for (int64_t c = 0; c < o->cols; c += SPAN) {
-            int64_t n = span_at(o->cols, c);
-            for (int64_t i = 0; i < n; i++)
-                narrow[i] = from[o->turned ? (c + i) * o->rows + r : r * o->cols + c + i];
-            dtype_convert(DT_F64, x, dtype_of(o->format), narrow, n);
-            for (int64_t i = 0; i < n; i++)
-                x[i] *= (double)o->scale->back;
-            dtype_convert(real, (char *)to + (size_t)(r * o->cols + c) * dtype_size(real), DT_F64,
-                          x, n);
-        }
 }
 
 size_t cpu_fp8_workspace(enum op op, enum dtype real, const struct linear_args *a)

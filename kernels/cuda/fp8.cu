@@ -2,7 +2,8 @@
  * Rounding of bfloat16 matrices to 8 bits, each as a whole (kernels/fp8_scale.h): the largest
  * magnitude in one pass, the copies in another. Either pass reads its input once, 16 bytes a thread
  * and access, and makes the matrix of it on the way where it is made of something (struct
- * round8_args). Maxima do not depend on the order they are taken in.
+ * round8_args); what an activation is made of is rounded in the same passes, or read in 8 bits.
+ * Maxima do not depend on the order they are taken in.
  */
 #include <cuda_fp8.h>
 
@@ -24,15 +25,20 @@ struct source {
     int64_t N, width, ld; /* ld: of x */
     int act;
     const __nv_bfloat16 *x, *dy;
+    const uint8_t *x8; /* instead of x */
+    const struct fp8_scale *x_scale;
 };
 
-template <enum round8_of OF, bool GATED> struct maker {
+/* EIGHT: what an activation is made of is rounded, too, and handed out behind its output; or its
+ * gradient is made of what was rounded. */
+template <enum round8_of OF, bool GATED, bool EIGHT> struct maker {
     static constexpr int PLANES = OF == ROUND8_ACT_GRAD && GATED ? 2 : 1;
+    static constexpr int INPUTS = OF == ROUND8_ACT && EIGHT ? 1 + GATED : 0;
 
     /* W neighbouring elements of each plane, W 8 or 1. */
     template <int W>
     static __device__ __forceinline__ void make(const source &m, int64_t row, int64_t col,
-                                                pack<__nv_bfloat16> (&out)[PLANES])
+                                                pack<__nv_bfloat16> (&out)[PLANES + INPUTS])
     {
         const __nv_bfloat16 *x = m.x + row * m.ld + col;
         if constexpr (OF == ROUND8_X) {
@@ -40,9 +46,20 @@ template <enum round8_of OF, bool GATED> struct maker {
             return;
         }
         pack<__nv_bfloat16> gate, up, dy;
-        load<W>(x, gate);
-        if constexpr (GATED)
-            load<W>(x + m.width, up);
+        if constexpr (OF == ROUND8_ACT_GRAD && EIGHT) {
+            int64_t at = row * m.ld + col;
+            widen<W>(m, at, gate);
+            if constexpr (GATED)
+                widen<W>(m, at + m.width, up);
+        } else {
+            load<W>(x, gate);
+            if constexpr (GATED)
+                load<W>(x + m.width, up);
+        }
+        if constexpr (INPUTS > 0)
+            out[PLANES] = gate;
+        if constexpr (INPUTS > 1)
+            out[PLANES + INPUTS - 1] = up;
         if constexpr (OF == ROUND8_ACT_GRAD)
             load<W>(m.dy + row * m.width + col, dy);
 #pragma unroll
@@ -67,6 +84,31 @@ template <enum round8_of OF, bool GATED> struct maker {
         else
             to.bits = *reinterpret_cast<const uint4 *>(p);
     }
+
+    /* Elements of x8 from `at` on: exact, as a power of two scales them. */
+    template <int W>
+    static __device__ __forceinline__ void widen(const source &m, int64_t at,
+                                                 pack<__nv_bfloat16> &to)
+    {
+        float back = __ldg(&m.x_scale->back);
+        if constexpr (W == 1) {
+            __half h = __nv_cvt_fp8_to_halfraw(m.x8[at], __NV_E4M3);
+            to.v[0] = __float2bfloat16_rn(__half2float(h) * back);
+            return;
+        }
+        union {
+            uint2 bits;
+            __nv_fp8x2_storage_t two[4];
+        } narrow;
+        narrow.bits = *reinterpret_cast<const uint2 *>(m.x8 + at);
+#pragma unroll
+        for (int i = 0; i < W / 2; i++) {
+            __half2 h = __nv_cvt_fp8x2_to_halfraw2(narrow.two[i], __NV_E4M3);
+            float2 f = __half22float2(h);
+            to.v[2 * i] = __float2bfloat16_rn(f.x * back);
+            to.v[2 * i + 1] = __float2bfloat16_rn(f.y * back);
+        }
+    }
 };
 
 /* --- the largest magnitude --- */
@@ -87,45 +129,57 @@ static __device__ __forceinline__ void keep_largest(uint32_t pair, float *amax)
         atomicMax(reinterpret_cast<unsigned int *>(amax), top << 16);
 }
 
-template <enum round8_of OF, bool GATED, int W>
-__global__ void __launch_bounds__(THREADS, WAVES) amax_kernel(source m, float *amax)
+template <int W>
+static __device__ __forceinline__ uint32_t max_pack(uint32_t top, const pack<__nv_bfloat16> &v)
 {
-    typedef maker<OF, GATED> made;
+    if constexpr (W == 1)
+        return max_pair(top, __bfloat16_as_ushort(v.v[0]));
+    else
+        return max_pair(max_pair(max_pair(max_pair(top, v.bits.x), v.bits.y), v.bits.z), v.bits.w);
+}
+
+template <enum round8_of OF, bool GATED, bool EIGHT, int W>
+__global__ void __launch_bounds__(THREADS, WAVES)
+    amax_kernel(source m, float *amax, float *input_amax)
+{
+    typedef maker<OF, GATED, EIGHT> made;
     uint32_t in_row = (uint32_t)(m.width / W), n = (uint32_t)m.N * in_row;
-    uint32_t step = gridDim.x * THREADS, top = 0;
-#pragma unroll(OF == ROUND8_X ? 4 : 2)
+    uint32_t step = gridDim.x * THREADS, top = 0, input_top = 0;
+#pragma unroll(OF == ROUND8_X ? 4 : OF == ROUND8_ACT_GRAD && EIGHT ? 1 : 2)
     for (uint32_t i = blockIdx.x * THREADS + threadIdx.x; i < n; i += step) {
         uint32_t row = i / in_row;
-        pack<__nv_bfloat16> v[made::PLANES];
+        pack<__nv_bfloat16> v[made::PLANES + made::INPUTS];
         made::template make<W>(m, row, (int64_t)(i - row * in_row) * W, v);
 #pragma unroll
-        for (int p = 0; p < made::PLANES; p++) {
-            if constexpr (W == 1)
-                top = max_pair(top, __bfloat16_as_ushort(v[p].v[0]));
-            else
-                top = max_pair(
-                    max_pair(max_pair(max_pair(top, v[p].bits.x), v[p].bits.y), v[p].bits.z),
-                    v[p].bits.w);
-        }
+        for (int p = 0; p < made::PLANES; p++)
+            top = max_pack<W>(top, v[p]);
+#pragma unroll
+        for (int p = 0; p < made::INPUTS; p++)
+            input_top = max_pack<W>(input_top, v[made::PLANES + p]);
     }
     keep_largest(top, amax);
+    if constexpr (made::INPUTS > 0)
+        keep_largest(input_top, input_amax);
 }
 
 /* --- copies --- */
 
 struct copies {
     struct fp8_scale *scale;
-    uint8_t *rows, *cols; /* or NULL */
+    uint8_t *rows, *cols;          /* or NULL */
+    struct fp8_scale *input_scale; /* of what the activation is made of, in e4m3 */
+    uint8_t *input;
 };
 
 /* 2^e, NaN for tensors that are not finite; one thread leaves its inverse for the products. */
-template <enum fp8_format F> static __device__ __forceinline__ float take_scale(const copies &c)
+template <enum fp8_format F>
+static __device__ __forceinline__ float take_scale(struct fp8_scale *scale)
 {
-    uint32_t amax = __float_as_uint(c.scale->amax);
+    uint32_t amax = __float_as_uint(scale->amax);
     int e = fp8_exponent(F, amax);
     bool finite = fp8_finite(amax);
     if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0)
-        c.scale->back = __uint_as_float(finite ? fp8_power_bits(-e) : 0x7fffffffu);
+        scale->back = __uint_as_float(finite ? fp8_power_bits(-e) : 0x7fffffffu);
     return __uint_as_float(finite ? fp8_power_bits(e) : 0x7fffffffu);
 }
 
@@ -180,18 +234,20 @@ static __device__ __forceinline__ void store_turned(const uint32_t *tile, const 
     }
 }
 
-template <enum fp8_format F, enum round8_of OF, bool GATED>
+template <enum fp8_format F, enum round8_of OF, bool GATED, bool EIGHT>
 __global__ void __launch_bounds__(THREADS) tile_kernel(source m, copies c)
 {
-    typedef maker<OF, GATED> made;
+    typedef maker<OF, GATED, EIGHT> made;
     __shared__ uint32_t tile[made::PLANES][TILE * ROW_WORDS];
     int64_t row0 = (int64_t)blockIdx.y * TILE, col0 = (int64_t)blockIdx.x * TILE;
-    float scale = take_scale<F>(c);
+    float scale = take_scale<F>(c.scale), input_scale = 0;
+    if constexpr (made::INPUTS > 0)
+        input_scale = take_scale<FP8_E4M3>(c.input_scale);
 
 #pragma unroll(OF == ROUND8_X ? 8 : OF == ROUND8_ACT ? 4 : 2)
     for (int i = 0; i < TILE * PACKS / THREADS; i++) {
         int row = (int)threadIdx.x / PACKS + i * (THREADS / PACKS), at = (int)threadIdx.x % PACKS;
-        pack<__nv_bfloat16> v[made::PLANES];
+        pack<__nv_bfloat16> v[made::PLANES + made::INPUTS];
         if (row0 + row >= m.N || col0 + at * 8 >= m.width)
             continue;
         made::template make<8>(m, row0 + row, col0 + at * 8, v);
@@ -203,6 +259,12 @@ __global__ void __launch_bounds__(THREADS) tile_kernel(source m, copies c)
                 *reinterpret_cast<uint2 *>(c.rows + to) = narrow;
             *reinterpret_cast<uint2 *>(&tile[p][swizzled(row, at * 2)]) = narrow;
         }
+#pragma unroll
+        for (int p = 0; p < made::INPUTS; p++) {
+            int64_t to = ((row0 + row) * made::INPUTS + p) * m.width + col0 + at * 8;
+            *reinterpret_cast<uint2 *>(c.input + to) =
+                narrow8<FP8_E4M3>(v[made::PLANES + p].bits, input_scale);
+        }
     }
     if (!c.cols)
         return;
@@ -212,26 +274,37 @@ __global__ void __launch_bounds__(THREADS) tile_kernel(source m, copies c)
         store_turned(tile[p], m, row0, col0, p, c.cols);
 }
 
+template <enum fp8_format F>
+static __device__ __forceinline__ uint8_t narrow1(__nv_bfloat16 x, float s)
+{
+    return __nv_cvt_float_to_fp8(to_float(x) * s, __NV_SATFINITE,
+                                 F == FP8_E4M3 ? __NV_E4M3 : __NV_E5M2);
+}
+
 /* Sides that are no multiples of 16: an element a thread. */
-template <enum fp8_format F, enum round8_of OF, bool GATED>
+template <enum fp8_format F, enum round8_of OF, bool GATED, bool EIGHT>
 __global__ void single_kernel(source m, copies c)
 {
-    typedef maker<OF, GATED> made;
+    typedef maker<OF, GATED, EIGHT> made;
     int64_t n = m.N * m.width, step = (int64_t)gridDim.x * THREADS;
-    float scale = take_scale<F>(c);
+    float scale = take_scale<F>(c.scale), input_scale = 0;
+    if constexpr (made::INPUTS > 0)
+        input_scale = take_scale<FP8_E4M3>(c.input_scale);
 
     for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < n; i += step) {
         int64_t row = i / m.width, col = i - row * m.width;
-        pack<__nv_bfloat16> v[made::PLANES];
+        pack<__nv_bfloat16> v[made::PLANES + made::INPUTS];
         made::template make<1>(m, row, col, v);
         for (int p = 0; p < made::PLANES; p++) {
-            uint8_t q = __nv_cvt_float_to_fp8(to_float(v[p].v[0]) * scale, __NV_SATFINITE,
-                                              F == FP8_E4M3 ? __NV_E4M3 : __NV_E5M2);
+            uint8_t q = narrow1<F>(v[p].v[0], scale);
             if (c.rows)
                 c.rows[(row * made::PLANES + p) * m.width + col] = q;
             if (c.cols)
                 c.cols[(p * m.width + col) * m.N + row] = q;
         }
+        for (int p = 0; p < made::INPUTS; p++)
+            c.input[(row * made::INPUTS + p) * m.width + col] =
+                narrow1<FP8_E4M3>(v[made::PLANES + p].v[0], input_scale);
     }
 }
 
@@ -253,47 +326,61 @@ __global__ void spread_kernel(int64_t n, const uint8_t *from, const struct fp8_s
 static bool fits_packs(const struct round8_args *a, const source &m)
 {
     return m.N % 16 == 0 && m.width % 16 == 0 && m.ld % 8 == 0 && aligned16(m.x) &&
-           aligned16(m.dy) && aligned16(a->rows) && aligned16(a->cols);
+           aligned16(m.dy) && aligned16(a->x8) && aligned16(a->rows) && aligned16(a->cols);
 }
 
-template <enum fp8_format F, enum round8_of OF, bool GATED>
+template <enum fp8_format F, enum round8_of OF, bool GATED, bool EIGHT>
 static int round8(cudaStream_t s, const struct round8_args *a)
 {
     bool halves = OF == ROUND8_ACT_GRAD && GATED;
-    source m = {a->N,   halves ? a->C / 2 : a->C,    a->ldx ? a->ldx : a->C,
-                a->act, (const __nv_bfloat16 *)a->x, (const __nv_bfloat16 *)a->dy};
+    source m = {a->N,
+                halves ? a->C / 2 : a->C,
+                a->ldx ? a->ldx : a->C,
+                a->act,
+                (const __nv_bfloat16 *)a->x,
+                (const __nv_bfloat16 *)a->dy,
+                (const uint8_t *)a->x8,
+                a->x_scale};
     if (OF == ROUND8_ACT && GATED)
         m.ld = 2 * a->C;
-    copies c = {a->scale, (uint8_t *)a->rows, (uint8_t *)a->cols};
-    bool packs = fits_packs(a, m);
+    copies c = {a->scale, (uint8_t *)a->rows, (uint8_t *)a->cols, a->x_scale, (uint8_t *)a->x8};
+    float *amax = &a->scale->amax, *input_amax = EIGHT ? &a->x_scale->amax : NULL;
+    bool packs = fits_packs(a, m), inputs = maker<OF, GATED, EIGHT>::INPUTS > 0;
     int64_t n = m.N * m.width;
 
     if (n >= (int64_t)1 << 32)
         return ERR_UNSUPPORTED;
     if (!a->known && packs)
-        amax_kernel<OF, GATED, 8><<<grid_for(n / 8), THREADS, 0, s>>>(m, &a->scale->amax);
+        amax_kernel<OF, GATED, EIGHT, 8><<<grid_for(n / 8), THREADS, 0, s>>>(m, amax, input_amax);
     else if (!a->known)
-        amax_kernel<OF, GATED, 1><<<grid_for(n), THREADS, 0, s>>>(m, &a->scale->amax);
-    if (!a->rows && !a->cols)
+        amax_kernel<OF, GATED, EIGHT, 1><<<grid_for(n), THREADS, 0, s>>>(m, amax, input_amax);
+    if (!a->rows && !a->cols && !inputs)
         return launch_status();
     dim3 tiles((unsigned)ceil_div(m.width, TILE), (unsigned)ceil_div(m.N, TILE));
     if (packs)
-        tile_kernel<F, OF, GATED><<<tiles, THREADS, 0, s>>>(m, c);
+        tile_kernel<F, OF, GATED, EIGHT><<<tiles, THREADS, 0, s>>>(m, c);
     else
-        single_kernel<F, OF, GATED><<<grid_for(n), THREADS, 0, s>>>(m, c);
+        single_kernel<F, OF, GATED, EIGHT><<<grid_for(n), THREADS, 0, s>>>(m, c);
     return launch_status();
+}
+
+template <enum fp8_format F, enum round8_of OF>
+static int of_activation(cudaStream_t s, const struct round8_args *a)
+{
+    if (a->gated)
+        return a->x8 ? round8<F, OF, true, true>(s, a) : round8<F, OF, true, false>(s, a);
+    return a->x8 ? round8<F, OF, false, true>(s, a) : round8<F, OF, false, false>(s, a);
 }
 
 template <enum fp8_format F> static int in_format(cudaStream_t s, const struct round8_args *a)
 {
     switch (a->of) {
     case ROUND8_X:
-        return round8<F, ROUND8_X, false>(s, a);
+        return round8<F, ROUND8_X, false, false>(s, a);
     case ROUND8_ACT:
-        return a->gated ? round8<F, ROUND8_ACT, true>(s, a) : round8<F, ROUND8_ACT, false>(s, a);
+        return of_activation<F, ROUND8_ACT>(s, a);
     case ROUND8_ACT_GRAD:
-        return a->gated ? round8<F, ROUND8_ACT_GRAD, true>(s, a)
-                        : round8<F, ROUND8_ACT_GRAD, false>(s, a);
+        return of_activation<F, ROUND8_ACT_GRAD>(s, a);
     }
     return ERR_UNSUPPORTED;
 }

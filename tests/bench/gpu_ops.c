@@ -155,7 +155,7 @@ static const void *take_rounded(int64_t rows, int64_t cols, enum fp8_format form
 static void bench_round8(int64_t N, int64_t C, enum round8_of of, bool known, bool both)
 {
     static const char *const OF[] = {"", " silu", " silu gradient"};
-    const double in[] = {2, 4, 3}, n = (double)N * (double)C;
+    const double in[] = {2, 4, 2}, n = (double)N * (double)C;
     bool gated = of != ROUND8_X;
     struct round8_args a = {
         .of = of, .act = ACT_SILU, .gated = gated, .N = N, .C = C, .known = known};
@@ -167,10 +167,13 @@ static void bench_round8(int64_t N, int64_t C, enum round8_of of, bool known, bo
         return;
     a.x = take((size_t)(N * C) * (of == ROUND8_ACT ? 4 : 2));
     a.dy = take((size_t)(N * C));
+    a.x8 = gated ? take((size_t)(N * C) * (of == ROUND8_ACT ? 2 : 1)) : NULL;
     a.scale = take_floats((const float[4]){1, 1}, 4);
+    a.x_scale = take_floats((const float[4]){1, 1}, 4);
     a.rows = both ? take((size_t)(N * C)) : NULL;
     a.cols = take((size_t)(N * C));
-    report(name, OP_ROUND8, &a, n * (in[of] * (known ? 1 : 2) + (both ? 2 : 1)), 0);
+    double out = (both ? 2 : 1) + (of == ROUND8_ACT ? 2 : 0);
+    report(name, OP_ROUND8, &a, n * (in[of] * (known ? 1 : 2) + out), 0);
 }
 
 /* fp8: the floor is that of 16 bits; what is rounded is not counted. */

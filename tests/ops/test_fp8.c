@@ -389,6 +389,114 @@ static void made_on_the_way(enum act_kind act, bool gated, bool gradient, enum f
     case_fini(&made);
 }
 
+/* --- what an activation is made of, in 8 bits --- */
+
+static void input_case(struct op_case *c, const struct round8_args *a, const char *title)
+{
+    int64_t F = a->of == ROUND8_ACT_GRAD && a->gated ? a->C / 2 : a->C;
+    struct act_args act = {.gated = a->gated, .N = a->N, .F = F};
+
+    case_init(c, OP_ROUND8, a, sizeof *a, "%s act=%d%s N=%ld F=%ld", title, (int)a->act,
+              a->gated ? " gated" : "", (long)a->N, (long)F);
+    act_tensors(c, &act, a->of == ROUND8_ACT_GRAD, offsetof(struct round8_args, x),
+                offsetof(struct round8_args, dy));
+    bind_outputs(c, a, 0);
+}
+
+static void same(const struct op_case *c, const struct target *t, const double *x, const double *y,
+                 int64_t n)
+{
+    expect(memcmp(x, y, (size_t)n * sizeof *x) == 0, "%s on %s: differs", c->title, t->table->name);
+}
+
+/* Rounded beside the activation's output it is what rounding alone makes of it, and the output is
+ * what it was; also where both magnitudes are known. */
+static void rounded_beside(const struct target *t, const struct round8_args *a,
+                           struct op_case *alone, const struct result *x8)
+{
+    int64_t width = a->gated ? 2 * a->C : a->C;
+    struct op_case plain, both;
+    struct result r, p;
+
+    input_case(&plain, a, "alone");
+    input_case(&both, a, "beside");
+    BIND(&both, round8_args, x8, DT_E4M3, ROLE_ASSIGN, a->N, width, 0);
+    memset(BIND(&both, round8_args, x_scale, DT_F32, ROLE_INOUT, 1, 4, 0), 0, 4 * sizeof(double));
+    memcpy(case_data(&plain, "x"), case_data(alone, "x"), (size_t)(a->N * width) * sizeof(double));
+    copy_inputs(&both, &plain);
+    case_run(&plain, t, t->table, 1, &p);
+    for (int known = 0; known < 2 && p.rc == 0; known++) {
+        case_run(&both, t, t->table, 1, &r);
+        expect(r.rc == 0 && same_bytes(&plain, &p, &both, &r), "%s on %s: another output",
+               both.title, t->table->name);
+        same(&both, t, r.v[case_index(&both, "x8")], x8->v[case_index(alone, "rows")],
+             a->N * width);
+        same(&both, t, r.v[case_index(&both, "x_scale")], x8->v[case_index(alone, "scale")], 2);
+        both.args.round8.known = true;
+        case_data(&both, "scale")[1] = r.v[case_index(&both, "scale")][1];
+        case_data(&both, "x_scale")[1] = r.v[case_index(&both, "x_scale")][1];
+        result_fini(&r);
+    }
+    result_fini(&p);
+    case_fini(&plain);
+    case_fini(&both);
+}
+
+/* The gradient of what lies in 8 bits is that of its values. */
+static void gradient_of(const struct target *t, const struct round8_args *a,
+                        const struct op_case *alone, const struct result *x8)
+{
+    const double *rows = x8->v[case_index(alone, "rows")],
+                 *scale = x8->v[case_index(alone, "scale")];
+    int64_t n = a->N * a->C;
+    struct op_case wide, narrow;
+    struct result w, r;
+
+    input_case(&wide, a, "of 16 bits");
+    for (int64_t i = 0; i < n; i++)
+        case_data(&wide, "x")[i] = rows[i] * scale[0];
+    input_case(&narrow, a, "of 8 bits");
+    copy_inputs(&narrow, &wide);
+    for (int64_t i = 0; i < n; i++) /* which is not looked at */
+        case_data(&narrow, "x")[i] = NAN;
+    memcpy(BIND(&narrow, round8_args, x8, DT_E4M3, ROLE_IN, a->N, a->C, 0), rows,
+           (size_t)n * sizeof *rows);
+    memcpy(BIND(&narrow, round8_args, x_scale, DT_F32, ROLE_IN, 1, 4, 0), scale, 4 * sizeof *scale);
+    case_run(&wide, t, t->table, 1, &w);
+    case_run(&narrow, t, t->table, 1, &r);
+    expect(r.rc == w.rc && (r.rc != 0 || same_bytes(&wide, &w, &narrow, &r)),
+           "%s on %s: is not that of its values", narrow.title, t->table->name);
+    result_fini(&w);
+    result_fini(&r);
+    case_fini(&wide);
+    case_fini(&narrow);
+}
+
+static void input_in_8_bits(enum act_kind act, bool gated, int64_t N, int64_t F)
+{
+    struct round_shape x = {N, gated ? 2 * F : F, 0};
+    struct round8_args out = {.of = ROUND8_ACT, .act = act, .gated = gated, .N = N, .C = F};
+    struct round8_args gradient = out;
+    struct op_case alone;
+
+    gradient.of = ROUND8_ACT_GRAD;
+    gradient.format = FP8_E5M2;
+    gradient.C = x.C;
+    for (int ti = 0; ti < targets_count(); ti++) {
+        const struct target *t = targets_get(ti);
+        struct result x8;
+
+        round_case(&alone, &x, FP8_E4M3, 5, 0);
+        case_run(&alone, t, t->table, 1, &x8);
+        if (x8.rc == 0) {
+            rounded_beside(t, &out, &alone, &x8);
+            gradient_of(t, &gradient, &alone, &x8);
+        }
+        result_fini(&x8);
+        case_fini(&alone);
+    }
+}
+
 /* --- the edges --- */
 
 /* Powers of two are exact whatever the scale: from tensors near bfloat16's smallest and largest
@@ -478,9 +586,12 @@ int main(int argc, char **argv)
     for (size_t i = 0; i < sizeof MATRICES / sizeof MATRICES[0]; i++)
         all_of_round8(&MATRICES[i]);
     for (size_t i = 0; i < sizeof ACTS / sizeof ACTS[0]; i++)
-        for (enum act_kind act = ACT_RELU; act <= ACT_SILU; act++)
+        for (enum act_kind act = ACT_RELU; act <= ACT_SILU; act++) {
             for (int o = 0; o < 8; o++)
                 made_on_the_way(act, o & 1, (o & 2) != 0, o & 4 ? FP8_E5M2 : FP8_E4M3, ACTS[i][0],
                                 ACTS[i][1]);
+            input_in_8_bits(act, false, ACTS[i][0], ACTS[i][1]);
+            input_in_8_bits(act, true, ACTS[i][0], ACTS[i][1]);
+        }
     return harness_close();
 }

@@ -4,7 +4,7 @@
 
 #include "kernels/device.h"
 #include "worker/model/adapter.h"
-#include "worker/model/block_impl.h"
+#include "worker/model/block_layer.h"
 
 /* Backward ends at the lowest block that trains. The gradient of its input is of no use unless it
  * goes through a norm of this block that trains: a vector. */
@@ -140,9 +140,11 @@ double block_product_flops(const struct model *m, int64_t block, const struct bl
 }
 
 /* In 8 bits: 16 bits of an element read for the magnitude; 16 read and 8 written for a copy, 8 more
- * for a second one. A gated activation is made of two values of 16 bits, its gradient of three. */
+ * for a second one. A gated activation is made of two values of 16 bits, its gradient of three.
+ * `inner8`: both values are written in 8 bits with a second copy of the activation, and read so for
+ * the gradient. */
 static double rounding_bytes(const struct model *m, const struct block_desc *b, double N,
-                             const struct block_passes *p)
+                             bool inner8, const struct block_passes *p)
 {
     const struct decoder_config *c = &m->config;
     double C = (double)c->hidden, F = (double)c->ffn, q = (double)(c->heads * c->head_dim),
@@ -153,10 +155,13 @@ static double rounding_bytes(const struct model *m, const struct block_desc *b, 
         if (t->cols > 1 && !tensor_is_adapter(t))
             weights += (double)tensor_elements(t);
     }
-    if (p->backward)
-        return N * (6 * (2 * C + qkv) + (c->gated ? 16 : 6) * F + 3 * q) + 3 * weights;
+    if (p->backward) {
+        double act = inner8 ? 12 : c->gated ? 16 : 6;
+        return N * (6 * (2 * C + qkv) + act * F + 3 * q) + 3 * weights;
+    }
+    double act = inner8 ? 12 : c->gated ? 9 : 5;
     weights *= (p->first_forward ? 2 : 0) + (p->first_forward || !p->held_copies ? 3 : 0);
-    return N * (5 * (2 * C + q) + (c->gated ? 9 : 5) * F) + weights;
+    return N * (5 * (2 * C + q) + act * F) + weights;
 }
 
 double block_pass_bytes(const struct model *m, int64_t block, const struct block_shape *shape,
@@ -165,13 +170,16 @@ double block_pass_bytes(const struct model *m, int64_t block, const struct block
     const struct decoder_config *c = &m->config;
     double N = (double)shape->B * (double)shape->T, bytes = 0;
     double C = (double)c->hidden, F = (double)c->ffn;
+    const struct block_run r = {.model = m, .block = block, .shape = *shape};
+    struct block_ctx x = {.r = &r, .cfg = c, .desc = &m->blocks[block]};
 
-    if (m->blocks[block].kind != BLOCK_LAYER)
+    if (x.desc->kind != BLOCK_LAYER)
         return 0;
+    bool inner8 = layer_keeps_inner8(&x);
     if (shape->fp8)
-        bytes += rounding_bytes(m, &m->blocks[block], N, p);
+        bytes += rounding_bytes(m, x.desc, N, inner8, p);
     if (p->backward && !shape->keep_cheap) /* norms and the activation again, in 8 bits rounded */
-        bytes += N * (8 * C + (c->gated ? 6 : 4) * F + (shape->fp8 ? 6 * C : 0));
+        bytes += N * (8 * C + (inner8 ? 0 : c->gated ? 6 : 4) * F + (shape->fp8 ? 6 * C : 0));
     return bytes;
 }
 

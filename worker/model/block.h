@@ -33,7 +33,8 @@ struct block_shape {
                           activations of layers with the norm in front */
     bool fp8; /* layers' own products round their operands to 8 bits; embedding, head, attention's
                  products and adapters do not. With keep_cheap what is kept of a norm's output or
-                 an activation is of 8 bits, too, where nothing else reads it */
+                 an activation is of 8 bits, too, where nothing else reads it; without it, too,
+                 what a gated activation is made of, and its output */
     bool narrow_grads; /* layers' weight gradients are of the compute type: op_table.h, op_narrow.
                           Embedding and head add up many pieces in a micro-batch: theirs are not */
     double embed_dropout, hidden_dropout, attn_dropout; /* 0 unless training   */

@@ -39,11 +39,12 @@ struct adapters_work { /* scratch; NULL without adapters */
 enum product { PRODUCT_QKV, PRODUCT_OUT, PRODUCT_UP, PRODUCT_DOWN, PRODUCTS };
 enum { PRODUCT_PARTS = PRODUCTS + 2 }; /* the first may come in three */
 struct products {
-    struct fp8_scale *x;  /* (PRODUCTS): kept from forward to backward    */
+    struct fp8_scale *x;  /* (PRODUCTS), and behind them from8's: kept from forward to backward */
     struct fp8_scale *w;  /* (PRODUCT_PARTS): kept through the step       */
     struct fp8_scale *dy; /* (PRODUCT_PARTS): backward                    */
     void *kept[PRODUCTS]; /* x8, transposed: kept as x is; or NULL        */
     bool keeps[PRODUCTS];
+    void *from8; /* (N, F or 2 F): what the MLP's activation is made of; kept as x is; or NULL */
     void *w_kept[PRODUCTS];           /* w8 of forward, kept as w is; or scratch   */
     void *x8, *w8, *dy8, *dy8_turned; /* of the product at hand */
 };
@@ -112,9 +113,11 @@ int block_round8(struct block_ctx *c, struct round8_args *a);
  * gradient dy is, where that need not be stored because the product is of 8 bits; else NULL and x
  * or dy is there. Of several parts of one product the first comes first: they share x.
  *
- * Buffers: scales and what is kept of x from `g`, those products whose `keeps` is set; what is kept
- * through the step; and scratch. */
-void block_products_take(struct block_ctx *c, struct region *g, const bool keeps[PRODUCTS]);
+ * Buffers: scales and what is kept in 8 bits from `g`, the x of those products whose `keeps` is set
+ * and, with keeps_from, what x_from and dy_from are made of, which forward then rounds on the way
+ * and backward reads; what is kept through the step; and scratch. */
+void block_products_take(struct block_ctx *c, struct region *g, const bool keeps[PRODUCTS],
+                         bool keeps_from);
 void block_products_take_work(struct block_ctx *c, bool backward);
 /* Before the first product of a forward or a backward. */
 int block_products_start(struct block_ctx *c, bool backward);

@@ -8,10 +8,10 @@
  *   parallel:   y = x + attn(norm1 x) + mlp(norm1 x or norm2 x)
  *
  * Kept for backward: qkv, attention's output and log-sums, mid (not in parallel layers), the MLP's
- * inner activation (ReLU: its output, which tells its own gradient; else its input), the adapters'
- * inner activations, and where more norms follow what these read. Norm outputs and the other
- * activations are kept where the shape says so, else computed again, which costs one pass over
- * memory each.
+ * inner activation (ReLU: its output, which tells its own gradient; else its input, with fp8 a
+ * gated one's in 8 bits beside its output in 8 bits), the adapters' inner activations, and where
+ * more norms follow what these read. Norm outputs and the other activations are kept where the
+ * shape says so, else computed again, which costs one pass over memory each.
  */
 #include "worker/model/block_layer.h"
 
@@ -59,7 +59,7 @@ void layer_take_kept(struct block_ctx *c, struct region *g, bool overlay, struct
     *k = (struct layer_kept){0};
     for (int i = 0; i < PRODUCTS; i++)
         keeps[i] = layer_keeps_8(c, (enum product)i);
-    block_products_take(c, g, keeps);
+    block_products_take(c, g, keeps, layer_keeps_inner8(c));
     if (!layer_is_parallel(c))
         k->mid = region_take(g, stream, c->real);
     if (layer_is_post(c))
@@ -72,7 +72,8 @@ void layer_take_kept(struct block_ctx *c, struct region *g, bool overlay, struct
     block_attention_take(c, g, &k->attn);
     if (overlay)
         g->used = mark;
-    k->inner = region_take(g, c->N * layer_inner_width(c), c->real);
+    if (!layer_keeps_inner8(c))
+        k->inner = region_take(g, c->N * layer_inner_width(c), c->real);
     if (layer_keeps_cheap(c)) {
         take_kept_norm(c, g, LAYER_NORM1, k);
         if (layer_mlp_norm(c) == LAYER_NORM2)
@@ -319,6 +320,8 @@ int block_layer_forward(struct block_ctx *c)
         act = k.act;
     else if (!layer_keeps_output(c) && !layer_rounds_act(c))
         act = region_take(&c->scratch, c->N * c->cfg->ffn, c->real);
+    if (layer_keeps_inner8(c))
+        k.inner = region_take(&c->scratch, c->N * layer_inner_width(c), c->real);
     block_products_take_work(c, false);
     block_ctx_ready(c);
 

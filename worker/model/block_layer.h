@@ -20,10 +20,10 @@ struct layer_kept {
     void *act;                               /* (N, F), with keep_cheap; or else and
                                                 the norms' out, scratch               */
     void *mid;                               /* (N, C); in parallel layers scratch, not kept */
-    void *inner;                             /* (N, F or 2 F)    */
-    void *up_inner, *down_inner;             /* of adapters */
-    void *last;                              /* (N, C), post-norm only */
-    void *attn_raw, *raw; /* (N, C), sandwich only: what attention and MLP give */
+    void *inner;                 /* (N, F or 2 F); scratch of forward where it is kept in 8 bits */
+    void *up_inner, *down_inner; /* of adapters */
+    void *last;                  /* (N, C), post-norm only */
+    void *attn_raw, *raw;        /* (N, C), sandwich only: what attention and MLP give */
 };
 
 extern const enum tensor_role layer_norm_roles[][2]; /* weight, bias */
@@ -84,7 +84,14 @@ static inline bool layer_rounds_slope(const struct block_ctx *c)
            block_find(c->r->model, c->desc, TENSOR_UP_B) < 0;
 }
 
-/* With keep_cheap: whether what the product reads is kept in 8 bits, and in the compute type. */
+/* Gate and up are kept for backward in 8 bits alone, and with them what down reads: where both are
+ * rounded on the way. No matter what memory there is, for it shows in the numbers. */
+static inline bool layer_keeps_inner8(const struct block_ctx *c)
+{
+    return c->r->shape.train && layer_rounds_act(c) && layer_rounds_slope(c);
+}
+
+/* Whether what the product reads is kept in 8 bits; but for that, with keep_cheap. */
 static inline bool layer_keeps_8(const struct block_ctx *c, enum product which)
 {
     static const enum tensor_role READERS[] = {[PRODUCT_QKV] = TENSOR_QKV_W,
@@ -92,6 +99,8 @@ static inline bool layer_keeps_8(const struct block_ctx *c, enum product which)
                                                [PRODUCT_UP] = TENSOR_UP_W,
                                                [PRODUCT_DOWN] = TENSOR_DOWN_W};
 
+    if (which == PRODUCT_DOWN && layer_keeps_inner8(c))
+        return true;
     return c->r->shape.fp8 && layer_keeps_cheap(c) && which != PRODUCT_OUT &&
            (which != PRODUCT_DOWN || !layer_keeps_output(c)) && !block_adapted(c, READERS[which]);
 }

@@ -6,11 +6,16 @@
  * in one pass. The largest magnitude of x, found in forward, is kept for backward, which rounds the
  * same tensor again, transposed; that copy itself may be kept. Weights do not change in a step:
  * their magnitudes, and where there is room their copies for forward, are made once. An
- * activation's output or gradient is rounded as it is made and not stored.
+ * activation's output or gradient is rounded as it is made and not stored; a gated one's input is
+ * kept for its gradient in 8 bits, too, as in DeepSeek-V3 ("DeepSeek-V3 technical report", 2024,
+ * section 3.3.3): forward multiplies the output of the input as it was, and so the output is kept
+ * as well, for that is what the weight's gradient is a product of.
  */
 #include "worker/model/block_impl.h"
 
 #include "kernels/device.h"
+
+enum { FROM_SCALE = PRODUCTS, X_SCALES };
 
 static bool rounds(const struct block_ctx *c)
 {
@@ -43,14 +48,17 @@ static int64_t matrix_elements(const struct block_ctx *c, enum product which)
     return sides_of(c, which).in * sides_of(c, which).out;
 }
 
-void block_products_take(struct block_ctx *c, struct region *g, const bool keeps[PRODUCTS])
+void block_products_take(struct block_ctx *c, struct region *g, const bool keeps[PRODUCTS],
+                         bool keeps_from)
 {
     bool train = c->r->shape.train;
     struct products *p = &c->products;
 
     if (!rounds(c))
         return;
-    p->x = region_take(g, PRODUCTS, sizeof *p->x);
+    p->x = region_take(g, X_SCALES, sizeof *p->x);
+    if (keeps_from)
+        p->from8 = region_take(g, c->N * sides_of(c, PRODUCT_UP).out, 1);
     p->w = region_take(train ? &c->held : g, PRODUCT_PARTS, sizeof *p->w);
     c->held_least = c->held.used;
     for (int i = 0; i < PRODUCTS && train && (c->dry || c->r->held_copies); i++)
@@ -109,7 +117,7 @@ int block_products_start(struct block_ctx *c, bool backward)
         return 0;
     if (backward)
         return zero_scales(c, p->dy, PRODUCT_PARTS);
-    TRY(zero_scales(c, p->x, PRODUCTS));
+    TRY(zero_scales(c, p->x, X_SCALES));
     if (finds_weights(c))
         TRY(zero_scales(c, p->w, PRODUCT_PARTS));
 out:
@@ -128,7 +136,8 @@ static struct round8_args matrix(int64_t rows, int64_t cols, int64_t ld, const v
     return (struct round8_args){.N = rows, .C = cols, .ldx = ld, .x = x, .scale = scale};
 }
 
-static void made_from(struct round8_args *m, enum round8_of of, const struct act_args *from)
+static void made_from(const struct block_ctx *c, struct round8_args *m, enum round8_of of,
+                      const struct act_args *from)
 {
     if (from == NULL)
         return;
@@ -138,6 +147,8 @@ static void made_from(struct round8_args *m, enum round8_of of, const struct act
     m->ldx = 0;
     m->x = from->x;
     m->dy = from->dy;
+    m->x8 = c->products.from8;
+    m->x_scale = block_at(c->products.x, FROM_SCALE, sizeof *m->x_scale);
 }
 
 static struct round8_args x_matrix(struct block_ctx *c, enum product which,
@@ -146,7 +157,7 @@ static struct round8_args x_matrix(struct block_ctx *c, enum product which,
     struct round8_args m =
         matrix(a->N, a->I, a->ldx, a->x, block_at(c->products.x, which, sizeof *c->products.x));
 
-    made_from(&m, ROUND8_ACT, from);
+    made_from(c, &m, ROUND8_ACT, from);
     return m;
 }
 
@@ -271,7 +282,7 @@ static int backward_of_8(struct block_ctx *c, enum product which, int part, stru
     bool weight = a->dw != NULL || c->dry;
     int rc = 0;
 
-    made_from(&dy, ROUND8_ACT_GRAD, dy_from);
+    made_from(c, &dy, ROUND8_ACT_GRAD, dy_from);
     dy.format = FP8_E5M2;
     dy.rows = data ? p->dy8 : NULL;
     dy.cols = weight ? p->dy8_turned : NULL;

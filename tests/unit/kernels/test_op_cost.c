@@ -56,6 +56,10 @@ Test(op_cost, of_8_bits)
     expect(&bf16, OP_ROUND8, &r, 0, 2 * 2 * 24 + 24);
     r.of = ROUND8_ACT_GRAD;
     expect(&bf16, OP_ROUND8, &r, 0, 2 * 24 + 2 * 12 + 24);
+    r.x8 = some; /* read instead of x; beside an activation written */
+    expect(&bf16, OP_ROUND8, &r, 0, 24 + 2 * 12 + 24);
+    r.of = ROUND8_ACT;
+    expect(&bf16, OP_ROUND8, &r, 0, 2 * 2 * 24 + 24 + 2 * 24);
 }
 
 /* Of four queries the last sees four keys, or no more than the window. */

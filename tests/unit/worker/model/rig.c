@@ -246,6 +246,7 @@ static struct block_shape micro_shape(const struct micro *u)
         .head_rows = r->head_rows,
         .train = u->train,
         .fp8 = r->fp8,
+        .keep_cheap = r->keep_cheap,
         .embed_dropout = r->embed_dropout,
         .hidden_dropout = r->hidden_dropout,
         .attn_dropout = r->attn_dropout,

@@ -25,7 +25,7 @@ struct rig {
     int32_t *tokens, *targets, *positions, *first_key; /* (B, T); first_key may be NULL */
     double embed_dropout, hidden_dropout, attn_dropout, lora_dropout;
     int64_t head_rows;
-    bool fp8, held_copies;
+    bool fp8, held_copies, keep_cheap;
     uint64_t seed;
     uint32_t step;
     float grad_scale;

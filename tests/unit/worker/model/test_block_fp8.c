@@ -35,9 +35,9 @@ static int count_weight(struct stream *s, const struct linear_args *a)
     return behind->linear_bwd_weight(s, a);
 }
 
-static void open_rig(struct rig *r, bool fp8)
+static void open_rig(struct rig *r, small_config make, bool fp8)
 {
-    struct decoder_config config = small_opt();
+    struct decoder_config config = make();
 
     cr_assert(config.layers == LAYERS && config.vocab == VOCAB);
     rig_open(r, &config, DT_F64, true, 4, 6);
@@ -50,7 +50,7 @@ Test(block_fp8, layers_round_and_head_and_embedding_do_not)
 {
     struct rig r;
 
-    open_rig(&r, true);
+    open_rig(&r, small_opt, true);
     struct op_table counting = *(behind = r.ops);
     counting.linear_fwd = count_fwd;
     counting.linear_bwd_data = count_data;
@@ -66,14 +66,15 @@ Test(block_fp8, layers_round_and_head_and_embedding_do_not)
 }
 
 /* An operand keeps 3 or 2 bits behind its first one: single products are off by up to 1/8, sums of
- * many by a few hundredths. */
-Test(block_fp8, gradients_stay_near)
+ * many by a few hundredths. A gated layer has a product of two such sums, whose gate and up are
+ * rounded once more: some 5 % of the norm, beside a fifth by all else. */
+static void gradients_stay_near(small_config make, double most)
 {
     struct rig exact, rounded;
     double difference = 0, size = 0;
 
-    open_rig(&exact, false);
-    open_rig(&rounded, true);
+    open_rig(&exact, make, false);
+    open_rig(&rounded, make, true);
     rig_train(&exact, 4, ACCUM_ASSIGN);
     rig_train(&rounded, 4, ACCUM_ASSIGN);
     for (int64_t t = 0; t < exact.m.n_tensors; t++)
@@ -84,9 +85,15 @@ Test(block_fp8, gradients_stay_near)
         }
     double relative = sqrt(difference / size);
     fprintf(stderr, "gradients: %.3g of their norm away\n", relative);
-    cr_assert(relative > 1e-3 && relative < 0.2, "%g", relative);
+    cr_assert(relative > 1e-3 && relative < most, "%g", relative);
     rig_close(&exact);
     rig_close(&rounded);
+}
+
+Test(block_fp8, gradients_stay_near)
+{
+    gradients_stay_near(small_opt, 0.2);
+    gradients_stay_near(small_llama, 0.25);
 }
 
 static bool same_gradients(const struct rig *a, const struct rig *b)
@@ -99,22 +106,42 @@ static bool same_gradients(const struct rig *a, const struct rig *b)
 }
 
 /* Held or made again, the copies of weights are the same; and so they are where a layer forgets
- * what it saved and makes it again. */
+ * what it saved and makes it again, or keeps what is cheap to make. */
+static void what_is_held_changes_no_bit(small_config make)
+{
+    enum { PLAIN, HELD, AGAIN, CHEAP, RIGS };
+    struct rig r[RIGS];
+
+    for (int i = 0; i < RIGS; i++) {
+        open_rig(&r[i], make, true);
+        r[i].held_copies = i == HELD;
+        r[i].recompute = i == AGAIN;
+        r[i].keep_cheap = i == CHEAP;
+        rig_train(&r[i], 2, ACCUM_ASSIGN);
+        cr_expect(same_gradients(&r[PLAIN], &r[i]), "%d", i);
+    }
+    for (int i = 0; i < RIGS; i++)
+        rig_close(&r[i]);
+}
+
 Test(block_fp8, what_is_held_changes_no_bit)
 {
-    struct rig plain, held, again;
+    what_is_held_changes_no_bit(small_opt);
+    what_is_held_changes_no_bit(small_llama);
+}
 
-    open_rig(&plain, true);
-    open_rig(&held, true);
-    open_rig(&again, true);
-    held.held_copies = true;
-    again.recompute = true;
-    rig_train(&plain, 2, ACCUM_ASSIGN);
-    rig_train(&held, 2, ACCUM_ASSIGN);
-    rig_train(&again, 2, ACCUM_ASSIGN);
-    cr_expect(same_gradients(&plain, &held));
-    cr_expect(same_gradients(&plain, &again));
-    rig_close(&plain);
-    rig_close(&held);
-    rig_close(&again);
+/* Of a gated activation 3 bytes a column, its inputs and its output, instead of two inputs of 16
+ * bits; and five scales of 16 bytes. */
+Test(block_fp8, gate_and_up_are_kept_in_8_bits)
+{
+    struct block_shape shape = {.B = 4, .T = 64, .head_rows = 16, .train = true};
+    struct rig r;
+
+    open_rig(&r, small_llama, true);
+    const struct op_table *ops = device_ops(r.device, DT_BF16);
+    size_t F = (size_t)r.m.config.ffn, full = block_sizes(&r.m, 1, &shape, ops).saved;
+    shape.fp8 = true;
+    size_t eight = block_sizes(&r.m, 1, &shape, ops).saved;
+    cr_expect_eq(full - eight, 4 * 64 * F - DEVICE_ALIGN, "%zu, %zu", full, eight);
+    rig_close(&r);
 }
