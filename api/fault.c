@@ -1,7 +1,6 @@
 #include "api/fault.h"
 
 #include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,17 +9,15 @@
 
 void fault_add(struct fault_list *list, const char *param, const char *code, const char *fmt, ...)
 {
-    struct err text = {0}; /* err_set leaves valid UTF-8 behind, whatever is quoted */
-    char formatted[sizeof(text.msg)];
+    struct err text = {0}; /* leaves valid UTF-8 behind, whatever is quoted */
     va_list args;
 
     list->n_found++;
     if (list->n == FAULT_MAX)
         return;
     va_start(args, fmt);
-    vsnprintf(formatted, sizeof(formatted), fmt, args);
+    err_setv(&text, ERR_INVALID, fmt, args);
     va_end(args);
-    err_set(&text, ERR_INVALID, "%s", formatted);
     err_set_param(&text, 0, param);
     list->items[list->n++] = (struct fault){
         .param = xstrdup(text.param), .code = xstrdup(code), .message = xstrdup(text.msg)};

@@ -95,10 +95,8 @@ static void text_copy(char *out, size_t cap, const char *text)
     text_make_utf8(out, n >= (int)cap);
 }
 
-int err_set(struct err *err, enum err_code code, const char *fmt, ...)
+int err_setv(struct err *err, enum err_code code, const char *fmt, va_list args)
 {
-    va_list args;
-
     if (!err)
         return code;
     if (err->code != ERR_OK)
@@ -106,10 +104,18 @@ int err_set(struct err *err, enum err_code code, const char *fmt, ...)
     err->code = code;
     err->param[0] = '\0';
     err->reason[0] = '\0';
-    va_start(args, fmt);
     text_format(err->msg, sizeof(err->msg), fmt, args);
-    va_end(args);
     return code;
+}
+
+int err_set(struct err *err, enum err_code code, const char *fmt, ...)
+{
+    va_list args;
+
+    va_start(args, fmt);
+    int rc = err_setv(err, code, fmt, args);
+    va_end(args);
+    return rc;
 }
 
 static enum err_code code_from_errno(int errno_value)

@@ -14,6 +14,7 @@
 #ifndef CASTOR_CORE_ERR_H
 #define CASTOR_CORE_ERR_H
 
+#include <stdarg.h>
 #include <stdbool.h>
 
 enum err_code {
@@ -53,6 +54,8 @@ struct err {
  * line. */
 int err_set(struct err *err, enum err_code code, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
+int err_setv(struct err *err, enum err_code code, const char *fmt, va_list args)
+    __attribute__((format(printf, 3, 0)));
 /* The same, appending ": " and strerror(errno_value). ENOSPC and EDQUOT become ERR_NOSPACE, ENOENT
  * ERR_NOT_FOUND, EACCES/EPERM/EROFS ERR_PERMISSION, ENOMEM ERR_NOMEM, everything else `ERR_IO`. */
 int err_set_errno(struct err *err, int errno_value, const char *fmt, ...)

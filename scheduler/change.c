@@ -29,15 +29,13 @@ static int add_row(const struct change_context *c, const struct job *job, double
                    const char *level, const char *type, json_t *data, struct err *err,
                    const char *fmt, ...)
 {
-    struct err clean = {0}; /* err_set makes valid UTF-8 of whatever is quoted */
-    char text[sizeof(clean.msg)];
+    struct err clean = {0}; /* makes valid UTF-8 of whatever is quoted */
     va_list args;
     int rc;
 
     va_start(args, fmt);
-    vsnprintf(text, sizeof(text), fmt, args);
+    err_setv(&clean, ERR_INVALID, fmt, args);
     va_end(args);
-    err_set(&clean, ERR_INVALID, "%s", text);
     rc = store_insert_event(c->store, job->id, (int64_t)t, level, type, clean.msg, data, err);
     json_decref(data);
     return rc;

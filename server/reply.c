@@ -2,7 +2,6 @@
 
 #include <assert.h>
 #include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -66,17 +65,15 @@ void reply_json(struct reply *rep, unsigned status, json_t *value)
 void reply_error(struct reply *rep, unsigned status, const char *param, const char *code,
                  const char *fmt, ...)
 {
-    struct err clean = {0};
-    char text[sizeof(clean.msg)];
+    struct err clean = {0}; /* makes valid UTF-8 of whatever is quoted */
     va_list args;
     const char *type = status >= 500   ? "server_error"
                        : status == 429 ? "rate_limit_error"
                                        : "invalid_request_error";
 
     va_start(args, fmt);
-    vsnprintf(text, sizeof(text), fmt, args);
+    err_setv(&clean, ERR_INVALID, fmt, args);
     va_end(args);
-    err_set(&clean, ERR_INVALID, "%s", text); /* makes it UTF-8, which JSON asks for */
     if (param)
         err_set_param(&clean, ERR_INVALID, param);
     reply_json(rep, status,

@@ -1,6 +1,5 @@
 /* hub_fetch_dataset: which files of a data set are the split that is asked for. */
 #include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -28,13 +27,11 @@ static int refuse(struct err *err, enum err_code code, const char *reason, const
 
 static int refuse(struct err *err, enum err_code code, const char *reason, const char *fmt, ...)
 {
-    char text[sizeof(err->msg)];
     va_list args;
 
     va_start(args, fmt);
-    vsnprintf(text, sizeof(text), fmt, args);
+    err_setv(err, code, fmt, args);
     va_end(args);
-    err_set(err, code, "%s", text);
     return err_set_reason(err, code, reason);
 }
 

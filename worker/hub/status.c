@@ -2,20 +2,17 @@
 
 #include <stdarg.h>
 #include <stdbool.h>
-#include <stdio.h>
 #include <string.h>
 
 #include "worker/hub/reference.h"
 
 int status_corrupt(struct err *err, const char *fmt, ...)
 {
-    char text[sizeof(err->msg)];
     va_list args;
 
     va_start(args, fmt);
-    vsnprintf(text, sizeof(text), fmt, args);
+    err_setv(err, ERR_CORRUPT, fmt, args);
     va_end(args);
-    err_set(err, ERR_CORRUPT, "%s", text);
     return err_set_reason(err, ERR_CORRUPT, "hub_corrupt");
 }
 
