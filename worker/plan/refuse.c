@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "core/buf.h"
 #include "worker/plan/build.h"
 
 static double mib(size_t bytes)
@@ -57,20 +58,27 @@ static void nearest_claims(const struct plan_input *of, const struct plan_choice
     plan_destroy(p);
 }
 
+/* Of each tier that is too small: what is needed and what there is. */
+static void name_shortfalls(const size_t least[TIER_COUNT], const size_t limit[TIER_COUNT],
+                            struct buf *out)
+{
+    for (int t = 0; t < TIER_COUNT; t++)
+        if ((limit[t] > 0 || t == TIER_NVME) && least[t] > limit[t])
+            buf_printf(out, "%s %.1f MiB of %s memory and may use %.1f MiB, %.1f MiB short",
+                       out->len > 0 ? ", and" : "the job needs", mib(least[t]), plan_tier_name(t),
+                       mib(limit[t]), mib(least[t] - limit[t]));
+}
+
 int plan_refuse(const struct plan_input *in, const struct plan_choices *nearest, struct err *err)
 {
     char change[192] = "raise the limit";
-    enum plan_tier t = TIER_GPU;
+    struct buf shortfalls = {0};
     size_t least[TIER_COUNT];
     nearest_claims(in, nearest, least);
-    for (int k = TIER_COUNT - 1; k >= 0; k--)
-        if ((in->limit[k] > 0 || k == TIER_NVME) && least[k] > in->limit[k])
-            t = (enum plan_tier)k;
+    name_shortfalls(least, in->limit, &shortfalls);
     if (err) /* else it is this that asks */
         advise(in, change, sizeof change);
-    int rc = err_set(err, ERR_DEVICE_OOM,
-                     "the job needs %.1f MiB of %s memory and may use %.1f MiB, %.1f MiB short; %s",
-                     mib(least[t]), plan_tier_name(t), mib(in->limit[t]),
-                     mib(least[t] - in->limit[t]), change);
+    int rc = err_set(err, ERR_DEVICE_OOM, "%s; %s", buf_str(&shortfalls), change);
+    buf_fini(&shortfalls);
     return err_set_reason(err, rc, "insufficient_memory");
 }

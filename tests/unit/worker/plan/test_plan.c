@@ -120,6 +120,14 @@ Test(plan, refuses_what_does_not_fit_and_accepts_what_just_does)
     cr_expect_eq(plan_build(&r.in, &p, &err), ERR_DEVICE_OOM);
     cr_expect_null(p);
     cr_expect_str_eq(err.reason, "insufficient_memory");
+    cr_expect(strstr(err.msg, "gpu memory") && !strstr(err.msg, "host memory"), "%s", err.msg);
+    err_clear(&err);
+    r.in.policy = PLACE_AUTO; /* too little of both: each is named */
+    r.in.limit[TIER_GPU] = r.in.limit[TIER_HOST] = 4096;
+    cr_expect_eq(plan_build(&r.in, &p, &err), ERR_DEVICE_OOM);
+    cr_expect(strstr(err.msg, "gpu memory") && strstr(err.msg, "host memory"), "%s", err.msg);
+    r.in.policy = PLACE_CUDA;
+    r.in.limit[TIER_HOST] = 0;
     r.in.limit[TIER_GPU] = need;
     rig_plan(&r);
     rig_fini(&r);
