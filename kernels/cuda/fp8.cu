@@ -9,7 +9,15 @@
 
 #include "kernels/cuda/activation.cuh"
 
-enum { THREADS = 256, WAVES = 8 };
+/* Blocks that fill a multiprocessor: of 2,048 threads, but where it has room for fewer. */
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890)
+enum { THREADS = 256, FULL = 6 };
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+enum { THREADS = 256, FULL = 4 };
+#else
+enum { THREADS = 256, FULL = 8 };
+#endif
+enum { WAVES = 8 };
 
 static int grid_for(int64_t work)
 {
@@ -139,7 +147,7 @@ static __device__ __forceinline__ uint32_t max_pack(uint32_t top, const pack<__n
 }
 
 template <enum round8_of OF, bool GATED, bool EIGHT, int W>
-__global__ void __launch_bounds__(THREADS, WAVES)
+__global__ void __launch_bounds__(THREADS, FULL)
     amax_kernel(source m, float *amax, float *input_amax)
 {
     typedef maker<OF, GATED, EIGHT> made;
