@@ -130,25 +130,38 @@ int fs_remove_tree(const char *path, struct err *err)
     return rc;
 }
 
-int fs_read_file(const char *path, size_t max_bytes, struct buf *out, struct err *err)
+static int open_sized(const char *path, int *out, uint64_t *size, struct err *err)
 {
-    size_t old_len = out->len;
-    size_t want;
     struct stat st;
-    ssize_t n;
-    int rc = 0;
 
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
     if (fd < 0)
         return err_set_errno(err, errno, "cannot open %s", path);
     if (fstat(fd, &st) != 0) {
-        rc = err_set_errno(err, errno, "cannot read %s", path);
-        goto out;
+        int rc = err_set_errno(err, errno, "cannot read %s", path);
+        close(fd);
+        return rc;
     }
+    *out = fd;
+    *size = (uint64_t)st.st_size;
+    return 0;
+}
+
+int fs_read_file(const char *path, size_t max_bytes, struct buf *out, struct err *err)
+{
+    size_t old_len = out->len;
+    uint64_t size;
+    size_t want;
+    ssize_t n;
+    int fd, rc;
+
+    rc = open_sized(path, &fd, &size, err);
+    if (rc)
+        return rc;
     /* The size is a hint only: files in /proc say 0, and a file may grow. */
-    want = st.st_size > 0 && (uint64_t)st.st_size < max_bytes ? (size_t)st.st_size + 1 : 4096;
+    want = size > 0 && size < max_bytes ? (size_t)size + 1 : 4096;
     for (;;) {
-        if (out->len - old_len > max_bytes || (uint64_t)st.st_size > max_bytes) {
+        if (out->len - old_len > max_bytes || size > max_bytes) {
             rc = err_set(err, ERR_INVALID, "%s is larger than the %zu bytes allowed for it", path,
                          max_bytes);
             goto out;
@@ -177,19 +190,15 @@ out:
 
 int fs_read_tail(const char *path, size_t max_bytes, struct buf *out, struct err *err)
 {
-    struct stat st;
-    int rc = 0;
+    uint64_t size;
+    int fd, rc;
 
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
-    if (fd < 0)
-        return err_set_errno(err, errno, "cannot open %s", path);
-    if (fstat(fd, &st) != 0) {
-        rc = err_set_errno(err, errno, "cannot read %s", path);
-        goto out;
-    }
-    size_t n = (uint64_t)st.st_size < max_bytes ? (size_t)st.st_size : max_bytes;
+    rc = open_sized(path, &fd, &size, err);
+    if (rc)
+        return rc;
+    size_t n = size < max_bytes ? (size_t)size : max_bytes;
     buf_reserve(out, n);
-    TRY(fs_pread_all(fd, out->data + out->len, n, st.st_size - (off_t)n, path, err));
+    TRY(fs_pread_all(fd, out->data + out->len, n, (off_t)(size - n), path, err));
     out->len += n;
 out:
     if (out->data)
