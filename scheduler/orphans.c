@@ -26,6 +26,16 @@ static void for_each(struct scheduler *s, const char *folder, const char *prefix
     free(dir);
 }
 
+static void remove_unstored(const char *kind, const char *name, const char *path)
+{
+    struct err err = {0};
+
+    if (fs_remove_tree(path, &err) == 0)
+        log_info("scheduler", "%s=%s was never stored; it is removed", kind, name);
+    else
+        log_warn("scheduler", "%s=%s was never stored: %s", kind, name, err.msg);
+}
+
 /* Only a directory in which nothing was done yet: should the database be lost, the trained models
  * must not follow it. */
 static bool is_untouched(const char *jobdir)
@@ -43,20 +53,15 @@ static bool is_untouched(const char *jobdir)
 static void remove_job_if_unknown(struct scheduler *s, const char *dir, const char *name)
 {
     char *jobdir = fs_join(dir, name);
-    struct err err = {0};
     struct job job = {0};
 
-    int rc = store_get_job(s->store, name, &job, &err);
+    int rc = store_get_job(s->store, name, &job, NULL);
     if (rc == 0) {
         if (job_status_is_final(job.status))
             hub_access_drop_token(jobdir);
         job_fini(&job);
     } else if (rc == ERR_NOT_FOUND && is_untouched(jobdir)) {
-        err_clear(&err);
-        if (fs_remove_tree(jobdir, &err) == 0)
-            log_info("scheduler", "job=%s was never stored; its directory is removed", name);
-        else
-            log_warn("scheduler", "job=%s was never stored: %s", name, err.msg);
+        remove_unstored("job", name, jobdir);
     }
     free(jobdir);
 }
@@ -85,17 +90,11 @@ static void remove_file_if_unknown(struct scheduler *s, const char *dir, const c
 {
     char *path = fs_join(dir, name);
     struct store_file file = {0};
-    struct err err = {0};
 
-    int rc = store_get_file(s->store, name, &file, &err);
+    int rc = store_get_file(s->store, name, &file, NULL);
     store_file_fini(&file);
-    if (rc == ERR_NOT_FOUND && is_younger_than_the_store(s, path)) {
-        err_clear(&err);
-        if (fs_remove_tree(path, &err) == 0)
-            log_info("scheduler", "file=%s was never stored; it is removed", name);
-        else
-            log_warn("scheduler", "file=%s was never stored: %s", name, err.msg);
-    }
+    if (rc == ERR_NOT_FOUND && is_younger_than_the_store(s, path))
+        remove_unstored("file", name, path);
     free(path);
 }
 

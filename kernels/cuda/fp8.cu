@@ -9,19 +9,19 @@
 
 #include "kernels/cuda/activation.cuh"
 
+enum { THREADS = 256 };
 /* Blocks that fill a multiprocessor: of 2,048 threads, but where it has room for fewer. */
 #if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890)
-enum { THREADS = 256, FULL = 6 };
+enum { FULL = 1536 / THREADS };
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-enum { THREADS = 256, FULL = 4 };
+enum { FULL = 1024 / THREADS };
 #else
-enum { THREADS = 256, FULL = 8 };
+enum { FULL = 2048 / THREADS };
 #endif
-enum { WAVES = 8 };
 
 static int grid_for(int64_t work)
 {
-    int64_t blocks = ceil_div(work, THREADS), most = 132 * WAVES;
+    int64_t blocks = ceil_div(work, THREADS), most = 132 * FULL;
     return (int)(blocks < most ? blocks : most);
 }
 

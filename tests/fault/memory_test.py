@@ -132,6 +132,7 @@ def memory_taken_by_another_process(root):
         group.remove()
     if code == 0:
         raise rig.TooLate
+    equal(code, 1)
     rank = job.exit()["ranks"][0]
     equal((rank["signal"], job.exit()["ok"]), (signal.SIGKILL, False))
     for words in ("host memory ran out", "placement.host_memory_limit", "resumes from its last checkpoint"):

@@ -205,6 +205,15 @@ static int64_t blocks_meanwhile(const struct search *s, struct plan_choices c)
     return n < s->layers ? n : s->layers;
 }
 
+/* Of the saved tensors up to `most` wait in host memory, no more than need be; in what is left
+ * weights' rounded copies stay. */
+static bool consider_saved(struct search *s, struct plan_choices c, int64_t most)
+{
+    best_that_fits(s, &c, &c.offload_saved, most, 0, ALL_TIERS);
+    best_that_fits(s, &c, &c.rounded, 0, s->in->fp8 ? s->layers : 0, ALL_TIERS);
+    return consider(s, c);
+}
+
 /* As many layers as fit keep their saved tensors, of which up to `most` let them wait in host
  * memory: all of them keep them where that is enough, and no more wait than need be. */
 static void search_kept(struct search *s, struct plan_choices c, int64_t most)
@@ -218,9 +227,7 @@ static void search_kept(struct search *s, struct plan_choices c, int64_t most)
         fits = fits_in(s, c, ALL_TIERS, false);
     }
     if (fits) {
-        best_that_fits(s, &c, &c.offload_saved, most, 0, ALL_TIERS);
-        best_that_fits(s, &c, &c.rounded, 0, s->in->fp8 ? s->layers : 0, ALL_TIERS);
-        consider(s, c);
+        consider_saved(s, c, most);
         return;
     }
     c.linger = meanwhile;
@@ -419,11 +426,7 @@ static bool linger_saved(struct search *s, struct plan_choices c)
 {
     c.offload_saved = c.keep;
     c.rounded = 0;
-    if (!fits_in(s, c, ALL_TIERS, false))
-        return false;
-    best_that_fits(s, &c, &c.offload_saved, c.keep, 0, ALL_TIERS);
-    best_that_fits(s, &c, &c.rounded, 0, s->in->fp8 ? s->layers : 0, ALL_TIERS);
-    return consider(s, c);
+    return fits_in(s, c, ALL_TIERS, false) && consider_saved(s, c, c.keep);
 }
 
 /* While something leaves one more block runs, or one less, as long as that is faster. */
