@@ -37,7 +37,9 @@ static const struct variant TABLES[] = {
     {"mqa 128", 1, 65, 65, 4, 1, 128},
     {"d 80 strided", 2, 33, 33, 2, 2, 80, .strided = 4},
     {"d 96", 1, 70, 70, 2, 1, 96, .window = 20},
-    {"d 256", 1, 40, 40, 2, 1, 256, .softcap = 5.0f},
+    {"d 128, window", 1, 70, 70, 2, 1, 128, .window = 40},
+    {"d 256", 1, 40, 40, 2, 1, 256},
+    {"d 256, softcap", 1, 40, 40, 2, 1, 256, .softcap = 5.0f},
     {"window", 1, 150, 150, 2, 2, 32, .window = 37},
     {"packed", 3, 140, 140, 2, 1, 64, .packed = true},
     {"alibi", 2, 77, 77, 5, 5, 16, .alibi = true},
@@ -73,6 +75,7 @@ static const struct variant TABLES[] = {
     {"no slopes 96", 1, 100, 100, 2, 1, 96, .window = 40, .alibi_scale = 1},
     {"no slopes 128", 1, 90, 90, 2, 1, 128, .packed = true, .alibi_scale = 1},
     {"no slopes 256", 1, 70, 70, 1, 1, 256, .alibi_scale = 1},
+    {"no slopes 256, window", 1, 36, 36, 1, 1, 256, .window = 20, .alibi_scale = 1},
 };
 
 /* Forward only: T < S, as in generation. */
