@@ -56,10 +56,12 @@ struct event_memory {
     int64_t planned_peak, peak, now; /* bytes */
 };
 
-/* Seconds of a step in which a device stood still. */
+/* Seconds of a step in which a device stood still. Of h2d, the other two say why fetches waited;
+ * an update that waits for the disk is the disk's. */
 struct event_stalls {
-    double h2d, d2h, disk; /* for what comes from host memory, leaves the device, is on the disk */
-    double updates;        /* part of h2d: fetches that waited for an update on the CPU          */
+    double h2d, d2h; /* for what comes from host memory, leaves the device */
+    double disk;     /* for what is on the disk, or has to go there first  */
+    double updates;  /* for the CPU's work on an update                    */
 };
 
 struct event_step {

@@ -394,6 +394,8 @@ def placement_on_disk(root):
     last = job.events(3, "step")[-1]
     equal((last["nvme"]["peak"], last["nvme"]["planned_peak"]), (report["memory"]["nvme"]["total"],) * 2)
     assert last["disk_read_bytes"] > 0 and last["disk_write_bytes"] > 0, last
+    # fetches wait for updates, and these for the disk: the work itself is what is left
+    assert last["stalls"]["disk"] > 0 and last["update_seconds"] > 0, last
     small = Job(root, "small", placement=dict(placement, nvme_limit=4096), **changes)
     small.spec["files"]["nvme"]["path"] = volume
     rig.write_json(small.path("spec.json"), small.spec)

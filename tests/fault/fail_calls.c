@@ -13,6 +13,8 @@
  *
  *   FAULT_ERRNO  the number it fails with
  *
+ *   FAULT_DELAY  microseconds that every operation which is counted takes longer
+ *
  *   FAULT_VMSTAT a file to read in place of /proc/vmstat
  *
  *   FAULT_COUNT  a file that is overwritten with the count at exit
@@ -44,6 +46,8 @@ static int fails(const char *call, const char *path)
         return 0;
     if (strcmp(which, "all") != 0 && strcmp(which, call) != 0)
         return 0;
+    if (number("FAULT_DELAY") > 0)
+        usleep((useconds_t)number("FAULT_DELAY"));
     long n = number("FAULT_NTH"), now = __atomic_add_fetch(&calls, 1, __ATOMIC_RELAXED);
     if (n == 0 || now < n || (now > n && !number("FAULT_EVERY")))
         return 0;

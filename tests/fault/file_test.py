@@ -253,6 +253,25 @@ def disks_of_states(root):
     equal(os.listdir(volume), [])
 
 
+def a_slow_disk(root):
+    """Reads of states that take long are what a step's metrics say it waited for, not the updates that waited with it."""
+    job = Job(root, steps=6)
+    volume = os.path.join(root, "volume")
+    os.mkdir(volume)
+    job.spec["placement"].update(policy="cpu")
+    rig.write_json(job.path("spec.json"), job.spec)
+    host = job.plan()[1]["memory"]["host"]
+    job.spec["files"]["nvme"]["path"] = volume
+    job.spec["placement"].update(nvme_path="fast", host_memory_limit=host["total"] - host["optimizer"] // 2)
+    rig.write_json(job.path("spec.json"), job.spec)
+    equal(job.plan()[1]["memory"]["nvme"]["weights"], 0)
+    job.env["FAULT_DELAY"] = "20000"
+    equal(Fault(root).run(job, "/volume/", "pread", 0)[0], 0)
+    for e in job.events(type="step")[1:]:  # updates end in the step behind theirs
+        stalls = e["stalls"]
+        assert e["seconds"] / 2 < stalls["disk"] <= e["seconds"] and stalls["updates"] < stalls["disk"] / 4, e
+
+
 def memory_that_runs_out(root):
     """An allocation of the worker's own fails somewhere behind the start: the log says so and the next attempt gets the same model."""
     start, output = stopped_at_two(root)
@@ -302,7 +321,7 @@ def killed_for_its_memory(root):
 
 CASES = [tokenized_data, writes_of_checkpoints, failing_writes_of_checkpoints, fsyncs_of_checkpoints, renames_and_directories,
          exports, ends_of_exports, old_checkpoints_that_cannot_be_removed, a_disk_that_stays_full,
-         events_wait_for_room, disks_of_states, the_best_before_outlives_a_full_disk, a_small_disk, memory_that_runs_out,
+         events_wait_for_room, disks_of_states, a_slow_disk, the_best_before_outlives_a_full_disk, a_small_disk, memory_that_runs_out,
          killed_for_its_memory]
 
 if __name__ == "__main__":

@@ -258,7 +258,6 @@ static void sum_rows(struct executor *e, int slot, int64_t rows, struct step_res
 int executor_collect(struct executor *e, int slot, struct step_result *out, struct err *err)
 {
     struct step_result r = {0};
-    double waiting;
     int rc = 0;
 
     assert(e->in_flight[slot]);
@@ -273,7 +272,7 @@ int executor_collect(struct executor *e, int slot, struct step_result *out, stru
         r.loss_scale = host->loss_scale;
     TRY(executor_sum_stalls(e, e->slot_parity[slot], &r, err));
     if (e->host[QUEUE_CPU])
-        host_queue_times(e->host[QUEUE_CPU], &r.updating, &waiting);
+        executor_sum_updates(e, &r);
     TRY(executor_host_error(e, err));
     *out = r;
 out:

@@ -67,7 +67,8 @@ struct step_result {
     struct loss_scale loss_scale; /* behind this step; zeros where losses are not scaled */
     /* Seconds that the compute queue stood still, by the queue that it waited for; likewise the
      * queue of fetches, for updates on the CPU or the disk, which is part of what compute waited
-     * for fetches; and that the update threads worked since the step before was collected. */
+     * for fetches (updates that were waiting for the disk count as the disk); and that the update
+     * threads worked since the step before was collected. */
     double stall[QUEUE_COUNT], fetch_stall[QUEUE_COUNT], updating;
 };
 

@@ -109,6 +109,8 @@ int executor_watched_wait(struct executor *e, enum plan_list list, enum queue qu
                           const struct host_wait *w, struct stream *s, struct err *err);
 /* Of a pass whose compute queue is done: all that its fetches waited for is over then, too. */
 int executor_sum_stalls(struct executor *e, int parity, struct step_result *out, struct err *err);
+/* Behind it: what the update threads worked, and which of the waiting for them the disk caused. */
+void executor_sum_updates(struct executor *e, struct step_result *out);
 
 /* What an instruction does; s is its queue's stream. */
 int executor_run_block(struct executor *e, enum plan_list list, const struct instr *i,

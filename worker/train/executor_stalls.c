@@ -85,3 +85,18 @@ int executor_sum_stalls(struct executor *e, int parity, struct step_result *out,
 out:
     return rc;
 }
+
+/* Fetches wait for an update, which may itself be waiting for the disk: that is the disk's then. */
+void executor_sum_updates(struct executor *e, struct step_result *out)
+{
+    static const enum queue disk[] = {QUEUE_READ, QUEUE_WRITE};
+    double waited[QUEUE_COUNT];
+
+    host_queue_times(e->host[QUEUE_CPU], &out->updating, waited);
+    for (int k = 0; k < 2; k++) {
+        double left = out->fetch_stall[QUEUE_CPU];
+        double moved = waited[disk[k]] < left ? waited[disk[k]] : left;
+        out->fetch_stall[QUEUE_CPU] -= moved;
+        out->fetch_stall[disk[k]] += moved;
+    }
+}

@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "core/alloc.h"
 #include "core/clock.h"
@@ -23,17 +24,23 @@ struct host_queue {
     bool closing;
     bool failed;
     struct err error;
-    double busy, waiting;
+    double busy, waited[QUEUE_COUNT];
 };
 
-static int wait_for(struct host_queue *q, const struct host_job *job, struct err *err)
+/* One wait after the other: what is still to come when the first one is over is the next one's. */
+static int wait_for(struct host_queue *q, const struct host_job *job, double waited[QUEUE_COUNT],
+                    struct err *err)
 {
+    double from = clock_monotonic();
     int rc = 0;
     for (int w = 0; w < job->n_waits; w++) {
         if (job->waits[w].mark)
             TRY(device_mark_sync(q->device, job->waits[w].mark, err));
         else
             device_word_sync(job->waits[w].word, job->waits[w].value);
+        double now = clock_monotonic();
+        waited[job->waits[w].from] += now - from;
+        from = now;
     }
 out:
     return rc;
@@ -42,16 +49,17 @@ out:
 static void run_job(struct host_queue *q, const struct host_job *job)
 {
     struct err err = {0};
-    double t0 = clock_monotonic();
-    int rc = wait_for(q, job, &err);
-    double t1 = clock_monotonic();
+    double waited[QUEUE_COUNT] = {0};
+    int rc = wait_for(q, job, waited, &err);
+    double start = clock_monotonic();
     if (rc == 0)
         rc = job->run(job->ud, job, &err);
-    double t2 = clock_monotonic();
+    double end = clock_monotonic();
 
     pthread_mutex_lock(&q->lock);
-    q->waiting += t1 - t0;
-    q->busy += t2 - t1;
+    for (int k = 0; k < QUEUE_COUNT; k++)
+        q->waited[k] += waited[k];
+    q->busy += end - start;
     if (rc != 0) {
         q->failed = true;
         q->error = err;
@@ -176,11 +184,12 @@ int host_queue_error(struct host_queue *q, struct err *err)
     return rc;
 }
 
-void host_queue_times(struct host_queue *q, double *busy, double *waiting)
+void host_queue_times(struct host_queue *q, double *busy, double waited[QUEUE_COUNT])
 {
     pthread_mutex_lock(&q->lock);
     *busy = q->busy;
-    *waiting = q->waiting;
-    q->busy = q->waiting = 0;
+    q->busy = 0;
+    memcpy(waited, q->waited, sizeof q->waited);
+    memset(q->waited, 0, sizeof q->waited);
     pthread_mutex_unlock(&q->lock);
 }

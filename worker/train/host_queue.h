@@ -60,8 +60,8 @@ void host_queue_drain(struct host_queue *q);
 /* 0, or the first failed job's error. */
 int host_queue_error(struct host_queue *q, struct err *err);
 
-/* Seconds that the thread ran jobs, and that it waited for what they waited for, since the last
- * call. */
-void host_queue_times(struct host_queue *q, double *busy, double *waiting);
+/* Seconds that the thread ran jobs, and that these waited before, by the queue whose work they
+ * waited for, since the last call. */
+void host_queue_times(struct host_queue *q, double *busy, double waited[QUEUE_COUNT]);
 
 #endif

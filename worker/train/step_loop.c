@@ -105,6 +105,15 @@ static void count_clips(struct run *r, const struct pending *p, const struct ste
     r->redone_steps += undone && p->given.speculates;
 }
 
+static struct event_stalls stalls_by_cause(const struct step_result *r)
+{
+    return (struct event_stalls){.h2d = r->stall[QUEUE_H2D],
+                                 .d2h = r->stall[QUEUE_D2H],
+                                 .disk = r->stall[QUEUE_READ] + r->stall[QUEUE_WRITE] +
+                                         r->fetch_stall[QUEUE_READ] + r->fetch_stall[QUEUE_WRITE],
+                                 .updates = r->fetch_stall[QUEUE_CPU]};
+}
+
 static int report_step(struct loop *l, const struct pending *p, const struct step_result *res,
                        double seconds, struct err *err)
 {
@@ -155,11 +164,7 @@ static int report_step(struct loop *l, const struct pending *p, const struct ste
                                .d2h_bytes = (int64_t)c->d2h_bytes,
                                .disk_read_bytes = (int64_t)disk.read,
                                .disk_write_bytes = (int64_t)disk.written,
-                               .stalls = {.h2d = res->stall[QUEUE_H2D],
-                                          .d2h = res->stall[QUEUE_D2H],
-                                          .disk = res->stall[QUEUE_READ] + res->stall[QUEUE_WRITE] +
-                                                  res->fetch_stall[QUEUE_READ],
-                                          .updates = res->fetch_stall[QUEUE_CPU]},
+                               .stalls = stalls_by_cause(res),
                                .update_seconds = res->updating,
                                .cpu_update_share = r->cpu_update_share}};
     return event_write(&r->events, &e, err);
