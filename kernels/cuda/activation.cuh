@@ -7,9 +7,10 @@
 
 #include "kernels/cuda/common.cuh"
 
+/* An exponential below the normal range is nothing beside 1. */
 template <bool Fast> __device__ __forceinline__ float sigmoid(float x)
 {
-    return Fast ? __fdividef(1.0f, 1.0f + __expf(-x)) : 1.0f / (1.0f + expf(-x));
+    return Fast ? __fdividef(1.0f, 1.0f + fast_exp2(x * -LOG2E)) : 1.0f / (1.0f + expf(-x));
 }
 
 /* Hendrycks, Gimpel, "Gaussian error linear units", 2016: exact and tanh form. */

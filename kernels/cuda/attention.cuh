@@ -6,8 +6,6 @@
 #include "kernels/alibi.h"
 #include "kernels/cuda/common.cuh"
 
-#define LOG2E 1.4426950408889634f
-
 struct attn_params {
     int B, T, S, H, KV, D, group; /* group: query heads a key head */
     int64_t ldq, ldk, ldv, ldo;

@@ -15,6 +15,7 @@
 #include "kernels/dropout.h"
 
 #define FULL_WARP 0xffffffffu
+#define LOG2E     1.4426950408889634f
 
 static inline int launch_status(void)
 {
@@ -64,6 +65,14 @@ template <> __device__ __forceinline__ __half from_float<__half>(float x)
     return __float2half_rn(x);
 }
 
+/* The hardware's 2^x: 2 units in the last place, results below the normal range become 0. */
+static __device__ __forceinline__ float fast_exp2(float x)
+{
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 /* x as it will read back after a store. */
 template <typename T> __device__ __forceinline__ float rounded(float x)
 {
@@ -75,6 +84,7 @@ template <typename T> struct pack {
     static constexpr int N = 16 / sizeof(T);
     union {
         uint4 bits;
+        uint32_t words[4];
         T v[N];
     };
     __device__ __forceinline__ pack()

@@ -18,10 +18,12 @@ enum { FULL = 1024 / THREADS };
 #else
 enum { FULL = 2048 / THREADS };
 #endif
+/* That many where a thread holds 40 registers. */
+enum { MOST = FULL * 3 / 4 };
 
-static int grid_for(int64_t work)
+static int grid_for(int64_t work, int room)
 {
-    int64_t blocks = ceil_div(work, THREADS), most = 132 * FULL;
+    int64_t blocks = ceil_div(work, THREADS), most = 132 * room;
     return (int)(blocks < most ? blocks : most);
 }
 
@@ -30,106 +32,162 @@ static int grid_for(int64_t work)
 /* Where the gradient of a gated activation is rounded, a thread makes the gate's and the other's
  * from the same inputs: two planes, (N, width) each, side by side. */
 struct source {
-    int64_t N, width, ld; /* ld: of x */
+    int64_t N, width, ld; /* ld: of x, with ROUND8_X */
     int act;
     const __nv_bfloat16 *x, *dy;
     const uint8_t *x8; /* instead of x */
     const struct fp8_scale *x_scale;
 };
 
+/* Two elements of bfloat16 in a word. */
+static __device__ __forceinline__ __nv_bfloat162 as_pair(uint32_t word)
+{
+    return *reinterpret_cast<const __nv_bfloat162 *>(&word);
+}
+
+static __device__ __forceinline__ uint32_t as_word(__nv_bfloat162 pair)
+{
+    return *reinterpret_cast<const uint32_t *>(&pair);
+}
+
+/* Packs hold W elements, 8 or 1. */
+typedef pack<__nv_bfloat16> wide;
+
+template <int W> static __device__ __forceinline__ void load(const __nv_bfloat16 *p, wide &to)
+{
+    if constexpr (W == 1)
+        to.words[0] = __bfloat16_as_ushort(*p);
+    else
+        to.bits = *reinterpret_cast<const uint4 *>(p);
+}
+
+/* Of 8 bits, in the first half of the pack. */
+template <int W> static __device__ __forceinline__ void load(const uint8_t *p, wide &to)
+{
+    if constexpr (W == 1)
+        to.words[0] = *p;
+    else
+        *reinterpret_cast<uint2 *>(to.words) = *reinterpret_cast<const uint2 *>(p);
+}
+
+static __device__ __forceinline__ float2 unpack(uint32_t two)
+{
+    return make_float2(__uint_as_float(two << 16), __uint_as_float(two & 0xffff0000u));
+}
+
+/* Elements 2 i and 2 i + 1 of e4m3, times a power of two: values of bfloat16, which were rounded
+ * to them. */
+static __device__ __forceinline__ float2 unpack8(const wide &from, int i, float back)
+{
+    __nv_fp8x2_storage_t two = (uint16_t)(from.words[i / 2] >> i % 2 * 16);
+    float2 f = __half22float2(__nv_cvt_fp8x2_to_halfraw2(two, __NV_E4M3));
+    return make_float2(f.x * back, f.y * back);
+}
+
 /* EIGHT: what an activation is made of is rounded, too, and handed out behind its output; or its
  * gradient is made of what was rounded. */
 template <enum round8_of OF, bool GATED, bool EIGHT> struct maker {
+    static constexpr bool FROM8 = OF == ROUND8_ACT_GRAD && EIGHT;
     static constexpr int PLANES = OF == ROUND8_ACT_GRAD && GATED ? 2 : 1;
     static constexpr int INPUTS = OF == ROUND8_ACT && EIGHT ? 1 + GATED : 0;
+    static constexpr int BATCH = OF == ROUND8_X ? 2 : 1; /* packs that a thread fetches at once */
+    static constexpr int ROOM = OF == ROUND8_X ? FULL : MOST; /* for blocks that find the largest */
 
-    /* W neighbouring elements of each plane, W 8 or 1. */
-    template <int W>
-    static __device__ __forceinline__ void make(const source &m, int64_t row, int64_t col,
-                                                pack<__nv_bfloat16> (&out)[PLANES + INPUTS])
+    struct inputs {
+        wide x[2], dy; /* the gate, or the matrix itself; what it is multiplied by */
+    };
+
+    /* What the inputs are multiplied by where they are of 8 bits. */
+    static __device__ __forceinline__ float back(const source &m)
     {
-        const __nv_bfloat16 *x = m.x + row * m.ld + col;
+        return FROM8 ? m.x_scale->back : 1;
+    }
+
+    template <int W>
+    static __device__ __forceinline__ void fetch(const source &m, int64_t row, int64_t col,
+                                                 inputs &in)
+    {
+        int64_t at = row * (OF == ROUND8_X ? m.ld : (1 + GATED) * m.width) + col;
+        if constexpr (FROM8)
+            load<W>(m.x8 + at, in.x[0]);
+        else
+            load<W>(m.x + at, in.x[0]);
+        if constexpr (FROM8 && GATED)
+            load<W>(m.x8 + at + m.width, in.x[1]);
+        else if constexpr (OF != ROUND8_X && GATED)
+            load<W>(m.x + at + m.width, in.x[1]);
+        if constexpr (OF == ROUND8_ACT_GRAD)
+            load<W>(m.dy + row * m.width + col, in.dy);
+    }
+
+    /* W neighbouring elements of each plane. */
+    template <int W>
+    static __device__ __forceinline__ void make(int act, float back, const inputs &in,
+                                                wide (&out)[PLANES + INPUTS])
+    {
         if constexpr (OF == ROUND8_X) {
-            load<W>(x, out[0]);
+            out[0] = in.x[0];
             return;
         }
-        pack<__nv_bfloat16> gate, up, dy;
-        if constexpr (OF == ROUND8_ACT_GRAD && EIGHT) {
-            int64_t at = row * m.ld + col;
-            widen<W>(m, at, gate);
-            if constexpr (GATED)
-                widen<W>(m, at + m.width, up);
-        } else {
-            load<W>(x, gate);
-            if constexpr (GATED)
-                load<W>(x + m.width, up);
-        }
-        if constexpr (INPUTS > 0)
-            out[PLANES] = gate;
-        if constexpr (INPUTS > 1)
-            out[PLANES + INPUTS - 1] = up;
-        if constexpr (OF == ROUND8_ACT_GRAD)
-            load<W>(m.dy + row * m.width + col, dy);
 #pragma unroll
-        for (int i = 0; i < W; i++) {
-            float g = to_float(gate.v[i]), u = GATED ? to_float(up.v[i]) : 1.0f;
+        for (int p = 0; p < INPUTS; p++)
+            out[PLANES + p] = in.x[p];
+        switch (act) { /* once for all of them, so that their chains of arithmetic overlap */
+        case ACT_RELU:
+            return apply<W, ACT_RELU>(back, in, out);
+        case ACT_GELU_ERF:
+            return apply<W, ACT_GELU_ERF>(back, in, out);
+        case ACT_GELU_TANH:
+            return apply<W, ACT_GELU_TANH>(back, in, out);
+        case ACT_SILU:
+            return apply<W, ACT_SILU>(back, in, out);
+        default:
+            return apply<W, ACT_NONE>(back, in, out);
+        }
+    }
+
+    /* Two at a time; of a pack of one the second is nothing. */
+    template <int W, enum act_kind ACT>
+    static __device__ __forceinline__ void apply(float back, const inputs &in,
+                                                 wide (&out)[PLANES + INPUTS])
+    {
+#pragma unroll
+        for (int i = 0; i < (W + 1) / 2; i++) {
+            float2 g = input(back, in, 0, i), u = GATED ? input(back, in, 1, i) : make_float2(1, 1);
             if constexpr (OF == ROUND8_ACT) {
-                out[0].v[i] = __float2bfloat16_rn(u * act_value<true>(m.act, g));
+                out[0].words[i] = as_word(__floats2bfloat162_rn(u.x * act_value<true>(ACT, g.x),
+                                                                u.y * act_value<true>(ACT, g.y)));
             } else {
-                float d = to_float(dy.v[i]);
-                out[0].v[i] = __float2bfloat16_rn(d * u * act_slope<true>(m.act, g));
+                float2 d = unpack(in.dy.words[i]);
+                out[0].words[i] = as_word(__floats2bfloat162_rn(
+                    d.x * u.x * act_slope<true>(ACT, g.x), d.y * u.y * act_slope<true>(ACT, g.y)));
                 if constexpr (GATED)
-                    out[PLANES - 1].v[i] = __float2bfloat16_rn(d * act_value<true>(m.act, g));
+                    out[1].words[i] = as_word(__floats2bfloat162_rn(
+                        d.x * act_value<true>(ACT, g.x), d.y * act_value<true>(ACT, g.y)));
             }
         }
     }
 
-    template <int W>
-    static __device__ __forceinline__ void load(const __nv_bfloat16 *p, pack<__nv_bfloat16> &to)
+    static __device__ __forceinline__ float2 input(float back, const inputs &in, int which, int i)
     {
-        if constexpr (W == 1)
-            to.v[0] = *p;
+        if constexpr (FROM8)
+            return unpack8(in.x[which], i, back);
         else
-            to.bits = *reinterpret_cast<const uint4 *>(p);
-    }
-
-    /* Elements of x8 from `at` on: exact, as a power of two scales them. */
-    template <int W>
-    static __device__ __forceinline__ void widen(const source &m, int64_t at,
-                                                 pack<__nv_bfloat16> &to)
-    {
-        float back = __ldg(&m.x_scale->back);
-        if constexpr (W == 1) {
-            __half h = __nv_cvt_fp8_to_halfraw(m.x8[at], __NV_E4M3);
-            to.v[0] = __float2bfloat16_rn(__half2float(h) * back);
-            return;
-        }
-        union {
-            uint2 bits;
-            __nv_fp8x2_storage_t two[4];
-        } narrow;
-        narrow.bits = *reinterpret_cast<const uint2 *>(m.x8 + at);
-#pragma unroll
-        for (int i = 0; i < W / 2; i++) {
-            __half2 h = __nv_cvt_fp8x2_to_halfraw2(narrow.two[i], __NV_E4M3);
-            float2 f = __half22float2(h);
-            to.v[2 * i] = __float2bfloat16_rn(f.x * back);
-            to.v[2 * i + 1] = __float2bfloat16_rn(f.y * back);
-        }
+            return unpack(in.x[which].words[i]);
     }
 };
 
 /* --- the largest magnitude --- */
 
-/* As integers, magnitudes compare as they do as numbers, and NaN lies above infinity. */
+/* NaN stays, and as an integer lies above infinity, too. */
 static __device__ __forceinline__ uint32_t max_pair(uint32_t top, uint32_t two)
 {
-    return __vmaxu2(top, two & 0x7fff7fffu);
+    return as_word(__hmax2_nan(as_pair(top), __habs2(as_pair(two))));
 }
 
-static __device__ __forceinline__ void keep_largest(uint32_t pair, float *amax)
+static __device__ __forceinline__ void keep_largest(uint32_t two, float *amax)
 {
-    uint32_t top = max(pair & 0xffffu, pair >> 16);
+    uint32_t top = max(two & 0xffffu, two >> 16);
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2)
         top = max(top, __shfl_xor_sync(FULL_WARP, top, offset));
@@ -137,33 +195,57 @@ static __device__ __forceinline__ void keep_largest(uint32_t pair, float *amax)
         atomicMax(reinterpret_cast<unsigned int *>(amax), top << 16);
 }
 
-template <int W>
-static __device__ __forceinline__ uint32_t max_pack(uint32_t top, const pack<__nv_bfloat16> &v)
+template <int W> static __device__ __forceinline__ uint32_t max_pack(uint32_t top, const wide &v)
 {
-    if constexpr (W == 1)
-        return max_pair(top, __bfloat16_as_ushort(v.v[0]));
-    else
-        return max_pair(max_pair(max_pair(max_pair(top, v.bits.x), v.bits.y), v.bits.z), v.bits.w);
+#pragma unroll
+    for (int i = 0; i < (W + 1) / 2; i++)
+        top = max_pair(top, v.words[i]);
+    return top;
 }
 
+/* Where a thread of a grid that strides over packs is. */
+struct place {
+    uint32_t row, col, rows, cols, in_row; /* rows, cols: how far it strides */
+
+    __device__ __forceinline__ place(uint32_t in_row)
+        : row((blockIdx.x * THREADS + threadIdx.x) / in_row),
+          col((blockIdx.x * THREADS + threadIdx.x) % in_row), rows(gridDim.x * THREADS / in_row),
+          cols(gridDim.x * THREADS % in_row), in_row(in_row)
+    {
+    }
+    __device__ __forceinline__ void next()
+    {
+        bool wraps = col + cols >= in_row;
+        row += rows + wraps;
+        col += cols - (wraps ? in_row : 0);
+    }
+};
+
 template <enum round8_of OF, bool GATED, bool EIGHT, int W>
-__global__ void __launch_bounds__(THREADS, FULL)
+__global__ void __launch_bounds__(THREADS, maker<OF, GATED, EIGHT>::ROOM)
     amax_kernel(source m, float *amax, float *input_amax)
 {
     typedef maker<OF, GATED, EIGHT> made;
-    uint32_t in_row = (uint32_t)(m.width / W), n = (uint32_t)m.N * in_row;
-    uint32_t step = gridDim.x * THREADS, top = 0, input_top = 0;
-#pragma unroll(OF == ROUND8_X ? 4 : OF == ROUND8_ACT_GRAD && EIGHT ? 1 : 2)
-    for (uint32_t i = blockIdx.x * THREADS + threadIdx.x; i < n; i += step) {
-        uint32_t row = i / in_row;
-        pack<__nv_bfloat16> v[made::PLANES + made::INPUTS];
-        made::template make<W>(m, row, (int64_t)(i - row * in_row) * W, v);
+    uint32_t top = 0, input_top = 0, N = (uint32_t)m.N;
+    float back = made::back(m);
+    place at((uint32_t)(m.width / W));
+#pragma unroll 1
+    while (at.row < N) {
+        typename made::inputs in[made::BATCH];
 #pragma unroll
-        for (int p = 0; p < made::PLANES; p++)
-            top = max_pack<W>(top, v[p]);
+        for (int b = 0; b < made::BATCH; b++, at.next()) /* beyond the end: some of the last row */
+            made::template fetch<W>(m, min(at.row, N - 1), (int64_t)at.col * W, in[b]);
 #pragma unroll
-        for (int p = 0; p < made::INPUTS; p++)
-            input_top = max_pack<W>(input_top, v[made::PLANES + p]);
+        for (int b = 0; b < made::BATCH; b++) {
+            wide v[made::PLANES + made::INPUTS];
+            made::template make<W>(m.act, back, in[b], v);
+#pragma unroll
+            for (int p = 0; p < made::PLANES; p++)
+                top = max_pack<W>(top, v[p]);
+#pragma unroll
+            for (int p = 0; p < made::INPUTS; p++)
+                input_top = max_pack<W>(input_top, v[made::PLANES + p]);
+        }
     }
     keep_largest(top, amax);
     if constexpr (made::INPUTS > 0)
@@ -191,23 +273,25 @@ static __device__ __forceinline__ float take_scale(struct fp8_scale *scale)
     return __uint_as_float(finite ? fp8_power_bits(e) : 0x7fffffffu);
 }
 
+/* Scaled in bfloat16: what falls below its normal numbers, both formats make zero of. */
 template <enum fp8_format F>
-static __device__ __forceinline__ uint32_t narrow2(uint32_t two, float s)
+static __device__ __forceinline__ uint32_t narrow2(uint32_t two, __nv_bfloat162 s)
 {
-    float2 v = make_float2(__uint_as_float(two << 16) * s, __uint_as_float(two & 0xffff0000u) * s);
-    return __nv_cvt_float2_to_fp8x2(v, __NV_SATFINITE, F == FP8_E4M3 ? __NV_E4M3 : __NV_E5M2);
+    return __nv_cvt_float2_to_fp8x2(unpack(as_word(__hmul2(as_pair(two), s))), __NV_SATFINITE,
+                                    F == FP8_E4M3 ? __NV_E4M3 : __NV_E5M2);
 }
 
 template <enum fp8_format F>
-static __device__ __forceinline__ uint2 narrow8(const uint4 &v, float s)
+static __device__ __forceinline__ uint2 narrow8(const wide &v, float scale)
 {
-    return make_uint2(narrow2<F>(v.x, s) | narrow2<F>(v.y, s) << 16,
-                      narrow2<F>(v.z, s) | narrow2<F>(v.w, s) << 16);
+    __nv_bfloat162 s = __float2bfloat162_rn(scale);
+    return make_uint2(narrow2<F>(v.words[0], s) | narrow2<F>(v.words[1], s) << 16,
+                      narrow2<F>(v.words[2], s) | narrow2<F>(v.words[3], s) << 16);
 }
 
 /* A block turns a tile of TILE rows and columns by way of shared memory. Word w of row r lies at
  * w ^ 4 (r / 16 % 8), so that a warp that reads 4 words of 8 groups of 16 rows meets 32 banks. */
-enum { TILE = 128, ROW_WORDS = TILE / 4, PACKS = TILE / 8 };
+enum { TILE = 128, ROW_WORDS = TILE / 4, PACKS = TILE / 8, STEP = THREADS / PACKS };
 
 static __device__ __forceinline__ int swizzled(int row, int word)
 {
@@ -230,10 +314,11 @@ static __device__ __forceinline__ void store_turned(const uint32_t *tile, const 
     int lane = threadIdx.x & 31, word = (int)(threadIdx.x >> 5) * 4 + (lane >> 3), rows = lane & 7;
     if (row0 + rows * 16 >= m.N || col0 + word * 4 >= m.width)
         return;
+    const uint32_t *from = tile + swizzled(rows * 16, word); /* 16 rows are swizzled alike */
     uint32_t w[16];
 #pragma unroll
     for (int i = 0; i < 16; i++)
-        w[i] = tile[swizzled(rows * 16 + i, word)];
+        w[i] = from[i * ROW_WORDS];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         uint8_t *to = cols + (plane * m.width + col0 + word * 4 + i) * m.N + row0 + rows * 16;
@@ -242,36 +327,52 @@ static __device__ __forceinline__ void store_turned(const uint32_t *tile, const 
     }
 }
 
+/* From the last tiles to the first: what the pass before read last may still lie in the cache. */
 template <enum fp8_format F, enum round8_of OF, bool GATED, bool EIGHT>
-__global__ void __launch_bounds__(THREADS) tile_kernel(source m, copies c)
+__global__ void __launch_bounds__(THREADS, MOST) tile_kernel(source m, copies c)
 {
     typedef maker<OF, GATED, EIGHT> made;
     __shared__ uint32_t tile[made::PLANES][TILE * ROW_WORDS];
-    int64_t row0 = (int64_t)blockIdx.y * TILE, col0 = (int64_t)blockIdx.x * TILE;
-    float scale = take_scale<F>(c.scale), input_scale = 0;
+    int64_t row0 = (int64_t)(gridDim.y - 1 - blockIdx.y) * TILE;
+    int64_t col0 = (int64_t)(gridDim.x - 1 - blockIdx.x) * TILE;
+    float scale = take_scale<F>(c.scale), input_scale = 0, back = made::back(m);
     if constexpr (made::INPUTS > 0)
         input_scale = take_scale<FP8_E4M3>(c.input_scale);
 
-#pragma unroll(OF == ROUND8_X ? 8 : OF == ROUND8_ACT ? 4 : 2)
-    for (int i = 0; i < TILE * PACKS / THREADS; i++) {
-        int row = (int)threadIdx.x / PACKS + i * (THREADS / PACKS), at = (int)threadIdx.x % PACKS;
-        pack<__nv_bfloat16> v[made::PLANES + made::INPUTS];
-        if (row0 + row >= m.N || col0 + at * 8 >= m.width)
-            continue;
-        made::template make<8>(m, row0 + row, col0 + at * 8, v);
+    int first = (int)threadIdx.x / PACKS, at = (int)threadIdx.x % PACKS;
+    int passes = (int)(m.N - row0 < TILE ? m.N - row0 : TILE) / STEP;
+    if (col0 + at * 8 >= m.width)
+        passes = 0;
+#pragma unroll 1
+    for (int pass = 0; pass < passes; pass += made::BATCH) {
+        typename made::inputs in[made::BATCH];
 #pragma unroll
-        for (int p = 0; p < made::PLANES; p++) {
-            uint2 narrow = narrow8<F>(v[p].bits, scale);
-            int64_t to = ((row0 + row) * made::PLANES + p) * m.width + col0 + at * 8;
-            if (c.rows)
-                *reinterpret_cast<uint2 *>(c.rows + to) = narrow;
-            *reinterpret_cast<uint2 *>(&tile[p][swizzled(row, at * 2)]) = narrow;
-        }
+        for (int b = 0; b < made::BATCH; b++)
+            if (pass + b < passes)
+                made::template fetch<8>(m, row0 + first + (pass + b) * STEP, col0 + at * 8, in[b]);
 #pragma unroll
-        for (int p = 0; p < made::INPUTS; p++) {
-            int64_t to = ((row0 + row) * made::INPUTS + p) * m.width + col0 + at * 8;
-            *reinterpret_cast<uint2 *>(c.input + to) =
-                narrow8<FP8_E4M3>(v[made::PLANES + p].bits, input_scale);
+        for (int b = 0; b < made::BATCH; b++) {
+            if (pass + b >= passes)
+                break;
+            static_assert(STEP == 16, "the rows of a pass are swizzled alike");
+            int row = first + (pass + b) * STEP;
+            int lies = first * ROW_WORDS + swizzled((pass + b) * STEP, at * 2);
+            wide v[made::PLANES + made::INPUTS];
+            made::template make<8>(m.act, back, in[b], v);
+#pragma unroll
+            for (int p = 0; p < made::PLANES; p++) {
+                uint2 narrow = narrow8<F>(v[p], scale);
+                int64_t to = ((row0 + row) * made::PLANES + p) * m.width + col0 + at * 8;
+                if (c.rows)
+                    *reinterpret_cast<uint2 *>(c.rows + to) = narrow;
+                *reinterpret_cast<uint2 *>(&tile[p][lies]) = narrow;
+            }
+#pragma unroll
+            for (int p = 0; p < made::INPUTS; p++) {
+                int64_t to = ((row0 + row) * made::INPUTS + p) * m.width + col0 + at * 8;
+                *reinterpret_cast<uint2 *>(c.input + to) =
+                    narrow8<FP8_E4M3>(v[made::PLANES + p], input_scale);
+            }
         }
     }
     if (!c.cols)
@@ -295,14 +396,16 @@ __global__ void single_kernel(source m, copies c)
 {
     typedef maker<OF, GATED, EIGHT> made;
     int64_t n = m.N * m.width, step = (int64_t)gridDim.x * THREADS;
-    float scale = take_scale<F>(c.scale), input_scale = 0;
+    float scale = take_scale<F>(c.scale), input_scale = 0, back = made::back(m);
     if constexpr (made::INPUTS > 0)
         input_scale = take_scale<FP8_E4M3>(c.input_scale);
 
     for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < n; i += step) {
         int64_t row = i / m.width, col = i - row * m.width;
-        pack<__nv_bfloat16> v[made::PLANES + made::INPUTS];
-        made::template make<1>(m, row, col, v);
+        typename made::inputs in;
+        wide v[made::PLANES + made::INPUTS];
+        made::template fetch<1>(m, row, col, in);
+        made::template make<1>(m.act, back, in, v);
         for (int p = 0; p < made::PLANES; p++) {
             uint8_t q = narrow1<F>(v[p].v[0], scale);
             if (c.rows)
@@ -349,8 +452,6 @@ static int round8(cudaStream_t s, const struct round8_args *a)
                 (const __nv_bfloat16 *)a->dy,
                 (const uint8_t *)a->x8,
                 a->x_scale};
-    if (OF == ROUND8_ACT && GATED)
-        m.ld = 2 * a->C;
     copies c = {a->scale, (uint8_t *)a->rows, (uint8_t *)a->cols, a->x_scale, (uint8_t *)a->x8};
     float *amax = &a->scale->amax, *input_amax = EIGHT ? &a->x_scale->amax : NULL;
     bool packs = fits_packs(a, m), inputs = maker<OF, GATED, EIGHT>::INPUTS > 0;
@@ -358,17 +459,19 @@ static int round8(cudaStream_t s, const struct round8_args *a)
 
     if (n >= (int64_t)1 << 32)
         return ERR_UNSUPPORTED;
+    int room = maker<OF, GATED, EIGHT>::ROOM;
     if (!a->known && packs)
-        amax_kernel<OF, GATED, EIGHT, 8><<<grid_for(n / 8), THREADS, 0, s>>>(m, amax, input_amax);
+        amax_kernel<OF, GATED, EIGHT, 8>
+            <<<grid_for(n / 8, room), THREADS, 0, s>>>(m, amax, input_amax);
     else if (!a->known)
-        amax_kernel<OF, GATED, EIGHT, 1><<<grid_for(n), THREADS, 0, s>>>(m, amax, input_amax);
+        amax_kernel<OF, GATED, EIGHT, 1><<<grid_for(n, room), THREADS, 0, s>>>(m, amax, input_amax);
     if (!a->rows && !a->cols && !inputs)
         return launch_status();
     dim3 tiles((unsigned)ceil_div(m.width, TILE), (unsigned)ceil_div(m.N, TILE));
     if (packs)
         tile_kernel<F, OF, GATED, EIGHT><<<tiles, THREADS, 0, s>>>(m, c);
     else
-        single_kernel<F, OF, GATED, EIGHT><<<grid_for(n), THREADS, 0, s>>>(m, c);
+        single_kernel<F, OF, GATED, EIGHT><<<grid_for(n, FULL), THREADS, 0, s>>>(m, c);
     return launch_status();
 }
 
@@ -405,8 +508,8 @@ extern "C" int launch_fp8_spread(cudaStream_t s, enum fp8_format format, int64_t
     __nv_bfloat16 *out = (__nv_bfloat16 *)to;
 
     if (format == FP8_E4M3)
-        spread_kernel<FP8_E4M3><<<grid_for(n), THREADS, 0, s>>>(n, bytes, scale, out);
+        spread_kernel<FP8_E4M3><<<grid_for(n, FULL), THREADS, 0, s>>>(n, bytes, scale, out);
     else
-        spread_kernel<FP8_E5M2><<<grid_for(n), THREADS, 0, s>>>(n, bytes, scale, out);
+        spread_kernel<FP8_E5M2><<<grid_for(n, FULL), THREADS, 0, s>>>(n, bytes, scale, out);
     return launch_status();
 }

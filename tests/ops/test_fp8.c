@@ -524,6 +524,27 @@ static void powers(const struct round_shape *s, double x)
     case_fini(&c);
 }
 
+/* More elements than a GPU's threads look at in one go, the largest of them the last. */
+static void largest_last(void)
+{
+    const struct round_shape s = {1104, 2064, 0};
+    struct op_case c;
+
+    round_case(&c, &s, FP8_E4M3, 1, 0);
+    case_data(&c, "x")[s.N * s.C - 1] = 3;
+    check_exact(&c);
+    for (int ti = 0; ti < targets_count(); ti++) {
+        const struct target *t = targets_get(ti);
+        struct result r;
+
+        case_run(&c, t, t->table, 1, &r);
+        expect(r.rc == ERR_UNSUPPORTED || r.v[case_index(&c, "scale")][1] == 3,
+               "%s on %s: the last is not seen", c.title, t->table->name);
+        result_fini(&r);
+    }
+    case_fini(&c);
+}
+
 /* One value that is not finite makes the scale NaN, and that every element of a product. */
 static void not_finite(const struct round_shape *s, double value)
 {
@@ -585,6 +606,7 @@ int main(int argc, char **argv)
         all_tables(&SHAPES[i]);
     for (size_t i = 0; i < sizeof MATRICES / sizeof MATRICES[0]; i++)
         all_of_round8(&MATRICES[i]);
+    largest_last();
     for (size_t i = 0; i < sizeof ACTS / sizeof ACTS[0]; i++)
         for (enum act_kind act = ACT_RELU; act <= ACT_SILU; act++) {
             for (int o = 0; o < 8; o++)
