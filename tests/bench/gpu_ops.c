@@ -152,28 +152,35 @@ static const void *take_rounded(int64_t rows, int64_t cols, enum fp8_format form
     return a.rows;
 }
 
-static void bench_round8(int64_t N, int64_t C, enum round8_of of, bool known, bool both)
+/* The passes of round8: the largest magnitude, the copies, or one behind the other. */
+enum passes { PASS_LARGEST = 1, PASS_COPIES = 2, PASS_BOTH = 3 };
+
+/* What gate and up are rounded to goes out beside the activation, and the gradient is made of it;
+ * the largest magnitude alone is that of the activation without it. */
+static void bench_round8(int64_t N, int64_t C, enum round8_of of, enum passes passes, bool both)
 {
     static const char *const OF[] = {"", " silu", " silu gradient"};
+    static const char *const PASSES[] = {"", " largest", " known", ""};
     const double in[] = {2, 4, 2}, n = (double)N * (double)C;
-    bool gated = of != ROUND8_X;
+    bool gated = of != ROUND8_X, copies = (passes & PASS_COPIES) != 0;
     struct round8_args a = {
-        .of = of, .act = ACT_SILU, .gated = gated, .N = N, .C = C, .known = known};
+        .of = of, .act = ACT_SILU, .gated = gated, .N = N, .C = C, .known = passes == PASS_COPIES};
     char name[80];
 
-    snprintf(name, sizeof name, "round8%s %ldx%ld%s%s", OF[of], (long)N, (long)C,
-             known ? " known" : "", both ? " both ways" : "");
+    snprintf(name, sizeof name, "round8%s %ldx%ld%s%s", OF[of], (long)N, (long)C, PASSES[passes],
+             both ? " both ways" : "");
     if (!wanted(name))
         return;
     a.x = take((size_t)(N * C) * (of == ROUND8_ACT ? 4 : 2));
     a.dy = take((size_t)(N * C));
-    a.x8 = gated ? take((size_t)(N * C) * (of == ROUND8_ACT ? 2 : 1)) : NULL;
+    if (of == ROUND8_ACT_GRAD || (of == ROUND8_ACT && copies))
+        a.x8 = take((size_t)(N * C) * (of == ROUND8_ACT ? 2 : 1));
     a.scale = take_floats((const float[4]){1, 1}, 4);
     a.x_scale = take_floats((const float[4]){1, 1}, 4);
     a.rows = both ? take((size_t)(N * C)) : NULL;
-    a.cols = take((size_t)(N * C));
-    double out = (both ? 2 : 1) + (of == ROUND8_ACT ? 2 : 0);
-    report(name, OP_ROUND8, &a, n * (in[of] * (known ? 1 : 2) + out), 0);
+    a.cols = copies ? take((size_t)(N * C)) : NULL;
+    double out = copies ? (both ? 2 : 1) + (of == ROUND8_ACT ? 2 : 0) : 0;
+    report(name, OP_ROUND8, &a, n * (in[of] * (passes == PASS_BOTH ? 2 : 1) + out), 0);
 }
 
 /* fp8: the floor is that of 16 bits; what is rounded is not counted. */
@@ -467,11 +474,14 @@ static void bench_linears(void)
         bench_linear(16384, 3584, 37888, ACT_NONE, fp8);
         bench_linear(16384, 18944, 3584, ACT_NONE, fp8);
     }
-    for (int known = 0; known < 2; known++) {
-        bench_round8(16384, 3584, ROUND8_X, known, !known);
-        bench_round8(37888, 3584, ROUND8_X, known, false);
-        bench_round8(16384, 18944, ROUND8_ACT, known, !known);
-        bench_round8(16384, 37888, ROUND8_ACT_GRAD, known, true);
+    for (enum passes passes = PASS_LARGEST; passes <= PASS_BOTH; passes++) {
+        bool copies = (passes & PASS_COPIES) != 0;
+        bench_round8(16384, 3584, ROUND8_X, passes, passes == PASS_BOTH);
+        bench_round8(37888, 3584, ROUND8_X, passes, false);
+        for (int64_t N = 4096; N <= 16384; N *= 4) {
+            bench_round8(N, 18944, ROUND8_ACT, passes, copies);
+            bench_round8(N, 37888, ROUND8_ACT_GRAD, passes, copies);
+        }
     }
     for (int format = QUANT_NF4; format <= QUANT_INT8; format++) { /* Llama 3 8B's widest */
         bench_quantised(16, 4096, 28672, (enum quant_format)format);
