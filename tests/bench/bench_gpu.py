@@ -7,7 +7,8 @@ packed rows without padding, every token a target, AdamW with clipping. The peer
 between two runs of ours on the same GPU; PYTHON is one that has torch and transformers. With --against, another
 build's castor-worker, that of an older commit, takes turns with ours: ours, older, peer, older, ours. Prints for each run
 milliseconds a step, tokens a second, model FLOP utilisation (6 N_matmul + 6 L h T flops a token over the datasheet's
-989 TFLOP/s) and peak memory, then for each case
+989 TFLOP/s), peak memory and the rows of a micro-batch, which our planner chooses where a case leaves them open; then
+for each case
 
   bench: CASE ours X peer Y unit tok/s ratio R
 
@@ -71,14 +72,15 @@ def llama(hidden, layers, heads, kv, ffn, vocab):
 
 # name: master weights, gradients and moments
 STATES = {"fp32": ("fp32", "fp32", "fp32"), "bf16": ("bf16", "bf16", "bf16"), "least": ("split", "fp32", "fp8")}
-# name: config, rows and tokens of a row in a step, rows of a micro-batch (ours; the peer's), states, published figures
+# name: config, rows and tokens of a row in a step, rows of a micro-batch (ours, or the planner's choice; the peer's),
+# states, published figures
 CASES = {
     "opt-125m": (opt(768, 12, 12), 32, 1024, 32, 32, "fp32", {}),
     "gpt2-124m": (gpt2(768, 12, 12), 32, 1024, 32, 32, "fp32", {"llm.c": 429000}),
     "opt-1.3b": (opt(2048, 24, 32), 8, 1024, 8, 8, "fp32", {}),
     "gpt2-1558m": (gpt2(1600, 48, 25), 8, 1024, 8, 8, "fp32", {"llm.c": 44200}),
-    "qwen2.5-1.5b": (qwen2(1536, 28, 12, 2, 8960, 151936, True), 32, 1024, 8, 8, "bf16", {"LLMQ": 57500}),
-    "qwen2.5-7b": (qwen2(3584, 28, 28, 4, 18944, 152064, False), 16, 1024, 4, 2, "bf16", {"LLMQ": 13030}),
+    "qwen2.5-1.5b": (qwen2(1536, 28, 12, 2, 8960, 151936, True), 32, 1024, "auto", 8, "bf16", {"LLMQ": 57500}),
+    "qwen2.5-7b": (qwen2(3584, 28, 28, 4, 18944, 152064, False), 16, 1024, "auto", 2, "bf16", {"LLMQ": 13030}),
     "llama-3.1-8b-lora": (llama(4096, 32, 32, 8, 14336, 128256), 4, 4096, 4, 0, "fp32", {"Unsloth": 8900, "Surogate": 10200}),
 }
 FP8 = "-fp8"  # behind a case's name: ours computes in fp8, the peer and the published figures in bf16 as before
@@ -234,14 +236,18 @@ def read_events(path):
         return [json.loads(line) for line in f if line.endswith("\n")]
 
 
+def events_of(root):
+    return os.path.join(root, "attempt-1", "events.jsonl")
+
+
 def worker_of(build):
     return os.path.join(build, "castor-worker")
 
 
 def run_ours(worker, root, cache=None):
-    """Steps of one attempt, which is cancelled as soon as there are enough: (seconds, peak bytes, tokens of a step), or
-    None and the worker's words."""
-    events = os.path.join(root, "attempt-1", "events.jsonl")
+    """Steps of one attempt, which is cancelled as soon as there are enough: (seconds, peak bytes, tokens of a step, rows
+    of a micro-batch), or None and the worker's words."""
+    events = events_of(root)
     environment = {**os.environ, **({"XDG_CACHE_HOME": cache} if cache else {})}
     process = subprocess.Popen([worker, root], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
     deadline, steps = time.monotonic() + LIMIT_S, []
@@ -261,13 +267,23 @@ def run_ours(worker, root, cache=None):
     measured = steps[WARM_UP:]
     short = [s for s in measured if s["tokens"] != measured[0]["tokens"]]
     assert not short, short
-    return (statistics.median(s["seconds"] for s in measured), measured[-1]["gpu"]["peak"], measured[-1]["tokens"]), None
+    return (statistics.median(s["seconds"] for s in measured), measured[-1]["gpu"]["peak"], measured[-1]["tokens"],
+            planned_rows(events)), None
 
 
-def profile(worker, root):
+def planned_rows(events):
+    """Of a micro-batch."""
+    plan = next(e["plan"] for e in read_events(events) if e["type"] == "plan")
+    return plan["spec"]["optimization"]["micro_batch_size"]
+
+
+def profile(worker, root, title):
     done = subprocess.run([worker, "--profile", root], capture_output=True, text=True, timeout=LIMIT_S)
-    print(done.stdout if done.returncode == 0 else done.stderr[-2000:], flush=True)
-    return done.returncode == 0
+    if done.returncode != 0:
+        print("%s\n%s" % (title, done.stderr[-2000:]), flush=True)
+        return False
+    print("%s in micro-batches of %d\n%s" % (title, planned_rows(events_of(root)), done.stdout), flush=True)
+    return True
 
 
 def run_peer(python, model, rows, length, micro, states):
@@ -277,17 +293,17 @@ def run_peer(python, model, rows, length, micro, states):
     if done.returncode != 0:
         return None, done.stderr[-800:]
     result = json.loads(done.stdout.splitlines()[-1])
-    return (result["seconds"], result["peak"], rows * length), None
+    return (result["seconds"], result["peak"], rows * length, micro), None
 
 
 def show(name, who, run, why, config, length):
     if run is None:
         print("%-14s %-6s failed: %s" % (name, who, why), flush=True)
         return
-    seconds, peak, tokens = run
+    seconds, peak, tokens, micro = run
     mfu = token_flops(config, length, name in LORA_RANK) * tokens / seconds / DATASHEET
-    print("%-14s %-6s %8.1f ms  %9.0f tok/s  MFU %4.1f %%  peak %5.1f GiB" % (
-        name, who, seconds * 1e3, tokens / seconds, 100 * mfu, peak / 2**30), flush=True)
+    print("%-14s %-6s %8.1f ms  %9.0f tok/s  MFU %4.1f %%  peak %5.1f GiB  micro-batches of %d" % (
+        name, who, seconds * 1e3, tokens / seconds, 100 * mfu, peak / 2**30, micro), flush=True)
 
 
 def write_inputs(work, config, rows, length, steps):
@@ -330,11 +346,11 @@ def write_case(job, name, model, data):
 
 
 def speed_of(runs):
-    return statistics.median(tokens / seconds for seconds, _, tokens in runs) if runs else float("nan")
+    return statistics.median(tokens / seconds for seconds, _, tokens, _ in runs) if runs else float("nan")
 
 
 def bench(name, options, work):
-    config, rows, length, micro, _, _, published = CASES[name]
+    config, rows, length, _, _, _, published = CASES[name]
     model, data = write_inputs(work, config, rows, length, WARM_UP + STEPS + 24)
     fine = True
     if not options.profile:
@@ -348,10 +364,9 @@ def bench(name, options, work):
                 print("bench: %s ours %.0f peer %.0f unit tok/s ratio %.3f" % (
                     name + ("-older" if who == "older" else ""), x, y, x / y), flush=True)
     if not options.no_profile:
-        print("%s, %d x %d in micro-batches of %d" % (name, rows, length, micro), flush=True)
         job = os.path.join(work, "job-profile")
         write_case(job, name, model, data)
-        fine &= profile(worker_of(options.build), job)
+        fine &= profile(worker_of(options.build), job, "%s, %d x %d" % (name, rows, length))
     return fine
 
 
