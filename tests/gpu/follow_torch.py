@@ -3,13 +3,14 @@
 usage: follow_torch.py --build DIR [--work DIR] [--steps N] [--rows N] [--length N] [--device cpu] [--layers N --width N]
                        [COMPUTE...]
 
-COMPUTE: fp32, bf16, fp16 (all of them). The weights are transformers' random ones of a fixed seed, written by PyTorch;
+COMPUTE: fp32, bf16, fp16, bf16-states (all of them); the last is bf16 with weights, gradients and moments in bf16 too,
+rounded stochastically, where PyTorch keeps them in float32. The weights are transformers' random ones of a fixed seed, written by PyTorch;
 a row is one example, a chain of words in which the next one mostly follows from the last, so that there is something to
 learn. Ours is castor-worker on a job directory; PyTorch's is transformers' model, AdamW and clipping by norm, in float32
 or by autocast (fp16 with GradScaler), its rows in the order that worker/text/rows.c gives them.
 
 What is compared with PyTorch's float32 losses: ours, and PyTorch's own of the same COMPUTE, whose distance is the noise of
-that type (of float32: its attention written out instead of fused, since two runs that differ in rounding alone part
+that type (of bf16-states: bf16's; of float32: its attention written out instead of fused, since two runs that differ in rounding alone part
 company after some dozen steps). Passes where the losses' mean distance over all steps is at most twice that noise and 1e-4 of the loss more, and
 the mean of the last fifty losses likewise; there the noise is that mean's own distance or, where that is larger, what fifty such distances of
 either sign leave of their mean by chance (their root mean square over the square root of fifty): one mean that happens to
@@ -35,6 +36,7 @@ from transformers import GPT2Config, GPT2LMHeadModel  # noqa: E402
 
 RATE, WORDS, SEED, LAST = 3e-4, 512, 7, 50
 EOS = 2
+STATES = "-states"
 
 
 # ---- the order of rows: worker/text/rows.c over core/rng.h ---------------------------------------------------------
@@ -102,7 +104,8 @@ def write_data(path, directory, n, length):
 def ours(o, work, model, data, compute):
     root = os.path.join(work, "job-" + compute)
     bench_gpu.DEVICE = o.device
-    bench_gpu.write_job(root, data, model, o.rows, o.length, o.rows, "fp32")
+    compute, states = (compute.removesuffix(STATES), "bf16" if compute.endswith(STATES) else "fp32")
+    bench_gpu.write_job(root, data, model, o.rows, o.length, o.rows, states)
     path = os.path.join(root, "spec.json")
     with open(path, encoding="utf-8") as f:
         spec = json.load(f)
@@ -165,7 +168,7 @@ def main():
     p.add_argument("--device", default="gpu")
     for name, value in (("steps", 300), ("rows", 8), ("length", 256), ("layers", 12), ("width", 768)):
         p.add_argument("--" + name, type=int, default=value)
-    p.add_argument("compute", nargs="*", default=["fp32", "bf16", "fp16"])
+    p.add_argument("compute", nargs="*", default=["fp32", "bf16", "fp16", "bf16-states"])
     o = p.parse_args()
     work = tempfile.mkdtemp(prefix="castor-follow-", dir=o.work)
     model, data = os.path.join(work, "model"), os.path.join(work, "train.jsonl")
@@ -175,7 +178,8 @@ def main():
         rows = write_data(data, model, o.steps * o.rows, o.length)
         want = torch_losses(o, config, weights, rows, "fp32")
         for compute in o.compute:
-            noisy = torch_losses(o, config, weights, rows, "fp32-eager" if compute == "fp32" else compute)
+            noisy = torch_losses(o, config, weights, rows,
+                                 "fp32-eager" if compute == "fp32" else compute.removesuffix(STATES))
             got, skipped = ours(o, work, model, data, compute)
             results.append(compare(compute, got, want, noisy, skipped))
     finally:
