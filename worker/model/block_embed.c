@@ -1,7 +1,8 @@
 /*
  * The embedding: token rows, and learned positions where the model has them. An embedding narrower
  * than the model goes through a projection, to which the positions are added. A norm may follow
- * (BLOOM); its input is looked up again for backward.
+ * (BLOOM). What either reads is saved for backward: rows of a few tokens, and the table they are of
+ * need not be there again.
  */
 #include "worker/model/block_impl.h"
 
@@ -59,16 +60,25 @@ static struct linear_args project_args(const struct block_ctx *c)
 
 struct embed_narrow { /* all NULL without a projection */
     void *rows;       /* (N, E) */
-    void *inner;      /* of an adapter of the projection */
+    void *drows;      /* (N, E), backward */
+    void *inner;      /* of an adapter of the projection; made again for backward */
 };
 
-/* The rows are looked up again for backward, and so is all that is made from them. */
+static struct region *kept(struct block_ctx *c)
+{
+    return c->r->shape.train ? &c->saved : &c->scratch;
+}
+
 static void take_narrow(struct block_ctx *c, bool backward, struct embed_narrow *n)
 {
+    int64_t rows = c->N * c->cfg->embed_dim;
+
     *n = (struct embed_narrow){0};
     if (!projects(c))
         return;
-    n->rows = region_take(&c->scratch, c->N * c->cfg->embed_dim, c->real);
+    n->rows = region_take(kept(c), rows, c->real);
+    if (backward)
+        n->drows = region_take(&c->scratch, rows, c->real);
     n->inner = block_adapter_take(c, &c->scratch, TENSOR_PROJECT_IN, c->N);
     block_adapters_take_work(c, c->N, backward);
 }
@@ -97,7 +107,7 @@ out:
 
 struct embed_norm_buf { /* all NULL without a norm */
     void *raw;          /* (N, C) */
-    void *out;          /* (N, C), backward: the norm's output, then raw's gradient */
+    void *draw;         /* (N, C), backward */
     void *mean, *rstd;  /* (N) stat */
 };
 
@@ -108,15 +118,15 @@ static void take_norm(struct block_ctx *c, bool backward, struct embed_norm_buf 
     *n = (struct embed_norm_buf){0};
     if (!c->cfg->embed_norm)
         return;
-    n->raw = region_take(&c->scratch, stream, c->real);
-    n->mean = region_take(&c->scratch, c->N, c->stat);
-    n->rstd = region_take(&c->scratch, c->N, c->stat);
+    n->raw = region_take(kept(c), stream, c->real);
+    n->mean = region_take(kept(c), c->N, c->stat);
+    n->rstd = region_take(kept(c), c->N, c->stat);
     if (backward)
-        n->out = region_take(&c->scratch, stream, c->real);
+        n->draw = region_take(&c->scratch, stream, c->real);
 }
 
-/* Rows of tokens and positions into n->raw, their norm into y. */
-static int normed_forward(struct block_ctx *c, const struct embed_norm_buf *n, void *y)
+/* Rows of tokens and positions into n->raw, their norm into the block's output. */
+static int normed_forward(struct block_ctx *c, const struct embed_norm_buf *n)
 {
     struct embed_args tokens = token_args(c);
     struct norm_args norm = block_norm_args(c, TENSOR_EMBED_NORM_W, TENSOR_EMBED_NORM_B, c->N,
@@ -126,23 +136,22 @@ static int normed_forward(struct block_ctx *c, const struct embed_norm_buf *n, v
     add_positions(c, &tokens);
     tokens.out = n->raw;
     TRY(block_embed_fwd(c, &tokens));
-    norm.y = y;
+    norm.y = c->r->y;
     TRY(block_norm_fwd(c, &norm));
 out:
     return rc;
 }
 
-/* The gradient of n->raw into n->out. */
+/* The gradient of n->raw into n->draw. */
 static int norm_backward(struct block_ctx *c, const struct embed_norm_buf *n, const void *dy)
 {
     struct norm_args norm = block_norm_args(c, TENSOR_EMBED_NORM_W, TENSOR_EMBED_NORM_B, c->N,
                                             n->raw, n->mean, n->rstd);
     int rc = 0;
 
-    TRY(normed_forward(c, n, n->out));
     TRY(block_clear_norm_grads(c, TENSOR_EMBED_NORM_W, TENSOR_EMBED_NORM_B));
     norm.dy = dy;
-    norm.dx = n->out;
+    norm.dx = n->draw;
     norm.dweight = block_grad(c, TENSOR_EMBED_NORM_W);
     norm.dbias = block_grad(c, TENSOR_EMBED_NORM_B);
     TRY(block_norm_bwd(c, &norm));
@@ -170,7 +179,7 @@ int block_embed_forward(struct block_ctx *c)
     if (projects(c)) {
         TRY(projected_forward(c, &narrow));
     } else if (c->cfg->embed_norm) {
-        TRY(normed_forward(c, &norm, c->r->y));
+        TRY(normed_forward(c, &norm));
     } else {
         add_positions(c, &tokens);
         tokens.out = c->r->y;
@@ -196,8 +205,6 @@ static int projected_backward(struct block_ctx *c, const void *dy,
                                   c->cfg->position_offset * c->cfg->hidden, c->grad);
         TRY(block_embed_bwd(c, &positions));
     }
-    tokens.out = narrow->rows;
-    TRY(block_embed_fwd(c, &tokens));
     project.x = narrow->rows;
     project.dy = dy;
     project.dw_accum = accum;
@@ -211,9 +218,9 @@ static int projected_backward(struct block_ctx *c, const void *dy,
     if (!c->dry && block_grad(c, TENSOR_EMBED) == NULL)
         goto out;
 
-    project.dx = narrow->rows; /* the rows are used up: their gradient takes the place */
+    project.dx = narrow->drows;
     TRY(block_linear_bwd_data(c, &project));
-    tokens.dout = narrow->rows;
+    tokens.dout = narrow->drows;
     tokens.dwte = block_grad(c, TENSOR_EMBED);
     TRY(block_embed_bwd(c, &tokens));
 out:
@@ -248,7 +255,7 @@ int block_embed_backward(struct block_ctx *c)
     } else {
         if (c->cfg->embed_norm) {
             TRY(norm_backward(c, &norm, dy));
-            dy = norm.out;
+            dy = norm.draw;
         }
         add_positions(c, &tokens);
         tokens.dout = dy;

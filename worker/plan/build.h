@@ -45,8 +45,8 @@ void plan_pack_chunks(struct plan *p);
 int64_t plan_block_chunks(const struct plan *p, int64_t block, int64_t out[BLOCK_MAX_CHUNKS]);
 /* How many blocks before `block` use the chunk: the block's gradient slot. */
 int64_t plan_use_index(const struct plan *p, int64_t chunk, int64_t block);
-/* An embedding's backward does not look at its tables. */
-bool plan_needs_params(const struct plan *p, int64_t block, bool backward);
+/* Does the block look at the chunk's parameters? An embedding's backward does not at its tables. */
+bool plan_needs_params(const struct plan *p, int64_t block, int64_t chunk, bool backward);
 
 /* Places. A place without an address is for address.c to lay out. */
 int32_t plan_add_place(struct plan *p, enum plan_tier tier, enum plan_purpose purpose, size_t bytes,

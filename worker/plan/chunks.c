@@ -60,14 +60,15 @@ int64_t plan_use_index(const struct plan *p, int64_t chunk, int64_t block)
     return use;
 }
 
-bool plan_needs_params(const struct plan *p, int64_t block, bool backward)
+bool plan_needs_params(const struct plan *p, int64_t block, int64_t chunk, bool backward)
 {
     const struct block_desc *b = &p->in.model->blocks[block];
     if (!backward || b->kind != BLOCK_EMBED)
         return true;
     for (int64_t i = 0; i < b->n_tensors; i++) {
         enum tensor_role role = p->in.model->tensors[b->tensors[i]].role;
-        if (role != TENSOR_EMBED && role != TENSOR_POSITIONS)
+        bool table = role == TENSOR_EMBED || role == TENSOR_POSITIONS;
+        if (!table && p->chunks.tensors[b->tensors[i]].chunk == chunk)
             return true;
     }
     return false;

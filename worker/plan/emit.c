@@ -109,11 +109,14 @@ static bool keeps_saved(const struct emit *e, int64_t block)
     return b->kind != BLOCK_LAYER || b->layer >= e->p->in.model->config.layers - e->p->chosen.keep;
 }
 
-/* Of the layers that keep them, those whose saved tensors wait in host memory. */
+/* Of the layers that keep them, those whose saved tensors wait in host memory. The embedding's are
+ * of a boundary's size and wait where boundaries do. */
 static bool offloads_saved(const struct emit *e, int64_t block)
 {
     const struct block_desc *b = &e->p->in.model->blocks[block];
     int64_t keep = e->p->chosen.keep, n = e->p->chosen.offload_saved;
+    if (b->kind == BLOCK_EMBED)
+        return e->p->chosen.offload_boundaries && block >= e->bottom;
     if (b->kind != BLOCK_LAYER || !keeps_saved(e, block) || block < e->bottom)
         return false;
     int64_t nth = b->layer - (e->p->in.model->config.layers - keep);
@@ -286,8 +289,8 @@ static void backward(struct emit *e, int64_t block, int64_t micro)
         o.dy = e->d_at[micro];
     if (block > 0)
         o.dx = e->d_at[micro];
-    if (!plan_needs_params(p, block, true))
-        for (int32_t k = 0; k < o.n_chunks; k++)
+    for (int32_t k = 0; k < o.n_chunks; k++)
+        if (!plan_needs_params(p, block, o.chunk[k], true))
             o.param[k] = NO_PLACE;
     add_block(e, INSTR_BACKWARD, block, micro, o, false);
 }

@@ -43,10 +43,9 @@ static int64_t travelling(const struct plan *p, const struct visit *v,
                           int64_t chunks[BLOCK_MAX_CHUNKS])
 {
     int64_t n_chunks = plan_block_chunks(p, v->block, chunks), n = 0;
-    if (!plan_needs_params(p, v->block, v->backward))
-        return 0;
     for (int64_t k = 0; k < n_chunks; k++)
-        if (!plan_is_resident(p, chunks[k]))
+        if (!plan_is_resident(p, chunks[k]) &&
+            plan_needs_params(p, v->block, chunks[k], v->backward))
             chunks[n++] = chunks[k];
     return n;
 }
