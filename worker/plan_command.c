@@ -26,7 +26,7 @@ struct machine {
     bool known; /* there is a profile */
     enum device_kind kind;
     char name[64];
-    size_t limit;
+    struct session_memory memory;
 };
 
 static const char *kind_name(enum device_kind kind)
@@ -50,8 +50,8 @@ static bool use_profile(const struct job_spec *spec, struct machine *m)
         (m->kind == DEVICE_CPU && compute != DT_F32))
         return false;
     snprintf(m->name, sizeof m->name, "%s", m->profile.device);
-    m->limit = trainer_limit(m->kind, limit ? limit : (size_t)m->profile.memory,
-                             (size_t)m->profile.memory_free);
+    m->memory.device = trainer_limit(m->kind, limit ? limit : (size_t)m->profile.memory,
+                                     (size_t)m->profile.memory_free);
     return true;
 }
 
@@ -65,7 +65,7 @@ static int use_device(const struct job_spec *spec, struct machine *m, struct err
     m->kind = d->kind;
     m->known = m->known && strcmp(m->profile.device, d->name) == 0;
     snprintf(m->name, sizeof m->name, "%s", d->name);
-    TRY(trainer_device_limit(d, &m->limit, err));
+    TRY(trainer_device_limit(d, &m->memory.device, err));
 out:
     if (d)
         device_close(d);
@@ -75,6 +75,7 @@ out:
 static int find_machine(const struct job_spec *spec, struct machine *m, struct err *err)
 {
     m->kind = session_device(spec);
+    host_memory_look("/", HOST_WHOLE, &m->memory.host);
     m->known = use_profile(spec, m);
     /* A job for a GPU where there is none is the device's to refuse. */
     if (m->known && (spec->resources.device != DEVICE_ONLY_GPU || m->kind == DEVICE_CUDA))
@@ -136,10 +137,10 @@ static int make_report(const char *jobdir, hub_progress_fn progress, struct plan
     TRY(session_prepare(&spec, &options, &session, err));
     TRY(find_machine(&session.spec, &m, err));
     const struct device_profile *profile = m.known ? &m.profile : NULL;
-    rc = session_plan(&session, m.ops, profile, m.limit, &plan, err);
+    rc = session_plan(&session, m.ops, profile, &m.memory, &plan, err);
     if (alternatives &&
         (rc == 0 || rc == ERR_DEVICE_OOM) && /* to what it settled on or tried last */
-        session_plan_input(&session, m.ops, profile, m.limit, &in, NULL) == 0)
+        session_plan_input(&session, m.ops, profile, &m.memory, &in, NULL) == 0)
         *alternatives = plan_alternatives(&in, plan);
     if (rc)
         goto out;

@@ -10,6 +10,7 @@
 #include "core/alloc.h"
 #include "core/clock.h"
 #include "kernels/cpu/fast.h"
+#include "kernels/host_pages.h"
 #include "kernels/registry.h"
 
 struct event_mark {
@@ -45,10 +46,14 @@ static int cpu_alloc(struct device *d, size_t bytes, void **out, struct err *err
     return alloc_aligned(DEVICE_ALIGN, bytes, out, err);
 }
 
-/* Pinned memory begins at a page, as a driver's does: disks read and write it directly. */
+/* Pinned memory begins at a page, as a driver's does: disks read and write it directly. And it is
+ * there: no other process can take it any more. */
 static int cpu_host_alloc(struct device *d, size_t bytes, void **out, struct err *err)
 {
-    return alloc_aligned(HOST_PAGE, bytes, out, err);
+    int rc = alloc_aligned(HOST_PAGE, bytes, out, err);
+    if (rc == 0)
+        host_pages_fetch(*out, bytes);
+    return rc;
 }
 
 static void cpu_free(struct device *d, void *p)

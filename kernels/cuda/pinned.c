@@ -10,8 +10,9 @@
 #include <unistd.h>
 
 #include "core/alloc.h"
+#include "kernels/host_pages.h"
 
-enum { SEGMENT = 1 << 30, PAGE = 4096, LARGE_PAGE = 2 << 20, MOST_THREADS = 8 };
+enum { SEGMENT = 1 << 30, LARGE_PAGE = 2 << 20, MOST_THREADS = 8 };
 
 enum segment_state { WAITING, REGISTERED, REFUSED };
 
@@ -36,20 +37,11 @@ static size_t segment_bytes(const struct pinned_block *b, int64_t k)
     return left < SEGMENT ? left : SEGMENT;
 }
 
-/* Fetch the pages by many threads: registering would do it one by one. */
-static void populate(char *at, size_t bytes)
-{
-    if (madvise(at, bytes, MADV_POPULATE_WRITE) == 0)
-        return;
-    /* A kernel before 5.14. The owner may be writing already: touch without changing. */
-    for (size_t i = 0; i < bytes; i += PAGE)
-        __atomic_fetch_or(at + i, 0, __ATOMIC_RELAXED);
-}
-
+/* The pages are fetched by many threads: registering would do it one by one. */
 static cudaError_t register_segment(const struct pinned_block *b, int64_t k)
 {
     char *at = b->base + (size_t)k * SEGMENT;
-    populate(at, segment_bytes(b, k));
+    host_pages_fetch(at, segment_bytes(b, k));
     return cudaHostRegister(at, segment_bytes(b, k), cudaHostRegisterPortable);
 }
 

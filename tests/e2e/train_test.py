@@ -291,10 +291,10 @@ def alternatives(root):
     equal((report["fits"], changes), (True, []))  # without a profile nothing is known to be faster
     job = Job(root, "probed", steps=3, placement={"policy": "cpu"})
     path, profile = probed(job)
-    profile.update(device="Imaginary", memory=1 << 40, memory_free=1 << 40, h2d_rate=1e6)
+    profile.update(device="Imaginary", memory=1 << 30, memory_free=1 << 30, h2d_rate=1e6)
     rig.write_json(path, profile)
     report = job.plan()[1]
-    equal((report["device"]["name"], report["memory"]["gpu"]["limit"], report["basis"]), ("Imaginary", 1 << 40, "measured"))
+    equal((report["device"]["name"], report["memory"]["gpu"]["limit"], report["basis"]), ("Imaginary", 1 << 30, "measured"))
     auto = [a for a in report["alternatives"] if a["change"] == 'placement.policy "auto"']
     assert auto and auto[0]["step_seconds"] < 0.98 * report["step_seconds"], report["alternatives"]
     times = [a["step_seconds"] for a in report["alternatives"]]

@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
 """Host memory that is too small for a model, or that another process takes while it is trained."""
+import json
+import math
 import os
 import random
 import signal
@@ -74,11 +76,14 @@ class Group:
         raise Skip("no memory cgroup can be made: " + ("; ".join(reasons) or "none is mounted"))
 
     def set_limit(self, limit):
-        write(self.limit, limit)
-        for name, most in (("memory.memsw.limit_in_bytes", limit), ("memory.swap.max", 0)):  # nothing goes to a swap
-            path = os.path.join(self.path, name)
-            if os.path.exists(path):
-                write(path, most)
+        swap = os.path.join(self.path, "memory.memsw.limit_in_bytes")  # nothing goes to a swap
+        both = [self.limit, swap] if os.path.exists(swap) else [self.limit]
+        if len(both) > 1 and limit > int(read(self.limit)):  # which is never more than that with swap
+            both.reverse()
+        for path in both:
+            write(path, limit)
+        if os.path.exists(os.path.join(self.path, "memory.swap.max")):
+            write(os.path.join(self.path, "memory.swap.max"), 0)
 
     def join(self):
         """Of the calling process: for a child that is about to become a program."""
@@ -145,6 +150,111 @@ def memory_taken_by_another_process(root):
     equal((differences(job.output(), want.output()), job.leftovers()), ([], []))
 
 
+def wide_model(path):
+    """One whose states are some hundred MiB; the numbers do not matter."""
+    hidden, ffn, layers = 384, 1536, 5
+    chance = random.Random(4)
+    some = [chance.gauss(0, 0.02) for _ in range(997)]
+    wide = {rig.HIDDEN: hidden, rig.FFN: ffn}
+    tensors = {}
+    for name, (shape, values) in rig.model_tensors().items():
+        rows = shape[0] if "embed" in name else wide[shape[0]]
+        shape = (rows, *(wide[n] for n in shape[1:]))
+        n = math.prod(shape)
+        tensors[name] = (shape, (some * (n // len(some) + 1))[:n] if len(shape) == 2 else values[:1] * n)
+    for layer in range(rig.LAYERS, layers):
+        tensors.update({k.replace("layers.0.", "layers.%d." % layer): v for k, v in list(tensors.items()) if "layers.0." in k})
+    config = {"hidden_size": hidden, "word_embed_proj_dim": hidden, "ffn_dim": ffn, "num_hidden_layers": layers}
+    return rig.write_model(path, config, tensors)
+
+
+def run_in(group, job, *arguments):
+    p = subprocess.run([Job.worker, *(arguments or [job.dir])], env=job.env, capture_output=True, text=True,
+                       timeout=rig.HANGS, preexec_fn=group.join)
+    return p.returncode, p.stdout
+
+
+def plan_in(group, job):
+    code, text = run_in(group, job, "--plan", job.dir)
+    return code, json.loads(text)
+
+
+def no_more_than_the_group_has(root):
+    """What a control group does not allow is not promised, and what is promised within one is there."""
+    model = wide_model(os.path.join(root, "model"))
+    changes = {"steps": 6, "validation": 4, "model": model}
+    want = Job(root, "want", **changes)
+    equal(want.run().returncode, 0)
+    job = Job(root, **changes)
+    group = Group()
+    try:
+        group.set_limit(300 * MIB)
+        host = plan_in(group, Job(root, "small", steps=6))[1]["memory"]["host"]
+        assert 150 * MIB < host["limit"] < 280 * MIB, host
+        low, high = 64 * MIB, 1 << 30
+        while high - low > MIB:
+            middle = (low + high) // 2
+            group.set_limit(middle)
+            code, report = plan_in(group, job)
+            low, high = (low, middle) if code == 0 else (middle, high)
+        group.set_limit(low)
+        code, report = plan_in(group, job)
+        message = report["error"]["message"]
+        for word in ("short", "MiB that the control group /", "castor-test-%d is limited to" % os.getpid()):
+            assert word in message, message
+        group.set_limit(high)
+        code, report = plan_in(group, job)
+        claim = sum(report["memory"][tier]["total"] for tier in ("gpu", "host"))
+        assert high - 0.07 * high - 66 * MIB < claim < high - 0.07 * high - 64 * MIB, (claim, high)
+        equal(run_in(group, job)[0], 0)
+        equal(job.losses(), want.losses())
+    finally:
+        group.remove()
+
+
+def what_others_hold_is_not_counted_on(root):
+    """An attempt that finds less than the estimate did is refused, not killed; and runs when it is given back."""
+    model = wide_model(os.path.join(root, "model"))
+    job = Job(root, steps=6, model=model)
+    group = Group()
+    try:
+        group.set_limit(400 * MIB)
+        other = subprocess.Popen([sys.executable, "-c", TAKE % 250], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                 text=True, preexec_fn=group.join)
+        other.stdin.write("\n")
+        other.stdin.flush()
+        equal(other.stdout.readline(), "held\n")
+        equal(plan_in(group, job)[0], 0)
+        equal(run_in(group, job)[0], 1)
+        message = job.end()["message"]
+        equal(job.end()["reason"], "insufficient_memory")
+        assert "castor-test-%d has left now of its limit of 400.0 MiB" % os.getpid() in message, message
+        other.kill()
+        other.communicate()
+        equal(run_in(group, job)[0], 0)
+    finally:
+        group.remove()
+
+
+def two_that_start_at_a_time(root):
+    """Of two jobs that fit alone and not both, one trains and the other is told why it does not."""
+    model = wide_model(os.path.join(root, "model"))
+    jobs = [Job(root, "job%d" % k, steps=40, model=model) for k in range(2)]
+    group = Group()
+    try:
+        group.set_limit(300 * MIB)
+        processes = [j.start(preexec_fn=group.join) for j in jobs]
+        codes = [rig.finish(p) for p in processes]
+    finally:
+        group.remove()
+    if codes == [0, 0]:  # one after the other
+        raise rig.TooLate
+    equal(sorted(codes), [0, 1])
+    refused = jobs[codes.index(1)]
+    equal(refused.end()["reason"], "insufficient_memory")
+    assert "has left now" in refused.end()["message"], refused.end()
+
+
 def least_host(job):
     """The smallest placement.host_memory_limit that is accepted, to a KiB."""
     refused, fits = 0, job.plan()[1]["memory"]["host"]["total"]
@@ -191,7 +301,8 @@ def killed_with_parameters_on_the_disk(root):
         equal((differences(job.output(), want.output()), job.leftovers(), os.listdir(volume)), ([], [], []))
 
 
-CASES = [memory_taken_by_another_process, killed_with_parameters_on_the_disk]
+CASES = [memory_taken_by_another_process, no_more_than_the_group_has, what_others_hold_is_not_counted_on,
+         two_that_start_at_a_time, killed_with_parameters_on_the_disk]
 
 if __name__ == "__main__":
     rig.main(CASES, __doc__)

@@ -223,9 +223,12 @@ static void put(struct plan *p, struct span *done, int64_t *n, const struct span
 
 size_t plan_over(const struct plan *p, enum plan_tier tier)
 {
-    size_t limit = p->in.limit[tier];
+    size_t limit = p->in.limit[tier], both = p->claim[TIER_GPU] + p->claim[TIER_HOST];
     bool unlimited = limit == 0 && tier != TIER_NVME;
-    return unlimited || p->claim[tier] <= limit ? 0 : p->claim[tier] - limit;
+    size_t over = unlimited || p->claim[tier] <= limit ? 0 : p->claim[tier] - limit;
+    if (tier != TIER_HOST || p->in.together == 0 || both <= p->in.together + over)
+        return over;
+    return both - p->in.together;
 }
 
 /* Of all lists; most places are there for good. */

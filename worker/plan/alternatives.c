@@ -160,7 +160,8 @@ static void add_fitting(json_t *list, const struct plan_input *in)
         if (add(list, &a, NAN))
             break;
     }
-    if (in->limit[TIER_HOST] > 0 && in->policy != PLACE_CUDA) {
+    /* a limit that is the machine's own is not the job's to raise */
+    if (in->limit[TIER_HOST] > 0 && !in->part[TIER_HOST] && in->policy != PLACE_CUDA) {
         a = limit(in, TIER_HOST, "host_memory_limit");
         add(list, &a, NAN);
     }

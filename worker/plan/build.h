@@ -108,7 +108,8 @@ void plan_claim_floor(struct plan *p, enum plan_list list);
 /* Addresses of one tier, behind what is there for good. Raises the claim; a tier whose limit does
  * not hold it claims more than the limit, and its places have no addresses then. */
 void plan_lay_out(struct plan *p, enum plan_list list, enum plan_tier tier);
-/* Bytes that the claim is over the tier's limit. */
+/* Bytes that the claim is over the tier's limit; the host's, also over what it shares with a CPU.
+ */
 size_t plan_over(const struct plan *p, enum plan_tier tier);
 /* waits.c */
 void plan_insert_waits(struct plan *p, enum plan_list list);

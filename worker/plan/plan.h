@@ -115,7 +115,12 @@ struct plan_input {
     struct mesh mesh;
     int64_t rank;
     enum placement_policy policy;
-    size_t limit[TIER_COUNT]; /* bytes; 0 = none for gpu and host, no such tier for nvme */
+    size_t limit[TIER_COUNT];     /* bytes; 0 = none for gpu and host, no such tier for nvme */
+    const char *part[TIER_COUNT]; /* or NULL; what the limit is a part of, for a refusal: "the 300.0
+                                     MiB that ... is limited to". Borrowed, outlives the plan */
+    size_t
+        together; /* bytes of gpu and host where they are one memory, a CPU's; 0 = they are not */
+    const char *together_part; /* as above */
     bool clip; /* updates wait for the norm: max_grad_norm > 0, or gradients may overflow. Else they
                   neither wait nor look at it, and a NaN goes into the weights, as in PyTorch */
     enum master_kind master;   /* bf16 and split need ops that compute in bfloat16 */

@@ -53,20 +53,36 @@ static void nearest_claims(const struct plan_input *of, const struct plan_choice
     struct plan_input in = *of;
     for (int t = 0; t < TIER_COUNT; t++)
         in.limit[t] = SIZE_MAX;
+    in.together = 0;
     struct plan *p = plan_make(&in, nearest);
     memcpy(out, p->claim, sizeof p->claim);
     plan_destroy(p);
 }
 
+static void name_shortfall(size_t least, size_t limit, const char *kind, const char *part,
+                           struct buf *out)
+{
+    buf_printf(out, "%s %.1f MiB of %s and may use %.1f MiB",
+               out->len > 0 ? ", and" : "the job needs", mib(least), kind, mib(limit));
+    if (part)
+        buf_printf(out, " of %s", part);
+    buf_printf(out, ", %.1f MiB short", mib(least - limit));
+}
+
 /* Of each tier that is too small: what is needed and what there is. */
-static void name_shortfalls(const size_t least[TIER_COUNT], const size_t limit[TIER_COUNT],
+static void name_shortfalls(const size_t least[TIER_COUNT], const struct plan_input *in,
                             struct buf *out)
 {
-    for (int t = 0; t < TIER_COUNT; t++)
-        if ((limit[t] > 0 || t == TIER_NVME) && least[t] > limit[t])
-            buf_printf(out, "%s %.1f MiB of %s memory and may use %.1f MiB, %.1f MiB short",
-                       out->len > 0 ? ", and" : "the job needs", mib(least[t]), plan_tier_name(t),
-                       mib(limit[t]), mib(least[t] - limit[t]));
+    size_t both = least[TIER_GPU] + least[TIER_HOST];
+    for (int t = 0; t < TIER_COUNT; t++) {
+        char kind[32];
+        snprintf(kind, sizeof kind, "%s memory", plan_tier_name(t));
+        if ((in->limit[t] > 0 || t == TIER_NVME) && least[t] > in->limit[t])
+            name_shortfall(least[t], in->limit[t], kind, in->part[t], out);
+    }
+    if (out->len == 0)
+        name_shortfall(both, in->together, "host memory, the CPU's own included,",
+                       in->together_part, out);
 }
 
 int plan_refuse(const struct plan_input *in, const struct plan_choices *nearest, struct err *err)
@@ -75,7 +91,7 @@ int plan_refuse(const struct plan_input *in, const struct plan_choices *nearest,
     struct buf shortfalls = {0};
     size_t least[TIER_COUNT];
     nearest_claims(in, nearest, least);
-    name_shortfalls(least, in->limit, &shortfalls);
+    name_shortfalls(least, in, &shortfalls);
     if (err) /* else it is this that asks */
         advise(in, change, sizeof change);
     int rc = err_set(err, ERR_DEVICE_OOM, "%s; %s", buf_str(&shortfalls), change);

@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/statvfs.h>
-#include <unistd.h>
 
 #include "api/capability.h"
 #include "core/alloc.h"
@@ -362,15 +361,6 @@ void session_fini(struct session *s)
     *s = (struct session){0};
 }
 
-/* Host memory that is left to the rest of the machine, as a share. */
-static const double host_reserve = 0.07;
-
-static int64_t host_memory(const struct device_profile *profile)
-{
-    return profile ? profile->host_memory
-                   : (int64_t)sysconf(_SC_PHYS_PAGES) * (int64_t)sysconf(_SC_PAGESIZE);
-}
-
 /* Without a limit, what is free there now, as a share. */
 static const double volume_share = 0.9;
 
@@ -395,21 +385,34 @@ static int set_disk(const struct spec_placement *place, struct plan_input *in, s
     return 0;
 }
 
-static void set_placement(const struct session *s, struct plan_input *in)
+/* 0 = none. */
+static void lower(struct plan_input *in, enum plan_tier tier, size_t limit, const char *part)
+{
+    if (limit == 0 || (in->limit[tier] > 0 && in->limit[tier] <= limit))
+        return;
+    in->limit[tier] = limit;
+    in->part[tier] = part;
+}
+
+static void set_placement(const struct session *s, const struct session_memory *memory,
+                          struct plan_input *in)
 {
     const struct spec_placement *place = &s->spec.placement;
-    size_t gpu = (size_t)place->gpu_memory_limit;
 
-    if (gpu > 0 && (in->limit[TIER_GPU] == 0 || gpu < in->limit[TIER_GPU]))
-        in->limit[TIER_GPU] = gpu;
-    if (place->host_memory_limit > 0)
-        in->limit[TIER_HOST] = (size_t)place->host_memory_limit;
-    else
-        in->limit[TIER_HOST] = (size_t)((double)host_memory(in->profile) * (1 - host_reserve));
+    in->limit[TIER_GPU] = memory->device;
+    in->limit[TIER_HOST] = memory->host.bytes;
+    in->part[TIER_HOST] = memory->host.part;
+    if (s->device == DEVICE_CPU) {
+        in->together = memory->host.bytes;
+        in->together_part = memory->host.part;
+        lower(in, TIER_GPU, memory->host.bytes, memory->host.part);
+    }
+    lower(in, TIER_GPU, (size_t)place->gpu_memory_limit, NULL);
+    lower(in, TIER_HOST, (size_t)place->host_memory_limit, NULL);
     if (place->prefetch_depth > 0)
         in->force.prefetch = place->prefetch_depth;
     /* Without a limit a CPU device's memory is the host's: there is nothing to move. */
-    if (in->policy == PLACE_AUTO && s->device == DEVICE_CPU && gpu == 0)
+    if (in->policy == PLACE_AUTO && s->device == DEVICE_CPU && place->gpu_memory_limit == 0)
         in->policy = PLACE_CUDA;
 }
 
@@ -422,7 +425,7 @@ static bool narrow_gradients(const struct session *s)
 }
 
 int session_plan_input(const struct session *s, const struct op_table *ops,
-                       const struct device_profile *profile, size_t device_limit,
+                       const struct device_profile *profile, const struct session_memory *memory,
                        struct plan_input *out, struct err *err)
 {
     const struct spec_parallelism *par = &s->spec.parallelism;
@@ -432,7 +435,6 @@ int session_plan_input(const struct session *s, const struct op_table *ops,
                             .ops = ops,
                             .profile = profile,
                             .policy = s->spec.placement.policy,
-                            .limit[TIER_GPU] = device_limit,
                             .clip = s->spec.optimization.max_grad_norm > 0 ||
                                     s->spec.precision.compute == COMPUTE_FP16,
                             .master = s->spec.precision.master,
@@ -458,7 +460,7 @@ int session_plan_input(const struct session *s, const struct op_table *ops,
     if (!dropout->is_auto && c->attn_dropout > 0)
         in.attn_dropout = dropout->value;
     TRY(set_disk(&s->spec.placement, &in, err));
-    set_placement(s, &in);
+    set_placement(s, memory, &in);
     TRY(mesh_init(&in.mesh, axes, err));
     *out = in;
 out:

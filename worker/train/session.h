@@ -20,6 +20,7 @@
 #include "worker/plan/plan.h"
 #include "worker/text/dataset.h"
 #include "worker/text/tokenizer.h"
+#include "worker/train/host_memory.h"
 #include "worker/train/sources.h"
 
 /* Called when a phase begins. */
@@ -54,20 +55,27 @@ int session_prepare(const struct job_spec *spec, const struct session_options *o
                     struct session *out, struct err *err);
 void session_fini(struct session *s);
 
-/* What the planner is asked for this session; borrows from it. */
+/* What a machine has for the session. */
+struct session_memory {
+    size_t device; /* bytes, 0 = no limit; a CPU's are host memory: never more than there is */
+    struct host_memory host;
+};
+
+/* What the planner is asked for this session; borrows from it, from profile and memory. The job's
+ * own limits lower what the memory is, and never raise it. */
 int session_plan_input(const struct session *s, const struct op_table *ops,
-                       const struct device_profile *profile, size_t device_limit,
+                       const struct device_profile *profile, const struct session_memory *memory,
                        struct plan_input *out, struct err *err);
 /* Settles on so many rows a micro-batch, 1 to the step's. */
 void session_set_micro_batch(struct session *s, int64_t rows);
-/* session_plan.c: the plan for this session on an op table within a limit of device bytes (0 =
- * none). `profile` may be NULL: nominal rates. Where the rows of a micro-batch are open they become
- * those of the fastest plan that fits; a CPU's gain nothing by other than the first, if that fits.
- * Looks at the session, the table, the profile and the limit alone, at no device: any machine can
- * plan for any other. */
+/* session_plan.c: the plan for this session on an op table within so much memory, from which it
+ * borrows, too. `profile` may be NULL: nominal rates. Where the rows of a micro-batch are open they
+ * become those of the fastest plan that fits; a CPU's gain nothing by other than the first, if that
+ * fits. Looks at the session, the table, the profile and the memory alone, at no device: any
+ * machine can plan for any other. */
 int session_plan(struct session *s, const struct op_table *ops,
-                 const struct device_profile *profile, size_t device_limit, struct plan **out,
-                 struct err *err);
+                 const struct device_profile *profile, const struct session_memory *memory,
+                 struct plan **out, struct err *err);
 
 /* The report of session and plan; strings and JSON are the report's own. */
 int session_report(const struct session *s, const struct plan *plan, const char *device_kind,

@@ -17,7 +17,7 @@ struct choice {
     struct session *s;
     const struct op_table *ops;
     const struct device_profile *profile;
-    size_t limit;
+    const struct session_memory *memory;
     struct plan *plan; /* the best so far, or NULL */
     double seconds;
     int64_t rows;
@@ -28,7 +28,7 @@ static int make_plan(const struct choice *c, struct plan **out, struct err *err)
     struct plan_input in;
     int rc = 0;
 
-    TRY(session_plan_input(c->s, c->ops, c->profile, c->limit, &in, err));
+    TRY(session_plan_input(c->s, c->ops, c->profile, c->memory, &in, err));
     TRY(plan_build(&in, out, err));
 out:
     return rc;
@@ -76,10 +76,10 @@ static void choose(struct choice *c)
 }
 
 int session_plan(struct session *s, const struct op_table *ops,
-                 const struct device_profile *profile, size_t device_limit, struct plan **out,
-                 struct err *err)
+                 const struct device_profile *profile, const struct session_memory *memory,
+                 struct plan **out, struct err *err)
 {
-    struct choice c = {.s = s, .ops = ops, .profile = profile, .limit = device_limit};
+    struct choice c = {.s = s, .ops = ops, .profile = profile, .memory = memory};
     int rc = 0;
 
     if (s->micro_batch_open)

@@ -166,7 +166,6 @@ static int prepare_plan(struct run *r, struct err *err)
     struct plan_report report = {0};
     struct device_profile profile;
     struct plan_simulation sim;
-    size_t limit = 0;
     int rc = 0;
 
     TRY(run_phase(r, PHASE_COMPILING, err));
@@ -178,9 +177,11 @@ static int prepare_plan(struct run *r, struct err *err)
     bool known = device_profile_load(path, &profile, NULL) == 0 &&
                  strcmp(profile.device, r->device->name) == 0;
     free(path);
-    TRY(trainer_device_limit(r->device, &limit, err));
+    TRY(trainer_device_limit(r->device, &r->memory.device, err));
+    r->memory_lock = host_memory_lock(r->options->terminate);
+    host_memory_look("/", HOST_LEFT, &r->memory.host);
     TRY(keep_micro_batch(r, err));
-    TRY(session_plan(&r->session, r->ops, known ? &profile : NULL, limit, &r->plan, err));
+    TRY(session_plan(&r->session, r->ops, known ? &profile : NULL, &r->memory, &r->plan, err));
     TRY(plan_simulate(r->plan, LIST_TRAIN, &sim, err));
     r->planned_seconds = sim.seconds;
     r->bound_seconds = sim.bound;
@@ -354,6 +355,13 @@ out:
 
 /* --- the attempt --- */
 
+static void unlock_memory(struct run *r)
+{
+    if (r->memory_lock >= 0)
+        close(r->memory_lock);
+    r->memory_lock = -1;
+}
+
 static int train(struct run *r, const struct job_spec *spec, struct err *err)
 {
     struct session_options options = {.scratch_dir = r->options->jobdir,
@@ -367,6 +375,7 @@ static int train(struct run *r, const struct job_spec *spec, struct err *err)
     TRY(prepare_plan(r, err));
     TRY(prepare_executor(r, err));
     TRY(load_weights(r, err));
+    unlock_memory(r); /* all that was claimed has been written to */
     if (r->options->profile)
         TRY(run_profile(r, err));
     else
@@ -400,6 +409,7 @@ static int remove_unfinished(const char *dir, struct err *err)
 
 static void release(struct run *r)
 {
+    unlock_memory(r);
     executor_destroy(r->executor);
     comm_destroy(r->comm);
     crumb_close(r->crumb);
@@ -452,7 +462,7 @@ out:
 
 int trainer_run(const struct trainer_options *options, struct err *err)
 {
-    struct run r = {.options = options, .last_saved = -1, .events.file.fd = -1};
+    struct run r = {.options = options, .last_saved = -1, .memory_lock = -1, .events.file.fd = -1};
     char *spec_path = job_dir_spec(options->jobdir);
     char *events = job_dir_events(options->jobdir, options->attempt);
     struct job_spec spec = {0};

@@ -2,6 +2,7 @@
 #include <sched.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "kernels/device.h"
 #include "kernels/op_table.h"
@@ -52,6 +53,22 @@ Test(device, an_overflowing_size_is_out_of_memory)
     err_clear(&err);
     cr_assert_eq(device_host_alloc(d, SIZE_MAX, "everything", &p, &err), ERR_NOMEM);
     cr_assert_eq(d->counters.host_now, 0);
+    device_close(d);
+}
+
+/* Nobody else can have taken it when it is written to. */
+Test(device, host_memory_is_there_when_it_is_allocated)
+{
+    enum { BYTES = 64 << 20, PAGE = 4096 };
+    static unsigned char resident[BYTES / PAGE];
+    struct device *d = open_cpu(0, false);
+    struct err err = {0};
+    void *p = NULL;
+    cr_assert_eq(device_host_alloc(d, BYTES, "pages", &p, &err), 0, "%s", err.msg);
+    cr_assert_eq(mincore(p, BYTES, resident), 0);
+    for (int k = 0; k < BYTES / PAGE; k++)
+        cr_assert(resident[k] & 1, "page %d", k);
+    device_host_free(d, p, BYTES);
     device_close(d);
 }
 

@@ -133,6 +133,36 @@ Test(plan, refuses_what_does_not_fit_and_accepts_what_just_does)
     rig_fini(&r);
 }
 
+/* A CPU's memory is the host's. */
+Test(plan, device_and_host_that_are_one_memory_share_it)
+{
+    struct rig r;
+    struct err err = {0};
+    rig_init(&r, 2, 2);
+    r.in.policy = PLACE_CUDA;
+    r.in.force.keep = r.in.force.cheap = 0;
+    struct plan *p = rig_plan(&r);
+    size_t gpu = p->claim[TIER_GPU], host = p->claim[TIER_HOST];
+    cr_assert(gpu > 0 && host > 0);
+    r.in.limit[TIER_GPU] = r.in.limit[TIER_HOST] = r.in.together = gpu + host;
+    r.in.together_part = "the 7 bytes of an abacus";
+    p = rig_plan(&r);
+    cr_expect_eq(p->claim[TIER_GPU] + p->claim[TIER_HOST], gpu + host);
+    r.in.force = p->chosen;
+    r.in.together--;
+    p = NULL;
+    cr_expect_eq(plan_build(&r.in, &p, &err), ERR_DEVICE_OOM);
+    cr_expect(strstr(err.msg, "MiB of the 7 bytes of an abacus"), "%s", err.msg);
+    err_clear(&err);
+    r.in.limit[TIER_HOST] = host - 1; /* that alone is too little, and told alone */
+    r.in.part[TIER_HOST] = "all shelves";
+    cr_expect_eq(plan_build(&r.in, &p, &err), ERR_DEVICE_OOM);
+    cr_expect(strstr(err.msg, "host memory and may use") && strstr(err.msg, "of all shelves") &&
+                  !strstr(err.msg, "abacus"),
+              "%s", err.msg);
+    rig_fini(&r);
+}
+
 Test(plan, saved_tensors_wait_in_host_memory_rather_than_being_made_again)
 {
     struct device_profile profile = device_profile_nominal;

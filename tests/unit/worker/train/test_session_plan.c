@@ -37,7 +37,6 @@ static void open_machine(struct machine *m, enum device_kind kind, int64_t lengt
     struct err err = {0};
 
     *m = (struct machine){.profile = device_profile_nominal};
-    m->profile.host_memory = (int64_t)64 << 30;
     cr_assert_eq(device_open(DEVICE_CPU, 0, NULL, &m->device, &err), 0, "%s", err.msg);
     make_model(&s->model);
     job_spec_init(&s->spec);
@@ -58,10 +57,11 @@ static void close_machine(struct machine *m)
 /* The plan of a job that leaves its rows open, or else of so many rows; NULL: none fits. */
 static struct plan *plan_rows(struct machine *m, bool open, int64_t rows, size_t limit)
 {
+    struct session_memory memory = {.device = limit, .host.bytes = (size_t)64 << 30};
     struct plan *p = NULL;
     session_set_micro_batch(&m->session, rows);
     m->session.micro_batch_open = open;
-    session_plan(&m->session, device_ops(m->device, DT_BF16), &m->profile, limit, &p, NULL);
+    session_plan(&m->session, device_ops(m->device, DT_BF16), &m->profile, &memory, &p, NULL);
     return p;
 }
 
