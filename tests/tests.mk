@@ -78,8 +78,14 @@ $(eval $(call program_suite,placement/bf16,$(PLACEMENT_BIN),--budgets 1 --comput
 # One seed here, so that a model nobody has met fails no unrelated change; check-placement takes another every time.
 $(eval $(call program_suite,placement/random,$(PLACEMENT_BIN),--budgets 0 --nvme $(B)/tests --random 40 --seed 1 $(PLACEMENT_MODELS)))
 PLACEMENT_TRIALS ?= 500
-check-placement: $(PLACEMENT_BIN)  ## losses and weights bit-equal under every placement policy and a dozen budgets (PLACEMENT_TRIALS=500 random models)
-	@$< --budgets 12 --nvme $(B)/tests --random $(PLACEMENT_TRIALS) $(PLACEMENT_MODELS)
+PLACEMENT_ALL := placement/random_models $(patsubst tests/golden/%/model,placement/%,$(PLACEMENT_MODELS))
+SUITE_placement/random_models = $(PLACEMENT_BIN) --budgets 0 --nvme $(B)/tests --random $(PLACEMENT_TRIALS) \
+	$(if $(PLACEMENT_SEED),--seed $(PLACEMENT_SEED)) $(PLACEMENT_MODELS)
+SUITE_SECONDS_placement/random_models := 2700
+$(foreach m,$(PLACEMENT_MODELS),$(eval SUITE_$(patsubst tests/golden/%/model,placement/%,$(m)) := \
+	$(PLACEMENT_BIN) --budgets 12 --nvme $(B)/tests $(m)))
+check-placement: $(PLACEMENT_BIN)  ## losses and weights bit-equal under every placement policy and a dozen budgets, one line a model (PLACEMENT_TRIALS=500 random ones, PLACEMENT_SEED=one seed)
+	@$(call run_suites,$(PLACEMENT_ALL))
 
 TEST_SUITES += check-deps check-format check-install
 SUITE_check-deps := tests/check-deps $(foreach f,$(FOLDERS) worker,--uses '$(f)=$(USES_$(f))') $(PROGRAMS)

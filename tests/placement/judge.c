@@ -91,26 +91,36 @@ static bool names_tier(const char *message, const struct trial_placement *place)
     return false;
 }
 
-size_t judge_claim(const struct subject *s, const struct trial_placement *place,
-                   enum plan_tier tier)
+/* Of a refusal the text is looked at where `told`: making it takes as long as planning. */
+static size_t claim_of(const struct subject *s, const struct trial_placement *place,
+                       enum plan_tier tier, bool told)
 {
     struct plan *p = NULL;
     struct err err = {0};
     size_t claim = 0;
+    int rc = trial_plan(s->model, s->job, place, s->planner, &p, told ? &err : NULL);
 
-    if (trial_plan(s->model, s->job, place, s->planner, &p, &err) == 0) {
+    if (rc == 0) {
         claim = p->claim[tier];
         for (int t = TIER_GPU; t <= TIER_NVME; t++)
             judge_check(s, place,
                         p->claim[t] <= place->limit[t] || (place->limit[t] == 0 && t != TIER_NVME),
                         "a plan claims more than its limit");
-    } else {
+    } else if (told) {
         judge_check(s, place,
                     strcmp(err.reason, "insufficient_memory") == 0 && names_tier(err.msg, place),
                     err.msg);
+    } else {
+        judge_check(s, place, rc == ERR_DEVICE_OOM, "refused, but not for want of memory");
     }
     plan_destroy(p);
     return claim;
+}
+
+size_t judge_claim(const struct subject *s, const struct trial_placement *place,
+                   enum plan_tier tier)
+{
+    return claim_of(s, place, tier, true);
 }
 
 size_t judge_smallest(const struct subject *s, struct trial_placement place, enum plan_tier tier,
@@ -122,7 +132,7 @@ size_t judge_smallest(const struct subject *s, struct trial_placement place, enu
         if (middle == low)
             middle += DEVICE_ALIGN;
         place.limit[tier] = middle;
-        size_t claim = judge_claim(s, &place, tier);
+        size_t claim = claim_of(s, &place, tier, false);
         if (claim > 0 && !judge_check(s, &place, claim > low, "refused with less, and yet it fits"))
             return claim;
         if (claim > 0)
@@ -130,5 +140,9 @@ size_t judge_smallest(const struct subject *s, struct trial_placement place, enu
         else
             low = middle;
     }
+    place.limit[tier] = low;
+    if (low > 0)
+        judge_check(s, &place, claim_of(s, &place, tier, true) == 0,
+                    "refused, and accepted when asked again");
     return high;
 }

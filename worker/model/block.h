@@ -74,8 +74,8 @@ struct block_run {
     const struct op_watch *watch; /* or NULL */
 
     void *const *weights; /* by position in block_desc.tensors; device memory, compute type. The
-                             tables of an embedding may be NULL in its backward, which looks at
-                             them only to project what it looks up */
+                             tables of an embedding may be NULL in its backward, which does not
+                             look at them */
     /* Likewise: the scales of weights that lie quantised (tensor_desc.quant), whose pointers are to
      * their codes; NULL: there are none */
     const float *const *scales;
