@@ -1,13 +1,18 @@
 #!/usr/bin/env python3
-"""Jobs on a GPU, end to end: the same job gives the same bits, fp16 scales its losses, what does not fit says so, and a
-fault of the device fails its job and nothing else."""
+"""Jobs on a GPU, end to end: the same job gives the same bits, killed or not, fp16 scales its losses, what does not fit
+says so, and a fault of the device fails its job and nothing else. With --device cpu those that a CPU can run, to try them
+without a GPU."""
+import argparse
 import os
+import random
 import re
+import shutil
 import sys
+import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "e2e"))
 import rig  # noqa: E402
-from rig import Job, differences, finish  # noqa: E402
+from rig import RESUMABLE, Job, TooLate, differences, finish, same_steps  # noqa: E402
 from service_test import body, create, long_job, service, upload, wait_end, wait_step  # noqa: E402
 
 GPU = {"device": "gpu"}
@@ -40,6 +45,41 @@ def fp8_anywhere_same_bits(root):
         equal(differences(run.output(), runs[0].output()), [])
     losses = runs[0].losses()
     assert losses[len(losses)][0] < losses[1][0] - 0.5, losses
+
+
+def killed_in_a_step_resumes(root):
+    """Offloaded, optimizer states on a disk. From the second attempt on the products' algorithms are known from the job's
+    directory alone."""
+    volume = os.path.join(root, "volume")
+    os.makedirs(volume)
+    changes = {**RESUMABLE, "resources": GPU, "placement": {"policy": "cpu"},
+               "optimization": {**RESUMABLE["optimization"], "eval_interval": 0, "checkpoint_interval": 8}}
+    host = Job(root, "planned", **changes).plan()[1]["memory"]["host"]
+    changes["placement"].update(nvme_path="fast", host_memory_limit=host["total"] - host["optimizer"] // 2)
+
+    def offloaded(name):
+        job = Job(root, name, **changes)
+        job.spec["files"]["nvme"]["path"] = volume
+        rig.write_json(job.path("spec.json"), job.spec)
+        return job
+
+    whole, cut = offloaded("whole"), offloaded("cut")
+    equal(whole.run().returncode, 0)
+    assert whole.events(type="plan")[-1]["plan"]["memory"]["nvme"]["optimizer"] > 0
+    for attempt, step in enumerate((random.randint(8, 14), random.randint(16, 22)), 1):
+        process = cut.start()
+        cut.wait_step(step, attempt=attempt)
+        time.sleep(random.uniform(0, 0.02))
+        cut.kill_rank(process)
+        rank = cut.exit()["ranks"][0]
+        equal(rank["signal"], 9)
+        if not rank["where"].startswith("train "):
+            raise TooLate
+        shutil.rmtree(os.path.join(cut.env["XDG_CACHE_HOME"], "castor"), ignore_errors=True)
+    equal(cut.run().returncode, 0)
+    same_steps(cut, (1, 2, 3), whole.losses())
+    equal(differences(cut.output(), whole.output()), [])
+    equal(os.listdir(volume), [])
 
 
 def resumes_with_its_loss_scale(root):
@@ -128,6 +168,13 @@ def a_fault_fails_its_job_alone(root):
         equal(c.process.poll(), None)
 
 
+ON_CPU = [killed_in_a_step_resumes]
+ON_GPU = [same_job_same_bits, fp8_anywhere_same_bits, resumes_with_its_loss_scale, too_little_memory, profiles_a_step,
+          plans_from_a_stored_profile, a_fault_fails_its_job_alone]
+
 if __name__ == "__main__":
-    rig.main([same_job_same_bits, fp8_anywhere_same_bits, resumes_with_its_loss_scale, too_little_memory, profiles_a_step,
-              plans_from_a_stored_profile, a_fault_fails_its_job_alone], __doc__)
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--device", choices=("gpu", "cpu"), default="gpu")
+    own, sys.argv[1:] = parser.parse_known_args()
+    GPU["device"] = own.device
+    rig.main(ON_CPU + (ON_GPU if own.device == "gpu" else []), __doc__)
