@@ -151,9 +151,11 @@ uint32_t device_word_value(const struct seq_word *w);
 
 /* Plans of matrix products: which algorithm each shape has, and so the roundings of its results.
  * While tuning is on, a product of a shape without a plan is planned by timing (the call then waits
- * for the device), else by rule. Files are text and hold for one device model and one version of
- * its library: others are ERR_CONFLICT, damaged ones ERR_CORRUPT; plans in memory win over loaded
- * ones. Devices that do not plan accept all calls and write no file. */
+ * for the device), else by rule. Timing may choose otherwise the next time, and then the last bits
+ * of results differ: only who loads the same plans gets the same bits. Files are text and hold for
+ * one device model and one version of its library: others are ERR_CONFLICT, damaged ones
+ * ERR_CORRUPT; plans in memory win over loaded ones. Devices that do not plan accept all calls and
+ * write no file. */
 void device_tune(struct device *d, bool on);
 int device_plans_save(struct device *d, const char *path, struct err *err);
 int device_plans_load(struct device *d, const char *path, struct err *err);

@@ -36,7 +36,9 @@
  *
  * Numbers do not depend on any of the planner's choices: gradients are rounded to the compute type
  * where they are consumed (kernels/op_table.h: sumsq, adamw), so they may travel in it; with
- * several groups a step the unfinished sum travels in its own type.
+ * several groups a step the unfinished sum travels in its own type. On a GPU they do depend on the
+ * algorithms of its matrix products, which are chosen by timing: equal bits are promised between
+ * runs that share a file of those (device_plans_load), as all attempts of a job do.
  */
 #ifndef CASTOR_WORKER_PLAN_PLAN_H
 #define CASTOR_WORKER_PLAN_PLAN_H
