@@ -213,7 +213,7 @@ struct act_args {
 enum round8_of { ROUND8_X, ROUND8_ACT, ROUND8_ACT_GRAD };
 struct round8_args {
     enum round8_of of;
-    enum fp8_format format;
+    enum fp8_format format; /* ROUND8_ACT: e4m3; ROUND8_ACT_GRAD: e5m2; else ERR_UNSUPPORTED */
     enum act_kind act;
     bool gated;
     int64_t N, C;          /* of the matrix: act_args' F, or 2F for the gradient where gated */

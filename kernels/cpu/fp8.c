@@ -3,6 +3,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "core/err.h"
+
 enum { SPAN = 256 };
 
 static enum dtype dtype_of(enum fp8_format format)
@@ -173,6 +175,8 @@ int cpu_round8(enum dtype real, act_op fwd, act_op bwd, struct stream *s,
     const struct op_quant *q = &a->quant;
     struct round8_args plain = *a;
 
+    if (a->of != ROUND8_X && a->format != (a->of == ROUND8_ACT ? FP8_E4M3 : FP8_E5M2))
+        return ERR_UNSUPPORTED;
     if (q->format != QUANT_NONE) {
         quant_decode(q->format, a->x, q->scales, q->first, a->N * a->C, real, a->workspace);
         plain.x = a->workspace;

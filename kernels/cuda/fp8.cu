@@ -483,22 +483,20 @@ static int of_activation(cudaStream_t s, const struct round8_args *a)
     return a->x8 ? round8<F, OF, false, true>(s, a) : round8<F, OF, false, false>(s, a);
 }
 
-template <enum fp8_format F> static int in_format(cudaStream_t s, const struct round8_args *a)
-{
-    switch (a->of) {
-    case ROUND8_X:
-        return round8<F, ROUND8_X, false, false>(s, a);
-    case ROUND8_ACT:
-        return of_activation<F, ROUND8_ACT>(s, a);
-    case ROUND8_ACT_GRAD:
-        return of_activation<F, ROUND8_ACT_GRAD>(s, a);
-    }
-    return ERR_UNSUPPORTED;
-}
-
 extern "C" int launch_round8(cudaStream_t s, const struct round8_args *a)
 {
-    return a->format == FP8_E4M3 ? in_format<FP8_E4M3>(s, a) : in_format<FP8_E5M2>(s, a);
+    bool e4m3 = a->format == FP8_E4M3;
+
+    switch (a->of) {
+    case ROUND8_X:
+        return e4m3 ? round8<FP8_E4M3, ROUND8_X, false, false>(s, a)
+                    : round8<FP8_E5M2, ROUND8_X, false, false>(s, a);
+    case ROUND8_ACT:
+        return e4m3 ? of_activation<FP8_E4M3, ROUND8_ACT>(s, a) : ERR_UNSUPPORTED;
+    case ROUND8_ACT_GRAD:
+        return e4m3 ? ERR_UNSUPPORTED : of_activation<FP8_E5M2, ROUND8_ACT_GRAD>(s, a);
+    }
+    return ERR_UNSUPPORTED;
 }
 
 extern "C" int launch_fp8_spread(cudaStream_t s, enum fp8_format format, int64_t n,

@@ -339,13 +339,12 @@ static void copy_inputs(struct op_case *to, const struct op_case *from)
 }
 
 /* On each table: rounding what is made on the way is rounding what the activation's op stores. */
-static void made_on_the_way(enum act_kind act, bool gated, bool gradient, enum fp8_format format,
-                            int64_t N, int64_t F)
+static void made_on_the_way(enum act_kind act, bool gated, bool gradient, int64_t N, int64_t F)
 {
     struct act_args act_a = {.act = act, .gated = gated, .N = N, .F = F};
     int64_t C = gradient && gated ? 2 * F : F;
     struct round8_args a = {.of = gradient ? ROUND8_ACT_GRAD : ROUND8_ACT,
-                            .format = format,
+                            .format = gradient ? FP8_E5M2 : FP8_E4M3,
                             .act = act,
                             .gated = gated,
                             .N = N,
@@ -359,8 +358,8 @@ static void made_on_the_way(enum act_kind act, bool gated, bool gradient, enum f
     case_bind(&stored, "out",
               gradient ? offsetof(struct act_args, dx) : offsetof(struct act_args, y), EL_REAL,
               ROLE_ASSIGN, N, C, 0);
-    case_init(&made, OP_ROUND8, &a, sizeof a, "act=%d%s%s format=%d N=%ld F=%ld", (int)act,
-              gated ? " gated" : "", gradient ? " gradient" : "", (int)format, (long)N, (long)F);
+    case_init(&made, OP_ROUND8, &a, sizeof a, "act=%d%s%s N=%ld F=%ld", (int)act,
+              gated ? " gated" : "", gradient ? " gradient" : "", (long)N, (long)F);
     act_tensors(&made, &act_a, gradient, offsetof(struct round8_args, x),
                 offsetof(struct round8_args, dy));
     bind_outputs(&made, &a, 0);
@@ -609,9 +608,8 @@ int main(int argc, char **argv)
     largest_last();
     for (size_t i = 0; i < sizeof ACTS / sizeof ACTS[0]; i++)
         for (enum act_kind act = ACT_RELU; act <= ACT_SILU; act++) {
-            for (int o = 0; o < 8; o++)
-                made_on_the_way(act, o & 1, (o & 2) != 0, o & 4 ? FP8_E5M2 : FP8_E4M3, ACTS[i][0],
-                                ACTS[i][1]);
+            for (int o = 0; o < 4; o++)
+                made_on_the_way(act, o & 1, (o & 2) != 0, ACTS[i][0], ACTS[i][1]);
             input_in_8_bits(act, false, ACTS[i][0], ACTS[i][1]);
             input_in_8_bits(act, true, ACTS[i][0], ACTS[i][1]);
         }
