@@ -39,7 +39,6 @@ static const char *kind_name(enum device_kind kind)
 static bool use_profile(const struct job_spec *spec, struct machine *m)
 {
     enum dtype compute = session_dtype(spec);
-    size_t limit = (size_t)spec->placement.gpu_memory_limit;
     char *path = device_profile_path(kind_name(m->kind));
     bool found = device_profile_load(path, &m->profile, NULL) == 0;
 
@@ -50,8 +49,8 @@ static bool use_profile(const struct job_spec *spec, struct machine *m)
         (m->kind == DEVICE_CPU && compute != DT_F32))
         return false;
     snprintf(m->name, sizeof m->name, "%s", m->profile.device);
-    m->memory.device = trainer_limit(m->kind, limit ? limit : (size_t)m->profile.memory,
-                                     (size_t)m->profile.memory_free);
+    m->memory.device =
+        trainer_limit(m->kind, (size_t)m->profile.memory, (size_t)m->profile.memory_free);
     return true;
 }
 
@@ -118,6 +117,14 @@ static int tell_download(void *ud, const char *file, int64_t done, int64_t total
     return 0;
 }
 
+static json_t *alternatives_of(const struct session *s, const struct session_memory *memory,
+                               const struct plan_input *in, const struct plan *plan)
+{
+    size_t most[TIER_COUNT];
+    session_limits(s, memory, most);
+    return plan_alternatives(in, most, plan);
+}
+
 /* `progress` and `listing` may be NULL. `alternatives` is filled also where the job does not fit.
  */
 static int make_report(const char *jobdir, hub_progress_fn progress, struct plan_report *report,
@@ -141,7 +148,7 @@ static int make_report(const char *jobdir, hub_progress_fn progress, struct plan
     if (alternatives &&
         (rc == 0 || rc == ERR_DEVICE_OOM) && /* to what it settled on or tried last */
         session_plan_input(&session, m.ops, profile, &m.memory, &in, NULL) == 0)
-        *alternatives = plan_alternatives(&in, plan);
+        *alternatives = alternatives_of(&session, &m.memory, &in, plan);
     if (rc)
         goto out;
     TRY(session_report(&session, plan, kind_name(m.kind), m.name, report, err));

@@ -212,6 +212,21 @@ def adapters_from_upload_to_model(root):
         equal((job["status"], job["error"]["param"]), ("failed", "lora.target_modules"))
 
 
+def alternatives_of_an_estimate(root):
+    """What is proposed for a job that does not fit is a request that does."""
+    with service(root) as c:
+        small = {"policy": "cuda", "gpu_memory_limit": "100KiB"}
+        request = body(root, upload(c), placement=small)
+        status, _, plan = c.request("POST", "/v1/fine_tuning/estimate", request)
+        equal((status, plan["fits"], plan["error"]["reason"]), (200, False, "insufficient_memory"))
+        changes = {a["change"].split()[0]: a["settings"] for a in plan["alternatives"]}
+        assert "placement.gpu_memory_limit" in changes and "placement.nvme_limit" not in changes, changes
+        for settings in changes.values():
+            other = {**request, **{key: {**request.get(key, {}), **members} for key, members in settings.items()}}
+            status, _, plan = c.request("POST", "/v1/fine_tuning/estimate", other)
+            equal((status, plan["fits"]), (200, True))
+
+
 def columns_of_a_parquet_file(root):
     """Mapped columns of an uploaded Parquet file train as the same rows in JSON lines do."""
     golden = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "golden", "parquet", "pairs_brotli_v2")
@@ -430,7 +445,7 @@ def disk_full_at_upload(root):
         equal(job["status"], "succeeded")
 
 
-CASES = [from_upload_to_model, adapters_from_upload_to_model, columns_of_a_parquet_file, castord_killed_while_training, finished_while_castord_was_dead, worker_killed,
+CASES = [from_upload_to_model, adapters_from_upload_to_model, alternatives_of_an_estimate, columns_of_a_parquet_file, castord_killed_while_training, finished_while_castord_was_dead, worker_killed,
          worker_killed_and_restarted, cancels, queue_runs_in_order, pauses_and_resumes, failures_say_why, time_limit,
          disk_full_at_upload]
 

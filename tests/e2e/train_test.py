@@ -269,36 +269,91 @@ def probed(job):
     return path, json.loads(PROFILE[0])
 
 
-def alternatives(root):
-    """What a report proposes fits, or is faster, when it is asked for; a probed machine's device is not opened."""
-    def proposals(name, **changes):
-        job = Job(root, name, steps=3, **changes)
-        report = job.plan()[1]
-        for k, a in enumerate(report["alternatives"]):
-            other = {**changes, **{key: {**changes.get(key, {}), **v} for key, v in a["settings"].items()}}
-            equal(list(a["settings"])[0], a["change"].split(".")[0])
-            if "nvme_limit" in a["change"]:
-                continue  # needs a volume
-            code, there = Job(root, "%s%d" % (name, k), steps=3, **other).plan()
-            equal((a["change"], code, there["memory"]["gpu"]["total"]), (a["change"], 0, a["memory"]["gpu"]))
-        return report, [a["change"] for a in report["alternatives"]]
+def proposals(root, name, **changes):
+    """The report of a job, and its alternatives by what they change; each fits as it says when it is asked for."""
+    report = with_volume(root, Job(root, name, steps=3, **changes)).plan()[1]
+    for k, a in enumerate(report["alternatives"]):
+        other = {**changes, **{key: {**changes.get(key, {}), **v} for key, v in a["settings"].items()}}
+        named = ["%s.%s %s" % (o, m, json.dumps(v)) for o, members in a["settings"].items() for m, v in members.items()]
+        equal(a["change"], ", ".join(named))
+        code, there = with_volume(root, Job(root, "%s%d" % (name, k), steps=3, **other)).plan()
+        equal((a["change"], code), (a["change"], 0))
+        equal({t: there["memory"][t]["total"] for t in a["memory"]}, a["memory"])
+    return report, {a["change"].split()[0]: a for a in report["alternatives"]}
 
-    peak = Job(root, "peak", steps=3, placement={"policy": "cuda"}).plan()[1]["memory"]["gpu"]["total"]
-    report, changes = proposals("refused", placement={"policy": "cuda", "gpu_memory_limit": peak // 2})
-    equal(report["fits"], False)
-    assert 'placement.policy "auto"' in changes, changes
-    report, changes = proposals("fits", placement={"policy": "cpu"})
-    equal((report["fits"], changes), (True, []))  # without a profile nothing is known to be faster
+
+def with_volume(root, job):
+    job.spec["files"]["nvme"]["path"] = root
+    rig.write_json(job.path("spec.json"), job.spec)
+    return job
+
+
+def least_gpu(root, name, low, **changes):
+    """About the smallest limit on device memory with which a job fits; `low` is too small."""
+    high = Job(root, name, steps=3, **changes).plan()[1]["memory"]["gpu"]["total"]
+    while high - low > 4096:
+        middle = (low + high) // 2
+        other = {**changes, "placement": {**changes["placement"], "gpu_memory_limit": middle}}
+        if Job(root, "%s-%d" % (name, middle), steps=3, **other).plan()[1]["fits"]:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def alternatives(root):
+    """What a report proposes is faster when it is asked for; a probed machine's device is not opened."""
+    report, changes = proposals(root, "fits", placement={"policy": "cpu"})
+    equal((report["fits"], changes), (True, {}))  # without a profile nothing is known to be faster
     job = Job(root, "probed", steps=3, placement={"policy": "cpu"})
     path, profile = probed(job)
     profile.update(device="Imaginary", memory=1 << 30, memory_free=1 << 30, h2d_rate=1e6)
     rig.write_json(path, profile)
-    report = job.plan()[1]
+    report, changes = proposals(root, "measured", placement={"policy": "cpu"})
     equal((report["device"]["name"], report["memory"]["gpu"]["limit"], report["basis"]), ("Imaginary", 1 << 30, "measured"))
-    auto = [a for a in report["alternatives"] if a["change"] == 'placement.policy "auto"']
-    assert auto and auto[0]["step_seconds"] < 0.98 * report["step_seconds"], report["alternatives"]
+    auto = changes.get("placement.policy")
+    assert auto and auto["step_seconds"] < 0.98 * report["step_seconds"], report["alternatives"]
     times = [a["step_seconds"] for a in report["alternatives"]]
     equal(times, sorted(times))
+    half = Job(root, "whole", steps=3, placement={"policy": "cuda"}).plan()[1]["memory"]["gpu"]["total"] // 2
+    profile.update(memory=half, memory_free=half)  # all that the machine has: there is nothing to move, nor to raise
+    rig.write_json(path, profile)
+    for policy in ("auto", "cuda"):
+        report, changes = proposals(root, "whole-" + policy, placement={"policy": policy})
+        equal(report["fits"], False)
+        assert not any(c.startswith("placement") for c in changes), changes
+        assert "policy" not in report["error"]["message"], report["error"]
+
+
+def alternatives_to_a_refusal(root):
+    """Whatever is too small, something that fits is proposed, and a limit of the job's is raised no further than it may be."""
+    whole = Job(root, "whole", steps=3, placement={"policy": "cuda"}).plan()[1]["memory"]["gpu"]["total"]
+    for policy in ("auto", "cpu", "cuda"):
+        for compute in ("fp32", "bf16"):
+            report, changes = proposals(root, policy + compute, placement={"policy": policy, "gpu_memory_limit": whole // 8},
+                                        precision={"compute": compute})
+            equal(report["fits"], False)
+            more = changes["placement.gpu_memory_limit"]
+            assert whole // 8 < more["settings"]["placement"]["gpu_memory_limit"] <= whole, more
+    report, changes = proposals(root, "half", placement={"policy": "cuda", "gpu_memory_limit": whole // 2})
+    assert "placement.policy" in changes and '"auto" it fits' in report["error"]["message"], report
+    # one micro-batch, whose gradients are not summed and take half
+    narrow = {"precision": {"compute": "bf16"}, "optimization": {"micro_batch_size": 4}}
+    least = least_gpu(root, "narrow", 1000, placement={"policy": "cuda"}, **narrow)
+    proposals(root, "one", placement={"policy": "cuda", "gpu_memory_limit": least - 8192}, **narrow)
+    # one row at a time, elsewhere than on the device alone
+    one = {"optimization": {"micro_batch_size": 1}}
+    moved = least_gpu(root, "moved", 1000, placement={"policy": "auto"}, **one)
+    report, changes = proposals(root, "both", placement={"policy": "cuda", "gpu_memory_limit": moved})
+    assert 'micro_batch_size 1 and placement.policy "auto"' in report["error"]["message"], report["error"]
+    equal(changes["optimization.micro_batch_size"]["settings"], {**one, "placement": {"policy": "auto"}})
+    # the other tiers
+    host = Job(root, "host", steps=3, placement={"policy": "cpu"}).plan()[1]["memory"]["host"]["total"]
+    short = {"policy": "cpu", "host_memory_limit": host // 2}
+    assert "placement.nvme_limit" not in proposals(root, "no-volume", placement=short)[1]
+    short.update(nvme_path="fast", nvme_limit=4096)
+    changes = proposals(root, "volume", placement=short)[1]
+    assert "placement.nvme_limit" in changes and "placement.host_memory_limit" in changes, changes
 
 
 def placement_never_changes_the_numbers(root):
@@ -568,7 +623,7 @@ def hub_faults(root):
 
 CASES = [trains, prints_the_step, profiles_a_step, overlapped_steps_report_the_same, repeats_itself,
          micro_batch_need_not_divide, epochs_reshuffle, broken_models, bad_data, unsupported_specs, too_little_memory,
-         alternatives, micro_batch_left_open, placement_never_changes_the_numbers, placement_on_disk, not_finite,
+         alternatives, alternatives_to_a_refusal, micro_batch_left_open, placement_never_changes_the_numbers, placement_on_disk, not_finite,
          check_command, probe_serves_plans, usage, model_from_hub, hub_faults]
 
 if __name__ == "__main__":

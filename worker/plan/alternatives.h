@@ -7,10 +7,13 @@
 
 #include "worker/plan/plan.h"
 
-/* `plan`: of this input, or NULL where it was refused. An array of
+/* `most`: what the job's limits could be raised to, in bytes; 0 = it has no such limit. `plan`: of
+ * this input, or NULL where it was refused. An array of
  * {"change":"placement.policy \"auto\"","settings":{"placement":{"policy":"auto"}},
  *  "memory":{"gpu":bytes,"host":bytes,"nvme":bytes},"step_seconds":s}, the last one where a profile
- * is known; nearest, or fastest, first. A new reference. */
-json_t *plan_alternatives(const struct plan_input *in, const struct plan *plan);
+ * is known; nearest, or fastest, first. Where it takes two settings the change names both, with a
+ * comma between them. A new reference. */
+json_t *plan_alternatives(const struct plan_input *in, const size_t most[TIER_COUNT],
+                          const struct plan *plan);
 
 #endif

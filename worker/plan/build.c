@@ -11,29 +11,44 @@ static int check_input(const struct plan_input *in, struct err *err)
         return err_set(err, ERR_UNSUPPORTED,
                        "parallelism over %lld ranks is not built yet; use one rank",
                        (long long)mesh_ranks(&in->mesh));
-    assert((in->master == MASTER_FP32 && !in->bf16_grads) || in->ops->compute == DT_BF16);
+    assert((in->master == MASTER_FP32 && !in->bf16_grads && !in->bf16_alone) ||
+           in->ops->compute == DT_BF16);
     assert(in->micro_batch > 0 && in->micro_batches > 0 && in->seq_length > 1 && in->head_rows > 0);
     return 0;
+}
+
+bool plan_narrow_grads(const struct plan_input *in)
+{
+    return in->bf16_grads || (in->bf16_alone && in->micro_batches == 1);
+}
+
+void plan_cut_step(struct plan_input *in, int64_t rows)
+{
+    int64_t all = in->step_rows > 0 ? in->step_rows : in->micro_batch * in->micro_batches;
+    in->micro_batch = rows < all ? rows : all;
+    in->micro_batches = (all + in->micro_batch - 1) / in->micro_batch;
 }
 
 static void set_shapes(struct plan *p)
 {
     const struct plan_input *in = &p->in;
+    int64_t rows = in->micro_batch * in->seq_length;
+    int64_t head_rows = in->head_rows < rows ? in->head_rows : rows;
     p->shapes[LIST_TRAIN] = (struct block_shape){.B = in->micro_batch,
                                                  .T = in->seq_length,
-                                                 .head_rows = in->head_rows,
+                                                 .head_rows = head_rows,
                                                  .train = true,
                                                  .keep_cheap = p->chosen.cheap != 0,
                                                  .fp8 = in->fp8,
-                                                 .narrow_grads = in->bf16_grads,
+                                                 .narrow_grads = plan_narrow_grads(in),
                                                  .embed_dropout = in->embed_dropout,
                                                  .hidden_dropout = in->hidden_dropout,
                                                  .attn_dropout = in->attn_dropout,
                                                  .lora_dropout = in->model->adapters.dropout};
     p->shapes[LIST_EVAL] =
-        (struct block_shape){.B = in->micro_batch, .T = in->seq_length, .head_rows = in->head_rows};
+        (struct block_shape){.B = in->micro_batch, .T = in->seq_length, .head_rows = head_rows};
     p->shapes[LIST_SAMPLE] =
-        (struct block_shape){.B = 1, .T = in->seq_length, .head_rows = in->head_rows};
+        (struct block_shape){.B = 1, .T = in->seq_length, .head_rows = head_rows};
 }
 
 /* Layers of equal tensors and windows have equal sizes, but for the lowest that trains, whose

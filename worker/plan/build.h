@@ -39,6 +39,11 @@ struct itinerary {
     int64_t n_optional; /* pairs of uses that `turn` may join        */
 };
 
+/* build.c. Are the layers' gradients in bfloat16? */
+bool plan_narrow_grads(const struct plan_input *in);
+/* Cut the step into micro-batches of so many rows. */
+void plan_cut_step(struct plan_input *in, int64_t rows);
+
 /* chunks.c */
 void plan_pack_chunks(struct plan *p);
 /* The chunks of a block, at most BLOCK_MAX_CHUNKS; returns how many. */
@@ -123,8 +128,13 @@ void plan_draft_moves(struct plan *p);
 struct plan *plan_make(const struct plan_input *in, const struct plan_choices *choices);
 /* search.c: the plan for this input, likewise; ERR_DEVICE_OOM when nothing fits. */
 int plan_choose(const struct plan_input *in, struct plan **out, struct err *err);
-/* refuse.c: ERR_DEVICE_OOM by what the choices that came nearest to fitting claim, with advice
- * where there is an err to hold it. */
+/* Of an input with which nothing fits: what the choices that come nearest to it claim. */
+void plan_nearest_claims(const struct plan_input *in, size_t out[TIER_COUNT]);
+/* refuse.c: what the choices claim, whatever the limits. */
+void plan_claims(const struct plan_input *in, const struct plan_choices *choices,
+                 size_t out[TIER_COUNT]);
+/* ERR_DEVICE_OOM by what the choices that came nearest to fitting claim, with advice where there is
+ * an err to hold it. */
 int plan_refuse(const struct plan_input *in, const struct plan_choices *nearest, struct err *err);
 
 /* time.c: no order of the list's instructions takes less than this; at_best: not even where layers

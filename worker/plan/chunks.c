@@ -26,7 +26,8 @@ void plan_pack_chunks(struct plan *p)
     chunk_set_init(&p->chunks, in, m->n_tensors);
     for (int64_t c = 0; c < p->chunks.n_chunks; c++) {
         struct chunk *chunk = &p->chunks.chunks[c];
-        chunk->narrow_grad = p->in.bf16_grads && m->blocks[chunk->first_use].kind == BLOCK_LAYER;
+        chunk->narrow_grad =
+            plan_narrow_grads(&p->in) && m->blocks[chunk->first_use].kind == BLOCK_LAYER;
     }
     free(in);
 }

@@ -123,14 +123,18 @@ struct plan_input {
     size_t
         together; /* bytes of gpu and host where they are one memory, a CPU's; 0 = they are not */
     const char *together_part; /* as above */
+    bool one_memory;           /* and the job does not limit the gpu: auto moves nothing */
     bool clip; /* updates wait for the norm: max_grad_norm > 0, or gradients may overflow. Else they
                   neither wait nor look at it, and a NaN goes into the weights, as in PyTorch */
-    enum master_kind master;   /* bf16 and split need ops that compute in bfloat16 */
-    enum moment_kind moments;  /* but fp32 ones are rounded stochastically */
-    bool bf16_grads;           /* layers' gradients in bfloat16, which the ops must compute in */
+    enum master_kind master;  /* bf16 and split need ops that compute in bfloat16 */
+    enum moment_kind moments; /* but fp32 ones are rounded stochastically */
+    bool bf16_grads;          /* layers' gradients in bfloat16, which the ops must compute in ... */
+    bool bf16_alone;          /* ... where one micro-batch is the step: there is nothing to sum */
     struct plan_choices force; /* members that are not PLAN_AUTO are obeyed: tests, experiments */
-    int64_t micro_batch, micro_batches, seq_length, head_rows;
-    bool fp8; /* block_shape.fp8 of training */
+    int64_t micro_batch, micro_batches, seq_length;
+    int64_t step_rows; /* for other micro-batches; 0 = that these are full */
+    int64_t head_rows; /* at most */
+    bool fp8;          /* block_shape.fp8 of training */
     double embed_dropout, hidden_dropout, attn_dropout;
 };
 

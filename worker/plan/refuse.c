@@ -32,29 +32,28 @@ static void advise(const struct plan_input *in, char *out, size_t cap)
         }
     }
     if (in->micro_batch > 1) {
-        other.micro_batches *= other.micro_batch;
-        other.micro_batch = 1;
-        snprintf(
-            out, cap, "%s",
-            would_fit(&other)
-                ? in->policy == PLACE_CUDA
-                      ? "with optimization.micro_batch_size 1 and placement.policy \"auto\" it "
-                        "fits"
-                      : "with optimization.micro_batch_size 1 it fits"
-                : "even optimization.micro_batch_size 1 does not fit; a smaller "
-                  "dataset.max_seq_length needs less, or raise the limit");
+        plan_cut_step(&other, 1);
+        bool both = would_fit(&other);
+        other.policy = in->policy;
+        snprintf(out, cap, "%s",
+                 !both ? "even optimization.micro_batch_size 1 does not fit; a smaller "
+                         "dataset.max_seq_length needs less, or raise the limit"
+                 : in->policy != PLACE_CUDA || would_fit(&other)
+                     ? "with optimization.micro_batch_size 1 it fits"
+                     : "with optimization.micro_batch_size 1 and placement.policy \"auto\" it "
+                       "fits");
     }
 }
 
-/* What the nearest plan claims when no limit breaks off its making. */
-static void nearest_claims(const struct plan_input *of, const struct plan_choices *nearest,
-                           size_t out[TIER_COUNT])
+/* When no limit breaks off its making. */
+void plan_claims(const struct plan_input *of, const struct plan_choices *choices,
+                 size_t out[TIER_COUNT])
 {
     struct plan_input in = *of;
     for (int t = 0; t < TIER_COUNT; t++)
         in.limit[t] = SIZE_MAX;
     in.together = 0;
-    struct plan *p = plan_make(&in, nearest);
+    struct plan *p = plan_make(&in, choices);
     memcpy(out, p->claim, sizeof p->claim);
     plan_destroy(p);
 }
@@ -90,7 +89,7 @@ int plan_refuse(const struct plan_input *in, const struct plan_choices *nearest,
     char change[192] = "raise the limit";
     struct buf shortfalls = {0};
     size_t least[TIER_COUNT];
-    nearest_claims(in, nearest, least);
+    plan_claims(in, nearest, least);
     name_shortfalls(least, in, &shortfalls);
     if (err) /* else it is this that asks */
         advise(in, change, sizeof change);

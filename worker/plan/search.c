@@ -536,27 +536,44 @@ static int64_t slice_elements(const struct search *s)
     return n < CHUNK_ALIGN ? CHUNK_ALIGN : n > SLICE_MOST ? SLICE_MOST : n;
 }
 
-int plan_choose(const struct plan_input *in, struct plan **out, struct err *err)
+static void search(struct search *s, const struct plan_input *in)
 {
-    struct search s = {.in = in,
-                       .profile = in->profile ? in->profile : &device_profile_nominal,
-                       .layers = in->model->config.layers,
-                       .least_over = INFINITY};
-    measure_chunks(&s);
-    struct plan_choices c = {.group = 1, .prefetch = 1, .slice = slice_elements(&s)};
+    bool splits = in->policy == PLACE_CPU || (in->policy == PLACE_AUTO && !in->one_memory);
+
+    *s = (struct search){.in = in,
+                         .profile = in->profile ? in->profile : &device_profile_nominal,
+                         .layers = in->model->config.layers,
+                         .least_over = INFINITY};
+    measure_chunks(s);
+    struct plan_choices c = {.group = 1, .prefetch = 1, .slice = slice_elements(s)};
 
     if (in->policy != PLACE_CPU)
-        search_resident(&s, c);
-    bool all_kept = s.best && s.best->chosen.keep == s.layers && s.best->chosen.offload_saved == 0;
-    if (in->policy != PLACE_CUDA && !all_kept) {
-        search_splits(&s, c);
+        search_resident(s, c);
+    bool all_kept =
+        s->best && s->best->chosen.keep == s->layers && s->best->chosen.offload_saved == 0;
+    if (splits && !all_kept) {
+        search_splits(s, c);
         c.prefetch = 0;
-        if (!s.best)
-            search_splits(&s, c);
+        if (!s->best)
+            search_splits(s, c);
     }
+}
+
+int plan_choose(const struct plan_input *in, struct plan **out, struct err *err)
+{
+    struct search s;
+    search(&s, in);
     if (!s.best)
         return plan_refuse(in, &s.nearest, err);
     refine(&s);
     *out = s.best;
     return 0;
+}
+
+void plan_nearest_claims(const struct plan_input *in, size_t out[TIER_COUNT])
+{
+    struct search s;
+    search(&s, in);
+    assert(!s.best);
+    plan_claims(in, &s.nearest, out);
 }

@@ -214,15 +214,6 @@ enum dtype session_dtype(const struct job_spec *spec)
     }
 }
 
-static void choose_head_rows(struct session *s)
-{
-    bool gpu = s->device == DEVICE_CUDA;
-    int64_t rows = (gpu ? HEAD_LOGITS_GPU : HEAD_LOGITS_CPU) / s->model.config.vocab;
-    if (rows > HEAD_ROWS_TILE)
-        rows -= rows % HEAD_ROWS_TILE;
-    s->head_rows = clamp(rows, 16, s->micro_batch * s->seq_length);
-}
-
 void session_set_micro_batch(struct session *s, int64_t rows)
 {
     int64_t batch = s->spec.hyper.batch_size.value;
@@ -230,7 +221,6 @@ void session_set_micro_batch(struct session *s, int64_t rows)
     s->micro_batch = clamp(rows, 1, batch);
     s->micro_batches = (batch + s->micro_batch - 1) / s->micro_batch;
     s->spec.optimization.micro_batch_size.value = s->micro_batch;
-    choose_head_rows(s);
 }
 
 static void choose_steps(struct session *s)
@@ -364,13 +354,22 @@ void session_fini(struct session *s)
 /* Without a limit, what is free there now, as a share. */
 static const double volume_share = 0.9;
 
-static int set_disk(const struct spec_placement *place, struct plan_input *in, struct err *err)
+/* Returns whether the volume is there. */
+static bool volume_bytes(const struct spec_placement *place, size_t *bytes)
 {
     struct statvfs volume;
 
+    if (!place->nvme_directory || statvfs(place->nvme_directory, &volume) != 0)
+        return false;
+    *bytes = (size_t)((double)volume.f_bavail * (double)volume.f_frsize * volume_share);
+    return true;
+}
+
+static int set_disk(const struct spec_placement *place, struct plan_input *in, struct err *err)
+{
     if (!place->nvme_path)
         return 0;
-    if (!place->nvme_directory || statvfs(place->nvme_directory, &volume) != 0) {
+    if (!volume_bytes(place, &in->limit[TIER_NVME])) {
         int rc = err_set(err, ERR_NOT_FOUND,
                          "the volume \"%s\" %s%s is not there; name another one in "
                          "placement.nvme_path or leave it out",
@@ -378,10 +377,8 @@ static int set_disk(const struct spec_placement *place, struct plan_input *in, s
                          place->nvme_directory ? place->nvme_directory : "");
         return err_set_param(err, rc, "placement.nvme_path");
     }
-    in->limit[TIER_NVME] =
-        place->nvme_limit > 0
-            ? (size_t)place->nvme_limit
-            : (size_t)((double)volume.f_bavail * (double)volume.f_frsize * volume_share);
+    if (place->nvme_limit > 0)
+        in->limit[TIER_NVME] = (size_t)place->nvme_limit;
     return 0;
 }
 
@@ -405,23 +402,33 @@ static void set_placement(const struct session *s, const struct session_memory *
     if (s->device == DEVICE_CPU) {
         in->together = memory->host.bytes;
         in->together_part = memory->host.part;
+        in->one_memory = place->gpu_memory_limit == 0;
         lower(in, TIER_GPU, memory->host.bytes, memory->host.part);
     }
     lower(in, TIER_GPU, (size_t)place->gpu_memory_limit, NULL);
     lower(in, TIER_HOST, (size_t)place->host_memory_limit, NULL);
     if (place->prefetch_depth > 0)
         in->force.prefetch = place->prefetch_depth;
-    /* Without a limit a CPU device's memory is the host's: there is nothing to move. */
-    if (in->policy == PLACE_AUTO && s->device == DEVICE_CPU && place->gpu_memory_limit == 0)
-        in->policy = PLACE_CUDA;
 }
 
-/* Of one micro-batch there is no sum to keep, and the gradient is rounded where it is consumed:
- * float32 would be twice the bytes for the same numbers. */
-static bool narrow_gradients(const struct session *s)
+void session_limits(const struct session *s, const struct session_memory *memory,
+                    size_t out[TIER_COUNT])
 {
-    bool one = s->micro_batches == 1 && session_dtype(&s->spec) == DT_BF16;
-    return one || s->spec.precision.gradients == STATE_BF16;
+    const struct spec_placement *place = &s->spec.placement;
+    size_t volume = 0;
+
+    out[TIER_GPU] = place->gpu_memory_limit > 0 ? memory->device : 0;
+    out[TIER_HOST] = place->host_memory_limit > 0 ? memory->host.bytes : 0;
+    out[TIER_NVME] = place->nvme_limit > 0 && volume_bytes(place, &volume) ? volume : 0;
+}
+
+static int64_t head_rows(const struct session *s)
+{
+    bool gpu = s->device == DEVICE_CUDA;
+    int64_t rows = (gpu ? HEAD_LOGITS_GPU : HEAD_LOGITS_CPU) / s->model.config.vocab;
+    if (rows > HEAD_ROWS_TILE)
+        rows -= rows % HEAD_ROWS_TILE;
+    return rows < 16 ? 16 : rows;
 }
 
 int session_plan_input(const struct session *s, const struct op_table *ops,
@@ -439,12 +446,15 @@ int session_plan_input(const struct session *s, const struct op_table *ops,
                                     s->spec.precision.compute == COMPUTE_FP16,
                             .master = s->spec.precision.master,
                             .moments = s->spec.precision.optimizer_state,
-                            .bf16_grads = narrow_gradients(s),
+                            .bf16_grads = s->spec.precision.gradients == STATE_BF16,
+                            /* It is rounded where it is consumed: the same numbers. */
+                            .bf16_alone = session_dtype(&s->spec) == DT_BF16,
                             .force = PLAN_CHOICES_AUTO,
                             .micro_batch = s->micro_batch,
                             .micro_batches = s->micro_batches,
                             .seq_length = s->seq_length,
-                            .head_rows = s->head_rows,
+                            .step_rows = s->spec.hyper.batch_size.value,
+                            .head_rows = head_rows(s),
                             .fp8 = s->spec.precision.compute == COMPUTE_FP8,
                             .embed_dropout = c->embed_dropout,
                             .hidden_dropout = c->hidden_dropout,

@@ -42,8 +42,8 @@ struct session {
     struct tokenizer *tokenizer;
     struct dataset *train, *validation; /* validation NULL when there is none */
     int64_t steps_per_epoch, total_steps;
-    int64_t micro_batch, micro_batches, seq_length, head_rows; /* frozen choices */
-    bool micro_batch_open; /* session_plan may change the first two and head_rows */
+    int64_t micro_batch, micro_batches, seq_length; /* frozen choices */
+    bool micro_batch_open;                          /* session_plan may change the first two */
 };
 
 /* The device a spec asks for: the GPU when there is one that works, else the CPU. */
@@ -66,6 +66,9 @@ struct session_memory {
 int session_plan_input(const struct session *s, const struct op_table *ops,
                        const struct device_profile *profile, const struct session_memory *memory,
                        struct plan_input *out, struct err *err);
+/* What the job's own limits could be raised to; 0 where it has none. */
+void session_limits(const struct session *s, const struct session_memory *memory,
+                    size_t out[TIER_COUNT]);
 /* Settles on so many rows a micro-batch, 1 to the step's. */
 void session_set_micro_batch(struct session *s, int64_t rows);
 /* session_plan.c: the plan for this session on an op table within so much memory, from which it

@@ -109,12 +109,12 @@ static int on_progress(void *ud, const char *file, int64_t done, int64_t total, 
 
 /* What a GPU's driver and other processes hold is gone; and kernels that are loaded when they are
  * first used, and their stacks, need some more. */
-size_t trainer_limit(enum device_kind kind, size_t wanted, size_t left)
+size_t trainer_limit(enum device_kind kind, size_t all, size_t left)
 {
     if (kind != DEVICE_CUDA)
-        return wanted;
+        return all;
     left = left > GPU_RESERVE ? left - GPU_RESERVE : 0;
-    return wanted < left ? wanted : left;
+    return all < left ? all : left;
 }
 
 int trainer_device_limit(struct device *d, size_t *limit, struct err *err)
@@ -124,7 +124,7 @@ int trainer_device_limit(struct device *d, size_t *limit, struct err *err)
 
     if (d->kind == DEVICE_CUDA)
         TRY(device_memory_free(d, &left, err));
-    *limit = trainer_limit(d->kind, d->memory_limit ? d->memory_limit : d->memory_total, left);
+    *limit = trainer_limit(d->kind, d->memory_total, left);
 out:
     return rc;
 }

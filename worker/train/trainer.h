@@ -34,8 +34,9 @@ int trainer_open_device(const struct job_spec *spec, struct device **out, struct
 struct op_table;
 int trainer_pick_ops(struct device *d, const struct job_spec *spec, const struct op_table **out,
                      struct err *err);
-/* Device memory that a plan may use: of `wanted` bytes, when `left` are free. */
-size_t trainer_limit(enum device_kind kind, size_t wanted, size_t left);
+/* Device memory that a plan may use, whatever limit the job has: of `all` bytes, when `left` are
+ * free. */
+size_t trainer_limit(enum device_kind kind, size_t all, size_t left);
 int trainer_device_limit(struct device *d, size_t *limit, struct err *err);
 
 #endif

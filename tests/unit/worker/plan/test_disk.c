@@ -108,8 +108,27 @@ Test(disk, a_slow_disk_is_busy_with_parameters_throughout)
     rig_fini(&r);
 }
 
-/* States go first, and the refusal of less memory than parameters take names a disk as a way out.
- */
+/* Is there a way out of a refusal that changes the disk's limit? Of at most `most` bytes. */
+static bool offers_more_disk(const struct plan_input *in, size_t most)
+{
+    const size_t room[TIER_COUNT] = {[TIER_NVME] = most};
+    json_t *ways = plan_alternatives(in, room, NULL);
+    bool named = false;
+    for (size_t k = 0; k < json_array_size(ways); k++) {
+        const json_t *way = json_array_get(ways, k);
+        const char *change = json_string_value(json_object_get(way, "change"));
+        const json_t *memory = json_object_get(way, "memory");
+        if (!strstr(change, "placement.nvme_limit"))
+            continue;
+        named = true;
+        cr_expect_leq((size_t)json_integer_value(json_object_get(memory, "nvme")), most);
+    }
+    json_decref(ways);
+    return named;
+}
+
+/* States go first; the refusal of less memory than parameters take names more of a disk as a way
+ * out where the job has a limit there, up to what the disk has. */
 Test(disk, parameters_go_where_states_alone_do_not_make_a_job_fit)
 {
     struct rig r;
@@ -132,13 +151,9 @@ Test(disk, parameters_go_where_states_alone_do_not_make_a_job_fit)
     r.in.limit[TIER_NVME] = 0;
     cr_assert_eq(plan_build(&r.in, &refused, &err), ERR_DEVICE_OOM);
     cr_expect_not_null(strstr(err.msg, "host memory"), "%s", err.msg);
-    json_t *ways = plan_alternatives(&r.in, NULL);
-    bool named = false;
-    for (size_t k = 0; k < json_array_size(ways); k++) {
-        const char *change = json_string_value(json_object_get(json_array_get(ways, k), "change"));
-        named = named || strstr(change, "placement.nvme_limit");
-    }
-    cr_expect(named);
-    json_decref(ways);
+    cr_expect(!offers_more_disk(&r.in, 0));
+    r.in.limit[TIER_NVME] = 4096;
+    cr_expect(offers_more_disk(&r.in, 1 << 30));
+    cr_expect(!offers_more_disk(&r.in, 8192));
     rig_fini(&r);
 }

@@ -6,6 +6,7 @@
 #include <jansson.h>
 #include <math.h>
 
+#include "core/alloc.h"
 #include "worker/train/session.h"
 
 enum { BATCH = 16, FIRST_ROWS = 4 };
@@ -161,5 +162,27 @@ Test(session_plan, rows_end_where_more_of_them_gain_nothing)
     m.profile.layer_passes = 1;
     cr_assert(faster(&m, 8, 4, 0) && faster(&m, 16, 8, 0));
     cr_expect_eq(chosen(&m, 0), 8); /* 65,536 tokens */
+    close_machine(&m);
+}
+
+/* Only what the job limits itself, and no further than the machine goes. */
+Test(session_plan, limits_can_be_raised_to_what_the_machine_has)
+{
+    const struct session_memory memory = {.device = 3000, .host.bytes = 7000};
+    struct machine m;
+    size_t most[TIER_COUNT];
+
+    open_machine(&m, DEVICE_CUDA, 64);
+    struct spec_placement *place = &m.session.spec.placement;
+    session_limits(&m.session, &memory, most);
+    cr_expect(most[TIER_GPU] == 0 && most[TIER_HOST] == 0 && most[TIER_NVME] == 0);
+    place->gpu_memory_limit = place->host_memory_limit = place->nvme_limit = 1000;
+    session_limits(&m.session, &memory, most);
+    cr_expect(most[TIER_GPU] == 3000 && most[TIER_HOST] == 7000);
+    cr_expect_eq(most[TIER_NVME], 0, "there is no volume");
+    place->nvme_path = xstrdup("fast");
+    place->nvme_directory = xstrdup("/tmp");
+    session_limits(&m.session, &memory, most);
+    cr_expect_gt(most[TIER_NVME], 0);
     close_machine(&m);
 }
