@@ -10,16 +10,16 @@
 #include "kernels/cuda/activation.cuh"
 
 enum { THREADS = 256 };
-/* Blocks that fill a multiprocessor: of 2,048 threads, but where it has room for fewer. */
+/* Threads that a multiprocessor holds. */
 #if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890)
-enum { FULL = 1536 / THREADS };
+enum { HELD = 1536 };
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-enum { FULL = 1024 / THREADS };
+enum { HELD = 1024 };
 #else
-enum { FULL = 2048 / THREADS };
+enum { HELD = 2048 };
 #endif
-/* That many where a thread holds 40 registers. */
-enum { MOST = FULL * 3 / 4 };
+/* Blocks that fill it: of threads with up to 32 registers, and with up to 40. */
+enum { FULL = HELD / THREADS, MOST = FULL * 3 / 4 };
 
 static int grid_for(int64_t work, int room)
 {
@@ -125,13 +125,20 @@ template <enum round8_of OF, bool GATED, bool EIGHT> struct maker {
     static __device__ __forceinline__ void make(int act, float back, const inputs &in,
                                                 wide (&out)[PLANES + INPUTS])
     {
-        if constexpr (OF == ROUND8_X) {
+        if constexpr (INPUTS > 0)
+            out[PLANES] = in.x[0];
+        if constexpr (INPUTS > 1)
+            out[PLANES + 1] = in.x[1];
+        if constexpr (OF == ROUND8_X)
             out[0] = in.x[0];
-            return;
-        }
-#pragma unroll
-        for (int p = 0; p < INPUTS; p++)
-            out[PLANES + p] = in.x[p];
+        else
+            activate<W>(act, back, in, out);
+    }
+
+    template <int W>
+    static __device__ __forceinline__ void activate(int act, float back, const inputs &in,
+                                                    wide (&out)[PLANES + INPUTS])
+    {
         switch (act) { /* once for all of them, so that their chains of arithmetic overlap */
         case ACT_RELU:
             return apply<W, ACT_RELU>(back, in, out);
