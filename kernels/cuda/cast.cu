@@ -109,23 +109,26 @@ extern "C" int launch_add(cudaStream_t s, const struct add_args *a)
     return launch_status();
 }
 
-/* Four elements a thread: what one draw serves. */
-__global__ void narrow_add_kernel(int64_t groups, const uint2 *product, struct rng_stream stream,
-                                  uint2 *dw)
+/* Eight elements a thread: what two draws serve. */
+__global__ void narrow_add_kernel(int64_t packs, const uint4 *product, struct rng_stream stream,
+                                  uint4 *dw)
 {
     union {
-        uint2 bits;
-        uint16_t v[4];
+        uint4 bits;
+        uint16_t v[8];
     } add, to;
     int64_t at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
-    if (at >= groups)
+    if (at >= packs)
         return;
     add.bits = __ldcs(product + at);
     to.bits = dw[at];
-    struct rng_block draw = rng_draw4(stream, (uint64_t)at);
 #pragma unroll
-    for (int i = 0; i < 4; i++)
-        to.v[i] = narrow_add(to.v[i], add.v[i], draw.v[i]);
+    for (int half = 0; half < 2; half++) {
+        struct rng_block draw = rng_draw4(stream, (uint64_t)at * 2 + half);
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            to.v[half * 4 + i] = narrow_add(to.v[half * 4 + i], add.v[half * 4 + i], draw.v[i]);
+    }
     dw[at] = to.bits;
 }
 
@@ -140,12 +143,12 @@ __global__ void narrow_add_rest_kernel(int64_t from, int64_t n, const __nv_bfloa
 extern "C" int launch_narrow_add(cudaStream_t s, int64_t n, const void *product,
                                  struct rng_stream stream, void *dw)
 {
-    int64_t groups = aligned16(product) && aligned16(dw) ? n / 4 : 0, rest = n - groups * 4;
-    if (groups > 0)
-        narrow_add_kernel<<<(unsigned)ceil_div(groups, THREADS), THREADS, 0, s>>>(
-            groups, (const uint2 *)product, stream, (uint2 *)dw);
+    int64_t packs = aligned16(product) && aligned16(dw) ? n / 8 : 0, rest = n - packs * 8;
+    if (packs > 0)
+        narrow_add_kernel<<<(unsigned)ceil_div(packs, THREADS), THREADS, 0, s>>>(
+            packs, (const uint4 *)product, stream, (uint4 *)dw);
     if (rest > 0)
         narrow_add_rest_kernel<<<(unsigned)ceil_div(rest, THREADS), THREADS, 0, s>>>(
-            groups * 4, n, (const __nv_bfloat16 *)product, stream, (__nv_bfloat16 *)dw);
+            packs * 8, n, (const __nv_bfloat16 *)product, stream, (__nv_bfloat16 *)dw);
     return launch_status();
 }
