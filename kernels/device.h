@@ -97,6 +97,9 @@ struct device_impl {
 /* How many devices of a kind this build and machine have; 0 for CUDA without a driver. Never fails.
  */
 int device_count(enum device_kind kind);
+/* The 16-bit type that a device computes in: bfloat16, or float16 on a GPU that lacks it. Looks at
+ * what the device is, and opens nothing. */
+enum dtype device_half_type(enum device_kind kind, int index);
 int device_open(enum device_kind kind, int index, const struct device_options *options,
                 struct device **out, struct err *err);
 void device_close(struct device *d); /* everything allocated must have been freed: asserted */

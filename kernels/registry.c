@@ -20,6 +20,15 @@ int device_count(enum device_kind kind)
 #endif
 }
 
+enum dtype device_half_type(enum device_kind kind, int index)
+{
+#ifdef CASTOR_CUDA
+    if (kind == DEVICE_CUDA && !device_cuda_has_bf16(index))
+        return DT_F16;
+#endif
+    return DT_BF16;
+}
+
 const struct op_table *device_kind_ops(enum device_kind kind, enum dtype compute)
 {
     bool cpu = kind == DEVICE_CPU;

@@ -35,7 +35,8 @@ static const char *kind_name(enum device_kind kind)
 }
 
 /* Does the profile tell all that the job asks? A GPU that it does not show to compute in eight bits
- * may lack that, and what is wrong with a type that none computes in it cannot say. */
+ * may lack that, and what is wrong with a type that the device does not compute in it cannot say.
+ */
 static bool use_profile(const struct job_spec *spec, struct machine *m)
 {
     enum dtype compute = session_dtype(spec);
@@ -45,7 +46,8 @@ static bool use_profile(const struct job_spec *spec, struct machine *m)
     free(path);
     m->ops = device_kind_ops(m->kind, compute);
     bool fp8 = m->profile.flops_fp8 > m->profile.flops_layer;
-    if (!found || !m->ops || (spec->precision.compute == COMPUTE_FP8 && !fp8) ||
+    bool half = compute == DT_F32 || compute == DT_F16 || compute == device_half_type(m->kind, 0);
+    if (!found || !half || !m->ops || (spec->precision.compute == COMPUTE_FP8 && !fp8) ||
         (m->kind == DEVICE_CPU && compute != DT_F32))
         return false;
     snprintf(m->name, sizeof m->name, "%s", m->profile.device);

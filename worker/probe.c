@@ -199,7 +199,7 @@ static int probe_device(enum device_kind kind, struct device_profile *out, struc
     TRY(alloc_buffers(&p, err));
     TRY(gemm_rate(&p, DT_F32, &out->flops_f32, err));
     out->flops_bf16 = out->flops_f32;
-    TRY(gemm_rate(&p, DT_BF16, &out->flops_bf16, err));
+    TRY(gemm_rate(&p, device_half_type(p.device->kind, p.device->index), &out->flops_bf16, err));
     TRY(copy_rate(&p, COPY_D2D, &out->memory_rate, err));
     TRY(copy_rate(&p, COPY_H2D, &out->h2d_rate, err));
     TRY(copy_rate(&p, COPY_D2H, &out->d2h_rate, err));

@@ -58,15 +58,16 @@ static int make_model(int hidden, int64_t layers, struct model *out, struct err 
 
 static int make_plan(struct trial *t, bool fp8, struct err *err)
 {
-    struct plan_input in = {.model = &t->model,
-                            .ops = device_ops(t->device, DT_BF16),
-                            .policy = PLACE_CUDA,
-                            .fp8 = fp8,
-                            .force = PLAN_CHOICES_AUTO,
-                            .micro_batch = ROWS,
-                            .micro_batches = 1,
-                            .seq_length = LENGTH,
-                            .head_rows = ROWS * LENGTH};
+    struct plan_input in = {
+        .model = &t->model,
+        .ops = device_ops(t->device, device_half_type(t->device->kind, t->device->index)),
+        .policy = PLACE_CUDA,
+        .fp8 = fp8,
+        .force = PLAN_CHOICES_AUTO,
+        .micro_batch = ROWS,
+        .micro_batches = 1,
+        .seq_length = LENGTH,
+        .head_rows = ROWS * LENGTH};
     for (int a = 0; a < AXIS_COUNT; a++)
         in.mesh.size[a] = 1;
     return plan_build(&in, &t->plan, err);

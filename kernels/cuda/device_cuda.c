@@ -44,6 +44,14 @@ int device_cuda_count(void)
     return n;
 }
 
+bool device_cuda_has_bf16(int index)
+{
+    int major = 0;
+    if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index) != cudaSuccess)
+        (void)cudaGetLastError();
+    return major >= 8;
+}
+
 static void cuda_close(struct device *d)
 {
     struct cuda_state *state = d->state;
@@ -353,6 +361,8 @@ out:
 
 static const struct op_table *cuda_ops(struct device *d, enum dtype compute)
 {
+    if (compute == DT_BF16 && !device_cuda_has_bf16(d->index))
+        return NULL;
     return device_kind_ops(DEVICE_CUDA, compute);
 }
 

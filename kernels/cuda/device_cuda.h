@@ -15,6 +15,8 @@
 
 /* GPUs that this process can use; 0 without a driver. Never fails. */
 int device_cuda_count(void);
+/* From compute capability 8.0 on. */
+bool device_cuda_has_bf16(int index);
 int device_cuda_open(int index, const struct device_options *options, struct device *d,
                      struct err *err);
 

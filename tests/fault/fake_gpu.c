@@ -1,6 +1,7 @@
 /* A shared object to preload: the CUDA runtime says that there is one GPU, as much as opening it
- * asks for. */
+ * asks for, of the compute capability in FAKE_CAPABILITY's first digit. */
 #include <stdio.h>
+#include <stdlib.h>
 
 int cudaGetDeviceCount(int *count);
 int cudaGetDeviceCount(int *count)
@@ -13,6 +14,17 @@ int cudaSetDevice(int index);
 int cudaSetDevice(int index)
 {
     (void)index;
+    return 0;
+}
+
+/* Whichever is asked for: the major number of the compute capability. */
+int cudaDeviceGetAttribute(int *value, int attribute, int index);
+int cudaDeviceGetAttribute(int *value, int attribute, int index)
+{
+    const char *capability = getenv("FAKE_CAPABILITY");
+    (void)attribute;
+    (void)index;
+    *value = capability ? capability[0] - '0' : 9;
     return 0;
 }
 

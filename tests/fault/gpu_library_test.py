@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Matrix products' library on the GPU, which is loaded when one is opened: what runs without it, what is said where it is needed."""
+"""A GPU that is imagined: what it computes in, and matrix products' library, which is loaded when a GPU is opened: what
+runs without it, what is said where it is needed."""
 import os
 import re
 import subprocess
@@ -96,7 +97,21 @@ def its_functions_are_called(root):
     assert "refused before the library" in machine.message(), machine.message()
 
 
-CASES = [runs_on_the_cpu_without_it, is_named_where_it_cannot_be_loaded, lacking_functions_are_named, its_functions_are_called]
+def without_bf16_a_job_computes_in_fp16(root):
+    """By compute capability, before the GPU is opened."""
+    machine = Machine(root)
+    job = machine.job
+    job.env["LD_PRELOAD"] = machine.gpu
+    path = os.path.join(job.env["XDG_CACHE_HOME"], "castor", "profile-cuda.json")
+    os.makedirs(os.path.dirname(path))
+    rig.write_json(path, rig.IMAGINARY_GPU)
+    for capability, compute in (("7", "fp16"), ("8", "bf16"), ("9", "bf16")):
+        job.env["FAKE_CAPABILITY"] = capability
+        code, report = job.plan()
+        equal((code, report["spec"]["precision"]["compute"]), (0, compute))
+
+
+CASES = [without_bf16_a_job_computes_in_fp16, runs_on_the_cpu_without_it, is_named_where_it_cannot_be_loaded, lacking_functions_are_named, its_functions_are_called]
 
 if __name__ == "__main__":
     rig.main(CASES, __doc__)

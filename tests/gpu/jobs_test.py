@@ -121,24 +121,17 @@ def profiles_a_step(root):
 
 def plans_from_a_stored_profile(root):
     """A GPU that has been measured is not opened to plan for it: an imaginary one's memory and rates are believed."""
-    profile = {"v": 8, "device": "Imaginary", "kind": "cuda", "memory": 80 << 30, "memory_free": 79 << 30,
-               "host_memory": 125 << 30, "flops_f32": 5.1e13, "flops_bf16": 8e14, "flops_layer": 8e14, "flops_fp8": 1.3e15, "layer_passes": 89,
-               "memory_rate": 2.85e12, "h2d_rate": 5.5e10, "d2h_rate": 5.5e10, "h2d_both_rate": 4.6e10,
-               "d2h_both_rate": 4.6e10, "host_memory_rate": 8.4e10, "cpu_update_rate": 5.8e9,
-               "cpu_update_copy_rate": 4.3e9, "cpu_update_fp8_rate": 8e9, "cpu_update_fp8_copy_rate": 7e9,
-               "copy_update_rate": 4.3e10, "copy_update_fp8_rate": 4.4e10, "cpu_update_aside_rate": 5e9, "disk_read_rate": 2e9, "disk_write_rate": 2.6e9,
-               "disk_read_both_rate": 1.2e9, "disk_write_both_rate": 1.2e9}
     planned = job(root, "planned", "bf16", placement={"policy": "cpu"})
     code, opened = planned.plan()
     equal((code, "step_seconds" in opened), (0, False))
     path = os.path.join(planned.env["XDG_CACHE_HOME"], "castor", "profile-cuda.json")
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    rig.write_json(path, profile)
+    rig.write_json(path, rig.IMAGINARY_GPU)
     code, report = planned.plan()
     equal((code, report["device"]["name"], report["basis"]), (0, "Imaginary", "measured"))
     assert 0 < report["memory"]["gpu"]["limit"] <= 79 << 30, report["memory"]["gpu"]
     assert 0 < report["step_seconds_bound"] <= report["step_seconds"] < 1, report["step_seconds"]
-    rig.write_json(path, {**profile, "h2d_rate": 1e5})
+    rig.write_json(path, {**rig.IMAGINARY_GPU, "h2d_rate": 1e5})
     assert planned.plan()[1]["step_seconds"] > 10 * report["step_seconds"]
 
 

@@ -248,12 +248,19 @@ static void choose_steps(struct session *s)
         s->total_steps = spec->optimization.max_steps;
 }
 
+static enum compute_dtype auto_compute(enum device_kind device)
+{
+    if (device == DEVICE_CPU)
+        return COMPUTE_FP32;
+    return device_half_type(device, 0) == DT_BF16 ? COMPUTE_BF16 : COMPUTE_FP16;
+}
+
 static void choose_rest(struct session *s)
 {
     struct job_spec *spec = &s->spec;
 
     if (spec->precision.compute == COMPUTE_AUTO)
-        spec->precision.compute = s->device == DEVICE_CUDA ? COMPUTE_BF16 : COMPUTE_FP32;
+        spec->precision.compute = auto_compute(s->device);
     /* Head slices and GEMMs follow the device: a job that resumes elsewhere must not change. Nor
      * may one that asks for a GPU end on the CPU: trainer_open_device refuses it. */
     if (spec->resources.device == DEVICE_AUTO)

@@ -44,10 +44,12 @@ int trainer_pick_ops(struct device *d, const struct job_spec *spec, const struct
     bool eight_bits = spec->precision.compute == COMPUTE_FP8;
     const struct op_table *ops = device_ops(d, compute);
     if (!ops || (eight_bits && !d->fp8)) {
+        const char *instead = d->kind == DEVICE_CPU                     ? "fp32"
+                              : spec->precision.compute == COMPUTE_BF16 ? "fp16"
+                                                                        : "auto";
         int rc = err_set(err, ERR_UNSUPPORTED,
                          "%s does not compute in %s; set precision.compute to \"%s\"", d->name,
-                         compute_dtype_name(spec->precision.compute),
-                         d->kind == DEVICE_CPU ? "fp32" : "auto");
+                         compute_dtype_name(spec->precision.compute), instead);
         err_set_reason(err, rc, "unsupported_precision");
         return err_set_param(err, rc, "precision.compute");
     }

@@ -2,6 +2,7 @@
 #include <criterion/criterion.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "core/alloc.h"
 #include "core/fs.h"
@@ -63,6 +64,35 @@ Test(session, a_device_that_was_asked_for_stays)
         prepare(asked[i], &s);
         cr_expect_eq(s.spec.resources.device, asked[i]);
         session_fini(&s);
+    }
+}
+
+static const struct op_table *all_but_bf16(struct device *d, enum dtype compute)
+{
+    return compute == DT_BF16 ? NULL : device_kind_ops(DEVICE_CPU, DT_F32);
+}
+
+Test(session, a_gpu_without_bf16_refuses_it_and_names_fp16)
+{
+    static const struct device_impl impl = {.ops = all_but_bf16};
+    struct device old = {.kind = DEVICE_CUDA, .name = "Imaginary", .impl = &impl};
+    static const char *const instead[] = {
+        [COMPUTE_BF16] = "\"fp16\"", [COMPUTE_FP16] = NULL, [COMPUTE_FP8] = "\"auto\""};
+
+    for (enum compute_dtype c = COMPUTE_BF16; c <= COMPUTE_FP8; c++) {
+        struct job_spec spec;
+        struct err err = {0};
+        const struct op_table *ops = NULL;
+        job_spec_init(&spec);
+        spec.precision.compute = c;
+        int rc = trainer_pick_ops(&old, &spec, &ops, &err);
+        cr_expect_eq(rc, instead[c] ? ERR_UNSUPPORTED : 0);
+        cr_expect_eq(ops != NULL, rc == 0);
+        if (instead[c]) {
+            cr_expect(strstr(err.msg, instead[c]) != NULL, "%s", err.msg);
+            cr_expect_str_eq(err.param, "precision.compute");
+        }
+        job_spec_fini(&spec);
     }
 }
 
