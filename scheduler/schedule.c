@@ -94,6 +94,28 @@ static void refuse(struct scheduler *s, struct live *l, const struct err *why)
     }
 }
 
+/* A job for which there is no slot, nor ever will be, would wait without a word. */
+static void check_slots(const struct scheduler *s, const struct live *l,
+                        const struct plan_report *report, struct err *why)
+{
+    bool gpu =
+        strcmp(report->device_kind, "cpu") != 0 && l->job.spec.resources.device != DEVICE_ONLY_CPU;
+
+    if ((gpu ? s->gpu_slots : s->cpu_slots) > 0)
+        return;
+    if (gpu)
+        err_set(why, ERR_UNSUPPORTED,
+                "the job needs a GPU, and this server was given none; set resources.device to "
+                "\"cpu\", or start castord with GPU slots");
+    else
+        err_set(why, ERR_UNSUPPORTED,
+                "the job runs on the CPU, and this server was given no slot for that; %sstart "
+                "castord with slots.cpu of 1 or more in its configuration",
+                s->gpu_slots > 0 ? "set resources.device to \"gpu\", or " : "");
+    err_set_reason(why, why->code, gpu ? "no_gpu" : "no_cpu");
+    err_set_param(why, why->code, "resources.device");
+}
+
 /* The child answered. Repeated while the store cannot take the answer. */
 static void take_answer(struct scheduler *s, struct live *l)
 {
@@ -107,13 +129,8 @@ static void take_answer(struct scheduler *s, struct live *l)
     else if (rc == 0 && strcmp(report.spec.id, l->job.id) != 0)
         err_set_reason(&why, err_set(&why, ERR_CORRUPT, "the plan is that of another job"),
                        "invalid_plan");
-    else if (rc == 0 && strcmp(report.device_kind, "cpu") != 0 && s->gpu_slots == 0 &&
-             l->job.spec.resources.device != DEVICE_ONLY_CPU)
-        err_set_reason(&why,
-                       err_set(&why, ERR_UNSUPPORTED,
-                               "the job needs a GPU, and this server was given none; set "
-                               "resources.device to \"cpu\", or start castord with GPU slots"),
-                       "no_gpu");
+    else if (rc == 0)
+        check_slots(s, l, &report, &why);
     if (why.code != ERR_OK)
         refuse(s, l, &why);
     else if (schedule_change(s, l, &in, &why) != 0) {

@@ -20,7 +20,8 @@
  * (none by default): a path would let a client read what castord can read. A job may name a hub of
  * hub_endpoints besides that of castord's environment (scheduler/hub_access.h); token_file (what is
  * in it, and nothing else, is sent there) and cache_dir may be absent. Without keys castord
- * serves loopback addresses only.
+ * serves loopback addresses only. `slots` are how many jobs run at a time on the CPU and on GPUs
+ * (-1 = as many as there are); where there are 0, a job for that is refused.
  */
 #ifndef CASTOR_SERVER_CONFIG_H
 #define CASTOR_SERVER_CONFIG_H

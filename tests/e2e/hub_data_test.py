@@ -51,10 +51,10 @@ def add_questions(hub, repo="org/qa", seed=1):
     put(hub, repo, "data/test-00000-of-00001.parquet", questions(12, 4))
 
 
-def body(training_file, dataset=None, **more):
+def body(training_file, dataset=None, epochs=2, batch=4, **more):
     return {"model": "org/tiny", "training_file": training_file, "seed": 7,
             "dataset": {"max_seq_length": 32, "packing": False, **(dataset or {})},
-            "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": 4}}},
+            "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": epochs, "batch_size": batch}}},
             "resources": {"device": "cpu"}, "optimization": {"learning_rate": 0.01}, **more}
 
 
@@ -150,9 +150,12 @@ def a_job_keeps_the_commit_that_was_checked(root):
     with Hub(root, "hub") as hub:
         hub.add_model("org/tiny")
         add_questions(hub)
-        c = service(root, hub, {"slots": {"cpu": 0}})
+        c = service(root, hub)
         try:
             c.wait_ready()
+            # 4,000 steps, if it is left alone
+            before = c.request("POST", JOBS, body("hf://datasets/org/qa", MAPPING, epochs=50, batch=1))[2]["id"]
+            equal(c.wait_status(before, ("running", "failed"))["status"], "running")
             id = c.request("POST", JOBS, body("hf://datasets/org/qa", MAPPING))[2]["id"]
             planned = c.wait_status(id, ("queued", "failed"))
             equal(planned["status"], "queued")
@@ -162,6 +165,7 @@ def a_job_keeps_the_commit_that_was_checked(root):
             c.stop()
             again = service_of(root, hub, c.state)
             with again as c2:
+                equal(c2.request("POST", "%s/%s/cancel" % (JOBS, before))[0], 200)
                 job = wait_end(c2, id)
                 equal((job["status"], job["training_dataset"]), ("succeeded", planned["training_dataset"]))
                 equal(job["progress"]["total_steps"], 40)

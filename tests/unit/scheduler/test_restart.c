@@ -181,14 +181,15 @@ static void record_waiting(const char *id, pid_t pid)
 Test(restart, an_attempt_that_never_ran_is_started_by_the_next_castord)
 {
     const int64_t steps[] = {1, 2, 3};
-    struct scheduler_config c = test_config();
 
-    c.cpu_slots = 0;
-    test_start(c);
+    test_start(test_config());
+    char *other = test_create("{\"run\":\"gate\"}", ""); /* has the slot */
+    wait_for_step(other, 1);
     char *id = test_create("{}", "");
     struct job job = wait_for(id, JOB_QUEUED);
     job_fini(&job);
     stop();
+    test_open_gate(other);
     store_started(id);
     pid_t waiting = fork();
     if (waiting == 0) {
@@ -207,6 +208,7 @@ Test(restart, an_attempt_that_never_ran_is_started_by_the_next_castord)
     expect_steps(id, steps, 3);
     job_fini(&job);
     free(log);
+    free(other);
     free(id);
 }
 

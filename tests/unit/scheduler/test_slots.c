@@ -33,11 +33,10 @@ Test(slots, gpu_jobs_run_on_the_gpus_that_were_counted)
 
 Test(slots, a_cpu_job_never_sees_a_gpu)
 {
-    struct scheduler_config c = test_config();
-
     setenv("FAKE_DEVICES", "{\"cuda\":1}", 1);
-    c.cpu_slots = 0;
-    test_start(c);
+    test_start(test_config());
+    char *first = test_create("{\"run\":\"gate\"}", ",\"resources\":{\"device\":\"cpu\"}");
+    wait_for_step(first, 1);
     char *id = test_create("{}", ",\"resources\":{\"device\":\"cpu\"}");
     char *liar = test_create("{\"plan\":\"gpu\"}", ",\"resources\":{\"device\":\"cpu\"}");
     struct job job = wait_for(id, JOB_QUEUED);
@@ -51,17 +50,36 @@ Test(slots, a_cpu_job_never_sees_a_gpu)
     job = test_get(liar);
     cr_assert(job.status == JOB_QUEUED, "the plan gave it a GPU slot");
     job_fini(&job);
-    scheduler_destroy(sched);
-    sched = NULL;
-    test_start(test_config());
+    test_open_gate(first);
     job = wait_for(id, JOB_SUCCEEDED);
     job_fini(&job);
     job = wait_for(liar, JOB_SUCCEEDED);
     job_fini(&job);
     cr_assert(has_event(id, "warn", "visible: ") && !has_event(id, "warn", "visible: all"));
     cr_assert(has_event(liar, "warn", "visible: ") && !has_event(liar, "warn", "visible: all"));
+    free(first);
     free(id);
     free(liar);
+}
+
+Test(slots, a_job_without_a_slot_for_it_is_refused)
+{
+    struct scheduler_config c = test_config();
+
+    setenv("FAKE_DEVICES", "{\"cuda\":0}", 1);
+    c.cpu_slots = 0;
+    test_start(c);
+    expect_failure("{\"plan\":\"gpu\"}", "no_gpu", "set resources.device to \"cpu\"");
+    expect_failure("{}", "no_cpu", "no slot for that; start castord with slots.cpu of 1");
+    scheduler_destroy(sched);
+    sched = NULL;
+    setenv("FAKE_DEVICES", "{\"cuda\":1}", 1);
+    test_start(c);
+    expect_failure("{}", "no_cpu", "set resources.device to \"gpu\", or start castord");
+    char *id = test_create("{\"plan\":\"gpu\"}", "");
+    struct job job = wait_for(id, JOB_SUCCEEDED);
+    job_fini(&job);
+    free(id);
 }
 
 Test(slots, a_driver_that_fails_or_hangs_counts_as_none)
