@@ -134,6 +134,32 @@ def same_events(c, id, attempts=1):
     equal(got, want)
 
 
+def described(value, schema, schemas, path):
+    """Every member of a value is a property of its schema, of the right type, and those that must be there are."""
+    schema = schemas[schema["$ref"].rsplit("/", 1)[1]] if "$ref" in schema else schema
+    kinds = {"object": dict, "integer": int, "number": (int, float), "boolean": bool}
+    assert isinstance(value, kinds[schema["type"]]), (path, value, schema)
+    if schema["type"] != "object":
+        assert isinstance(value, bool) == (schema["type"] == "boolean"), (path, value)
+        return
+    equal((path, set(value) - set(schema["properties"])), (path, set()))
+    equal((path, set(schema["required"]) - set(value)), (path, set()))
+    for key in value:
+        described(value[key], schema["properties"][key], schemas, path + "." + key)
+
+
+def metrics_are_described(c, id):
+    """Returns the members of steps, as the OpenAPI document of the server has them, that were not met."""
+    schemas = c.request("GET", "/openapi.json")[2]["components"]["schemas"]
+    unmet = set(schemas["StepMetrics"]["properties"])
+    for e in all_events(c, id):
+        if e["type"] == "metrics":
+            step = "seconds" in e["data"]
+            described(e["data"], schemas["StepMetrics" if step else "EvaluationMetrics"], schemas, "data")
+            unmet -= set(e["data"]) if step else set()
+    return unmet
+
+
 def supervisor(c, id, attempt=1):
     with open(os.path.join(job_dir(c, id), "attempt-%d" % attempt, "supervisor.json")) as f:
         return json.load(f)["pid"]
@@ -169,6 +195,8 @@ def from_upload_to_model(root):
         equal(job["trained_tokens"], events[-1]["trained_tokens"])
         assert job["created_at"] <= job["started_at"] <= job["finished_at"]
         same_events(c, id)
+        equal(metrics_are_described(c, id), {"planned_seconds", "bound_seconds", "efficiency",  # with a profile
+                                             "loss_scale", "skipped_steps"})  # in fp16
 
         checkpoints = get(c, id, "/checkpoints")["data"]
         equal([k["step_number"] for k in checkpoints], [40, 20])
