@@ -163,8 +163,13 @@ static void bench_round8(int64_t N, int64_t C, enum round8_of of, enum passes pa
     static const char *const PASSES[] = {"", " largest", " known", ""};
     const double in[] = {2, 4, 2}, n = (double)N * (double)C;
     bool gated = of != ROUND8_X, copies = (passes & PASS_COPIES) != 0;
-    struct round8_args a = {
-        .of = of, .act = ACT_SILU, .gated = gated, .N = N, .C = C, .known = passes == PASS_COPIES};
+    struct round8_args a = {.of = of,
+                            .format = of == ROUND8_ACT_GRAD ? FP8_E5M2 : FP8_E4M3,
+                            .act = ACT_SILU,
+                            .gated = gated,
+                            .N = N,
+                            .C = C,
+                            .known = passes == PASS_COPIES};
     char name[80];
 
     snprintf(name, sizeof name, "round8%s %ldx%ld%s%s", OF[of], (long)N, (long)C, PASSES[passes],
