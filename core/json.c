@@ -11,6 +11,21 @@
 #include "core/buf.h"
 #include "core/fs.h"
 
+struct place {
+    char text[64];
+};
+
+/* Text of one line may be a line of something larger, which has its own number there. */
+static struct place place_of(const char *text, size_t n, int64_t line, int64_t column)
+{
+    struct place at;
+    if (memchr(text, '\n', n))
+        snprintf(at.text, sizeof at.text, "line %" PRId64 ", column %" PRId64, line, column);
+    else
+        snprintf(at.text, sizeof at.text, "column %" PRId64, column);
+    return at;
+}
+
 /* Jansson recurses once a level, so the depth is checked before it sees the text. Brackets inside
  * strings do not count; columns count characters, as Jansson's do. */
 static int check_depth(const char *text, size_t n, int max_depth, struct err *err)
@@ -39,10 +54,8 @@ static int check_depth(const char *text, size_t n, int max_depth, struct err *er
             in_string = true;
         } else if (c == '[' || c == '{') {
             if (++depth > max_depth)
-                return err_set(err, ERR_INVALID,
-                               "JSON is nested more than %d levels deep at line %" PRId64
-                               ", column %" PRId64,
-                               max_depth, line, column);
+                return err_set(err, ERR_INVALID, "JSON is nested more than %d levels deep at %s",
+                               max_depth, place_of(text, n, line, column).text);
         } else if (c == ']' || c == '}') {
             depth--;
         }
@@ -74,8 +87,8 @@ int json_parse_limited(const char *text, size_t n, size_t max_bytes, int max_dep
         char *quote = strstr(error.text, " near '");
         if (quote)
             *quote = '\0';
-        return err_set(err, ERR_INVALID, "JSON is not valid at line %d, column %d: %s", error.line,
-                       error.column, error.text);
+        return err_set(err, ERR_INVALID, "JSON is not valid at %s: %s",
+                       place_of(text, n, error.line, error.column).text, error.text);
     }
     *out = value;
     return 0;

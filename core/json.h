@@ -3,9 +3,9 @@
  *
  * json_parse_limited refuses, before Jansson recurses: more than max_depth levels of nesting, more
  * than max_bytes, a NUL in a string, duplicate keys, invalid UTF-8, and numbers that are not
- * finite. Errors name the line and column; text that takes more memory than there is (Jansson needs
- * up to 20 times its size) is ERR_NOMEM. Objects own their members as Jansson documents;
- * functions here borrow.
+ * finite. Errors name the column, and in text of several lines the line; text that takes more
+ * memory than there is (Jansson needs up to 20 times its size) is ERR_NOMEM. Objects own their
+ * members as Jansson documents; functions here borrow.
  */
 #ifndef CASTOR_CORE_JSON_H
 #define CASTOR_CORE_JSON_H

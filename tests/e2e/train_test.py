@@ -211,7 +211,8 @@ def broken_models(root):
 def bad_data(root):
     lines = rig.make_data(20).splitlines(True)
     lines[6] = '{"text": "no end\n'
-    fails(Job(root, "line", data="".join(lines)), "invalid_training_file", "training_file", ["7"])
+    fails(Job(root, "line", data="".join(lines)), "invalid_training_file", "training_file",
+          [", line 7: JSON is not valid at column "])
     lines[6] = b'{"text": "\xff\xfe"}\n'
     data = b"".join(x if isinstance(x, bytes) else x.encode() for x in lines)
     fails(Job(root, "utf8", data=data), "invalid_training_file", "training_file", ["7"])

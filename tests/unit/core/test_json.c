@@ -57,7 +57,14 @@ Test(json, depth_limit_is_exact)
         if (rc == 0)
             json_decref(value);
     }
-    cr_assert_str_eq(err.msg, "JSON is nested more than 32 levels deep at line 1, column 33");
+    cr_assert_str_eq(err.msg, "JSON is nested more than 32 levels deep at column 33");
+}
+
+/* Of a single line whoever read it says which one it is. */
+Test(json, errors_name_the_line_of_several)
+{
+    refuse("{\n\"a\": x}", "JSON is not valid at line 2, column 6: ");
+    refuse("{\"a\": x}", "JSON is not valid at column 7: ");
 }
 
 Test(json, depth_bomb_of_a_megabyte)
@@ -66,7 +73,7 @@ Test(json, depth_bomb_of_a_megabyte)
     char *bomb = malloc(n);
 
     memset(bomb, '[', n);
-    refuse_bytes(bomb, n, "levels deep at line 1, column 33");
+    refuse_bytes(bomb, n, "levels deep at column 33");
     for (size_t i = 0; i + 5 <= n; i += 5)
         memcpy(bomb + i, "{\"\":\n", 5);
     refuse_bytes(bomb, n, "levels deep at line 33, column 1");
@@ -103,9 +110,9 @@ Test(json, numbers_that_are_not_finite)
 {
     refuse("{\"a\": 1,\n \"b\": 1e999999999}", "line 2, column");
     refuse("[-1e400]", "overflow");
-    refuse("[NaN]", "line 1, column");
-    refuse("[Infinity]", "line 1, column");
-    refuse("[-Infinity]", "line 1, column");
+    refuse("[NaN]", "valid at column");
+    refuse("[Infinity]", "valid at column");
+    refuse("[-Infinity]", "valid at column");
     json_decref(parse("[1e-999999999, 1.7976931348623157e308]"));
 }
 
@@ -117,7 +124,7 @@ Test(json, long_numbers)
     memset(digits, '9', n);
     digits[0] = '[';
     digits[n - 1] = ']';
-    refuse_bytes(digits, n, "line 1, column");
+    refuse_bytes(digits, n, "valid at column");
     digits[2] = '.';
     struct err err = {0};
     json_t *value = NULL;
@@ -146,12 +153,12 @@ Test(json, duplicate_keys)
 
 Test(json, bad_utf8)
 {
-    refuse("[\"\xFF\"]", "line 1, column");
+    refuse("[\"\xFF\"]", "valid at column");
     refuse("[\"\xC0\xAF\"]", "unable to decode"); /* '/' in two bytes */
     refuse("[\"\xED\xA0\x80\"]", "unable to decode");
     refuse("[\"\xF4\x90\x80\x80\"]", "unable to decode");
     refuse("[\"\xE2\x82", "line 1");
-    refuse("[\"\\ud800\"]", "line 1, column");
+    refuse("[\"\\ud800\"]", "valid at column");
     json_decref(parse("[\"\xF0\x9F\x98\x80 \\ud83d\\ude00\"]"));
 }
 
@@ -159,8 +166,8 @@ Test(json, nul)
 {
     refuse("[\"a\\u0000b\"]", "u0000");
     refuse("{\"a\\u0000b\": 1}", "NUL byte");
-    refuse_bytes("[\"a\0b\"]", 7, "line 1, column");
-    refuse_bytes("[1]\0", 4, "line 1, column");
+    refuse_bytes("[\"a\0b\"]", 7, "valid at column");
+    refuse_bytes("[1]\0", 4, "valid at column");
 }
 
 Test(json, garbage)
