@@ -40,10 +40,8 @@ static const char *kind_name(enum device_kind kind)
 static bool use_profile(const struct job_spec *spec, struct machine *m)
 {
     enum dtype compute = session_dtype(spec);
-    char *path = device_profile_path(kind_name(m->kind));
-    bool found = device_profile_load(path, &m->profile, NULL) == 0;
+    bool found = device_profile_find(kind_name(m->kind), &m->profile);
 
-    free(path);
     m->ops = device_kind_ops(m->kind, compute);
     bool fp8 = m->profile.flops_fp8 > m->profile.flops_layer;
     bool half = compute == DT_F32 || compute == DT_F16 || compute == device_half_type(m->kind, 0);

@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "core/alloc.h"
 #include "core/clock.h"
@@ -195,7 +194,6 @@ static int probe_device(enum device_kind kind, struct device_profile *out, struc
     snprintf(out->kind, sizeof out->kind, "%s", kind == DEVICE_CUDA ? "cuda" : "cpu");
     out->memory = (int64_t)p.device->memory_total;
     TRY(memory_free(p.device, out, err));
-    out->host_memory = (int64_t)sysconf(_SC_PHYS_PAGES) * (int64_t)sysconf(_SC_PAGESIZE);
     TRY(alloc_buffers(&p, err));
     TRY(gemm_rate(&p, DT_F32, &out->flops_f32, err));
     out->flops_bf16 = out->flops_f32;

@@ -1,7 +1,8 @@
 /*
  * The parts of the probe that are about the host. probe_host.c: what its memory carries, AdamW on
  * the CPU, and how updates and copies of both directions slow each other down; each rate is the
- * median of PROBE_RUNS runs over far more memory than caches hold. probe_disk.c: a disk.
+ * median of PROBE_RUNS runs over far more memory than caches hold, that of memory, which is a
+ * ceiling, the best of them. probe_disk.c: a disk.
  */
 #ifndef CASTOR_WORKER_PROBE_HOST_H
 #define CASTOR_WORKER_PROBE_HOST_H

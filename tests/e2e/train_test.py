@@ -505,7 +505,7 @@ def check_command(root):
 def probe_serves_plans(root):
     job = Job(root, steps=5)
     equal(job.plan()[1].get("step_seconds"), None)
-    _, profile = probed(job)
+    path, profile = probed(job)
     equal(profile["kind"], "cpu")
     for rate in ("flops_f32", "flops_fp8", "memory_rate", "h2d_rate", "h2d_both_rate", "d2h_both_rate", "host_memory_rate",
                  "cpu_update_rate", "cpu_update_copy_rate", "cpu_update_aside_rate", "cpu_update_fp8_rate",
@@ -520,6 +520,12 @@ def probe_serves_plans(root):
     equal(job.run().returncode, 0)
     for e in job.events(type="step"):
         equal(e["planned_seconds"], plan["step_seconds"])
+    shown = [profile["cpu_update_rate"] * 28, profile["cpu_update_copy_rate"] * 28 + 2 * profile["copy_update_rate"]]
+    assert profile["host_memory_rate"] > 0.999 * max(shown), profile
+    rig.write_json(path, {**profile, "v": profile["v"] - 1})  # its numbers may mean something else
+    stale = job.run("--plan", job.dir)
+    equal(json.loads(stale.stdout).get("step_seconds"), None)
+    assert path in stale.stderr and "castor-worker --probe" in stale.stderr, stale.stderr
 
 
 def usage(root):

@@ -1,5 +1,6 @@
 #include "worker/plan/profile.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,6 +8,7 @@
 #include "core/alloc.h"
 #include "core/fs.h"
 #include "core/json.h"
+#include "core/log.h"
 
 const struct device_profile device_profile_nominal = {.flops_f32 = 4e14,
                                                       .flops_bf16 = 8e14,
@@ -31,7 +33,7 @@ const struct device_profile device_profile_nominal = {.flops_f32 = 4e14,
                                                       .disk_read_both_rate = 1.0e9,
                                                       .disk_write_both_rate = 1.0e9};
 
-enum { PROFILE_VERSION = 8, PROFILE_MAX_BYTES = 1 << 16 };
+enum { PROFILE_VERSION = 9, PROFILE_MAX_BYTES = 1 << 16 };
 
 struct rate_field {
     const char *key;
@@ -82,7 +84,6 @@ int device_profile_load(const char *path, struct device_profile *out, struct err
     TRY(json_get_string(j, "", "kind", true, &kind, err));
     TRY(json_get_int64(j, "", "memory", true, 0, INT64_MAX, &p.memory, err));
     TRY(json_get_int64(j, "", "memory_free", true, 0, p.memory, &p.memory_free, err));
-    TRY(json_get_int64(j, "", "host_memory", true, 0, INT64_MAX, &p.host_memory, err));
     for (int r = 0; r < N_RATES; r++)
         TRY(json_get_double(j, "", rates[r].key, true, 1.0, 1e21, rate_of(&p, &rates[r]), err));
     snprintf(p.device, sizeof p.device, "%s", device);
@@ -95,12 +96,22 @@ out:
               : 0;
 }
 
+bool device_profile_find(const char *kind, struct device_profile *out)
+{
+    char *path = device_profile_path(kind);
+    struct err err = {0};
+    bool there = fs_exists(path), found = there && device_profile_load(path, out, &err) == 0;
+    if (there && !found)
+        log_warn("profile", "%s", err.msg);
+    free(path);
+    return found;
+}
+
 int device_profile_save(const char *path, const struct device_profile *p, struct err *err)
 {
-    json_t *j =
-        json_pack("{s:i, s:s, s:s, s:I, s:I, s:I}", "v", PROFILE_VERSION, "device", p->device,
-                  "kind", p->kind, "memory", (json_int_t)p->memory, "memory_free",
-                  (json_int_t)p->memory_free, "host_memory", (json_int_t)p->host_memory);
+    json_t *j = json_pack("{s:i, s:s, s:s, s:I, s:I}", "v", PROFILE_VERSION, "device", p->device,
+                          "kind", p->kind, "memory", (json_int_t)p->memory, "memory_free",
+                          (json_int_t)p->memory_free);
     struct device_profile copy = *p;
     for (int r = 0; r < N_RATES; r++)
         json_object_set_new(j, rates[r].key, json_real(*rate_of(&copy, &rates[r])));
@@ -109,6 +120,26 @@ int device_profile_save(const char *path, const struct device_profile *p, struct
     free(line);
     json_decref(j);
     return rc;
+}
+
+/* A parameter's gradient, master and moments in, these and the parameter out; with split masters
+ * and 8-bit moments half of it. */
+static const double update_bytes = 28, update_fp8_bytes = 14;
+
+double device_profile_host_shown(const struct device_profile *p)
+{
+    double shown[] = {
+        p->h2d_both_rate + p->d2h_both_rate,
+        p->cpu_update_rate * update_bytes,
+        p->cpu_update_aside_rate * update_bytes,
+        p->cpu_update_copy_rate * update_bytes + 2 * p->copy_update_rate,
+        p->cpu_update_fp8_rate * update_fp8_bytes,
+        p->cpu_update_fp8_copy_rate * update_fp8_bytes + 2 * p->copy_update_fp8_rate,
+    };
+    double most = 0;
+    for (size_t k = 0; k < sizeof shown / sizeof shown[0]; k++)
+        most = fmax(most, shown[k]);
+    return most;
 }
 
 char *device_profile_path(const char *kind)

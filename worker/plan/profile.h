@@ -7,6 +7,7 @@
 #define CASTOR_WORKER_PLAN_PROFILE_H
 
 #include <jansson.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "core/err.h"
@@ -16,7 +17,6 @@ struct device_profile {
     char kind[16];                /* "cpu" | "cuda"                       */
     int64_t memory;               /* bytes of the compute device          */
     int64_t memory_free;          /* of these, what a process found free  */
-    int64_t host_memory;          /* bytes                                */
     double flops_f32, flops_bf16; /* GEMM, multiply-add = 2               */
     /* A fit to layers of several widths: the rate of their products, and how often a layer, forward
      * and backward, moves its rows of hidden values through device memory. */
@@ -26,10 +26,13 @@ struct device_profile {
     double memory_rate;                  /* device memory, bytes read + written a second */
     double h2d_rate, d2h_rate;           /* pinned                                       */
     double h2d_both_rate, d2h_both_rate; /* each, while the other runs                   */
-    double host_memory_rate;             /* bytes read + written a second, all processors */
-    double cpu_update_rate;              /* AdamW on the CPU, parameters a second        */
-    double cpu_update_copy_rate;         /* while copies run both ways                   */
-    double cpu_update_aside_rate;        /* alone, the new state to another place        */
+    /* Bytes read + written a second by all processors, past the caches, at best; no less than all
+     * that is read and written at a time while the rates below are measured. It is a ceiling: no
+     * plan is faster. */
+    double host_memory_rate;
+    double cpu_update_rate;       /* AdamW on the CPU, parameters a second        */
+    double cpu_update_copy_rate;  /* while copies run both ways                   */
+    double cpu_update_aside_rate; /* alone, the new state to another place        */
     /* Likewise with split masters and 8-bit moments: half of the bytes. */
     double cpu_update_fp8_rate, cpu_update_fp8_copy_rate;
     /* h2d and d2h, each, while both and updates run: of float states, of these */
@@ -42,7 +45,13 @@ struct device_profile {
 extern const struct device_profile device_profile_nominal;
 
 int device_profile_load(const char *path, struct device_profile *out, struct err *err);
+/* The kept profile of a kind. False where there is none, and where it cannot be read: then the log
+ * says what to do. One of another version, whose numbers may mean something else, cannot. */
+bool device_profile_find(const char *kind, struct device_profile *out);
 int device_profile_save(const char *path, const struct device_profile *p, struct err *err);
+/* The most bytes of host memory a second that the rates of copies and updates show: what
+ * host_memory_rate is at least. */
+double device_profile_host_shown(const struct device_profile *p);
 /* $XDG_CACHE_HOME/castor/profile-<kind>.json or ~/.cache/...; fresh string. */
 char *device_profile_path(const char *kind);
 

@@ -7,6 +7,7 @@
  * the time between the ends of two passes once they follow each other evenly: not of the last one,
  * beside whose end no next pass runs.
  */
+#include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 
@@ -279,6 +280,12 @@ static bool may_start(const struct run *r, const struct instr *i, int64_t pass)
     return true;
 }
 
+/* What is measured beside something else is no faster than alone, but for noise. */
+static double share(double beside, double alone)
+{
+    return fmin(beside / alone, 1.0);
+}
+
 /* Of two copies: the speed of the one while the other runs, or not. */
 static double copy_speed(const struct run *r, double both, bool other)
 {
@@ -293,18 +300,27 @@ static double speed(const struct run *r, int q)
     bool up = busy(r, QUEUE_H2D), down = busy(r, QUEUE_D2H);
     switch (q) {
     case QUEUE_H2D:
-        return copy_speed(r, d->h2d_both_rate / d->h2d_rate, down);
+        return copy_speed(r, share(d->h2d_both_rate, d->h2d_rate), down);
     case QUEUE_D2H:
-        return copy_speed(r, d->d2h_both_rate / d->d2h_rate, up);
+        return copy_speed(r, share(d->d2h_both_rate, d->d2h_rate), up);
     case QUEUE_READ:
-        return busy(r, QUEUE_WRITE) ? d->disk_read_both_rate / d->disk_read_rate : 1.0;
+        return busy(r, QUEUE_WRITE) ? share(d->disk_read_both_rate, d->disk_read_rate) : 1.0;
     case QUEUE_WRITE:
-        return busy(r, QUEUE_READ) ? d->disk_write_both_rate / d->disk_write_rate : 1.0;
+        return busy(r, QUEUE_READ) ? share(d->disk_write_both_rate, d->disk_write_rate) : 1.0;
     case QUEUE_CPU:
         return 1.0 - 0.5 * (1.0 - r->update_share) * (up + down);
     default:
         return 1.0;
     }
+}
+
+static void set_shares(const struct plan *p, struct run *r)
+{
+    const struct device_profile *d = r->profile;
+    r->update_share = share(update_rate(p, d->cpu_update_copy_rate, d->cpu_update_fp8_copy_rate),
+                            update_rate(p, d->cpu_update_rate, d->cpu_update_fp8_rate));
+    r->copy_share = share(2.0 * update_rate(p, d->copy_update_rate, d->copy_update_fp8_rate),
+                          d->h2d_both_rate + d->d2h_both_rate);
 }
 
 static void start_all(struct run *r, int64_t passes)
@@ -390,12 +406,31 @@ static double host_bytes(const struct plan *p, const struct instr *i)
  * gains by it. */
 static double disk_bound(double read, double write, const struct device_profile *d)
 {
-    double reading = d->disk_read_both_rate / d->disk_read_rate; /* speeds while both are busy */
-    double writing = d->disk_write_both_rate / d->disk_write_rate;
+    double reading = share(d->disk_read_both_rate, d->disk_read_rate); /* while both are busy */
+    double writing = share(d->disk_write_both_rate, d->disk_write_rate);
     if (reading + writing <= 1)
         return read + write;
     double both = fmin(read / reading, write / writing);
     return both + (read - both * reading) + (write - both * writing);
+}
+
+/* How fast host memory may be: what was measured for itself, and no less than what these queues
+ * move at a time by what was measured of them; `peak`: each alone, bytes a second. */
+static double host_ceiling(const struct plan *p, const struct device_profile *d,
+                           const double peak[QUEUE_COUNT])
+{
+    struct run r = {.profile = d};
+    double most = d->host_memory_rate;
+    set_shares(p, &r);
+    for (unsigned set = 0; set < 1U << QUEUE_COUNT; set++) {
+        double sum = 0;
+        for (int q = 0; q < QUEUE_COUNT; q++)
+            r.started[q] = peak[q] > 0 ? set >> q & 1 : 0;
+        for (int q = 0; q < QUEUE_COUNT; q++)
+            sum += busy(&r, q) ? peak[q] * speed(&r, q) : 0;
+        most = fmax(most, sum);
+    }
+    return most;
 }
 
 /* The busiest queue alone; the disk; host memory, which updates and copies share; and with
@@ -404,21 +439,26 @@ static double disk_bound(double read, double write, const struct device_profile 
 static double lower_bound(const struct plan *p, const struct instr_list *l, const double *alone,
                           const struct device_profile *d)
 {
-    double queue[QUEUE_COUNT] = {0}, backward = 0, late = 0, host = 0, most = 0;
+    double queue[QUEUE_COUNT] = {0}, peak[QUEUE_COUNT] = {0};
+    double backward = 0, late = 0, host = 0, most = 0;
     for (int64_t n = 0; n < l->n; n++) {
-        queue[l->items[n].queue] += alone[n];
-        host += host_bytes(p, &l->items[n]);
+        enum queue q = l->items[n].queue;
+        double bytes = host_bytes(p, &l->items[n]);
+        queue[q] += alone[n];
+        host += bytes;
+        if (bytes > 0)
+            peak[q] = fmax(peak[q], bytes / alone[n]);
         if (l->items[n].op == INSTR_BACKWARD)
             backward += alone[n];
-        if (l->items[n].op == INSTR_UPDATE && l->items[n].queue == QUEUE_CPU &&
-            l->items[n].shadow == NO_PLACE)
+        if (l->items[n].op == INSTR_UPDATE && q == QUEUE_CPU && l->items[n].shadow == NO_PLACE)
             late += alone[n];
     }
     for (int q = 0; q < QUEUE_COUNT; q++)
         most = fmax(most, queue[q]);
     if (queue[QUEUE_READ] + queue[QUEUE_WRITE] > 0)
         most = fmax(most, disk_bound(queue[QUEUE_READ], queue[QUEUE_WRITE], d));
-    most = fmax(most, host / d->host_memory_rate);
+    if (host > 0)
+        most = fmax(most, host / host_ceiling(p, d, peak));
     if (p->in.clip && late > 0)
         most = fmax(most, late + backward);
     return most;
@@ -457,13 +497,7 @@ double plan_time_if(const struct plan *p, enum plan_list list, const struct devi
     double *alone = xcalloc((size_t)l->n + 1, sizeof *alone);
     struct run r = {.l = l, .alone = alone, .profile = profile};
 
-    r.update_share =
-        update_rate(p, profile->cpu_update_copy_rate, profile->cpu_update_fp8_copy_rate) /
-        update_rate(p, profile->cpu_update_rate, profile->cpu_update_fp8_rate);
-    r.copy_share =
-        fmin(2.0 * update_rate(p, profile->copy_update_rate, profile->copy_update_fp8_rate) /
-                 (profile->h2d_both_rate + profile->d2h_both_rate),
-             1.0);
+    set_shares(p, &r);
     r.rank = xcalloc((size_t)l->n + 1, sizeof *r.rank);
     for (int q = 0; q < QUEUE_COUNT; q++)
         r.order[q] = xcalloc((size_t)l->n + 1, sizeof *r.order[q]);
@@ -492,6 +526,7 @@ void plan_time(const struct plan *p, enum plan_list list, const struct device_pr
                double *seconds, double *bound)
 {
     *seconds = plan_time_if(p, list, profile, SPECULATION_HOLDS);
-    /* sums of the same terms, rounded apart */
-    *bound = fmin(plan_time_bound(p, list, profile, true), *seconds);
+    *bound = plan_time_bound(p, list, profile, true);
+    assert(!(*bound > *seconds * (1 + 1e-9)));
+    *bound = fmin(*bound, *seconds); /* sums of the same terms, rounded apart */
 }

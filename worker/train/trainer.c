@@ -175,10 +175,8 @@ static int prepare_plan(struct run *r, struct err *err)
     cores_take(r->device);
     TRY(trainer_pick_ops(r->device, &r->session.spec, &r->ops, err));
     const char *kind = r->device->kind == DEVICE_CUDA ? "cuda" : "cpu";
-    char *path = device_profile_path(kind);
-    bool known = device_profile_load(path, &profile, NULL) == 0 &&
-                 strcmp(profile.device, r->device->name) == 0;
-    free(path);
+    bool known =
+        device_profile_find(kind, &profile) && strcmp(profile.device, r->device->name) == 0;
     TRY(trainer_device_limit(r->device, &r->memory.device, err));
     r->memory_lock = host_memory_lock(r->options->terminate);
     host_memory_look("/", HOST_LEFT, &r->memory.host);

@@ -10,7 +10,6 @@ Test(profile, survives_a_round_trip_and_refuses_nonsense)
     struct device_profile in = {.device = "CPU",
                                 .kind = "cpu",
                                 .memory = 5,
-                                .host_memory = 6,
                                 .flops_f32 = 1e11,
                                 .flops_bf16 = 2e11,
                                 .flops_layer = 1.5e11,
@@ -40,7 +39,6 @@ Test(profile, survives_a_round_trip_and_refuses_nonsense)
     cr_assert_eq(device_profile_save(path, &in, &err), 0, "%s", err.msg);
     cr_assert_eq(device_profile_load(path, &out, &err), 0, "%s", err.msg);
     cr_expect_str_eq(out.device, "CPU");
-    cr_expect_eq(out.host_memory, 6);
     cr_expect_eq(out.disk_write_rate, 8e8);
     cr_expect_eq(out.disk_write_both_rate, 6e8);
     cr_expect_eq(out.cpu_update_aside_rate, 4e8);
@@ -50,4 +48,26 @@ Test(profile, survives_a_round_trip_and_refuses_nonsense)
     cr_assert_eq(device_profile_save(path, &in, &err), 0);
     cr_expect_eq(device_profile_load(path, &out, &err), ERR_INVALID);
     remove(path);
+}
+
+/* As an H100's host measured: updates beside copies move more than updates alone. */
+Test(profile, knows_how_fast_host_memory_has_been_seen)
+{
+    struct device_profile p = {.h2d_both_rate = 46.4e9,
+                               .d2h_both_rate = 46.4e9,
+                               .cpu_update_rate = 6.2e9,
+                               .cpu_update_aside_rate = 5.3e9,
+                               .cpu_update_copy_rate = 4.6e9,
+                               .copy_update_rate = 28.4e9,
+                               .cpu_update_fp8_rate = 8.1e9,
+                               .cpu_update_fp8_copy_rate = 6.9e9,
+                               .copy_update_fp8_rate = 34.3e9};
+    cr_expect_float_eq(device_profile_host_shown(&p), 4.6e9 * 28 + 2 * 28.4e9, 1);
+    p.copy_update_rate = 1e9;
+    cr_expect_float_eq(device_profile_host_shown(&p), 6.2e9 * 28, 1);
+    p.cpu_update_rate = p.cpu_update_copy_rate = p.cpu_update_aside_rate = 1e9;
+    cr_expect_float_eq(device_profile_host_shown(&p), 6.9e9 * 14 + 2 * 34.3e9, 1);
+    p.cpu_update_fp8_copy_rate = 1;
+    p.cpu_update_fp8_rate = 8.1e9;
+    cr_expect_float_eq(device_profile_host_shown(&p), 8.1e9 * 14, 1);
 }
