@@ -157,7 +157,7 @@ Test(json, bad_utf8)
     refuse("[\"\xC0\xAF\"]", "unable to decode"); /* '/' in two bytes */
     refuse("[\"\xED\xA0\x80\"]", "unable to decode");
     refuse("[\"\xF4\x90\x80\x80\"]", "unable to decode");
-    refuse("[\"\xE2\x82", "line 1");
+    refuse("[\"\xE2\x82", "valid at column");
     refuse("[\"\\ud800\"]", "valid at column");
     json_decref(parse("[\"\xF0\x9F\x98\x80 \\ud83d\\ude00\"]"));
 }
@@ -177,7 +177,7 @@ Test(json, garbage)
                            "tru",      "01",   "[\"\\x\"]", "]"};
 
     for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++)
-        refuse(texts[i], "line ");
+        refuse(texts[i], "valid at column ");
 }
 
 /* The text is logged, and what is near a syntax error may be a token. */
