@@ -14,8 +14,9 @@ for each case
 
 with the median of the steps behind the warm-up, the same for CASE-older with the older build as the peer, and where a
 step's time goes, op by op beside each op's floor, with the ceilings that floors are taken from measured behind that
-step (--no-profile leaves that out, --profile everything else). Where a case names a published figure of a peer that
-cannot run here, it is printed beside it.
+step (--no-profile leaves that out, --profile everything else). Where a case names published figures of peers that
+cannot run here, they are printed beside it; where PyTorch did not run either, the fastest of them is Y, and a line
+behind says so.
 """
 import argparse
 import itertools
@@ -349,6 +350,10 @@ def speed_of(runs):
     return statistics.median(tokens / seconds for seconds, _, tokens, _ in runs) if runs else float("nan")
 
 
+def compare(name, ours, peer):
+    print("bench: %s ours %.0f peer %.0f unit tok/s ratio %.3f" % (name, ours, peer, ours / peer), flush=True)
+
+
 def bench(name, options, work):
     config, rows, length, _, _, _, published = CASES[name]
     model, data = write_inputs(work, config, rows, length, WARM_UP + STEPS + 24)
@@ -358,11 +363,14 @@ def bench(name, options, work):
         for who, speed in published.items():
             print("%-14s %-6s published: %d tok/s" % (name, who, speed))
         x, fine = speed_of(runs["ours"]), bool(runs["ours"])
-        for who in ("torch", "older"):
-            if who in runs or who == "torch" and fine:
-                y = speed_of(runs.get(who))
-                print("bench: %s ours %.0f peer %.0f unit tok/s ratio %.3f" % (
-                    name + ("-older" if who == "older" else ""), x, y, x / y), flush=True)
+        if fine and not runs.get("torch") and published:
+            who = max(published, key=published.get)
+            compare(name, x, published[who])
+            print("    %s: peer %s as published" % (name, who), flush=True)
+        elif fine or "torch" in runs:
+            compare(name, x, speed_of(runs.get("torch")))
+        if "older" in runs:
+            compare(name + "-older", x, speed_of(runs["older"]))
     if not options.no_profile:
         job = os.path.join(work, "job-profile")
         write_case(job, name, model, data)
