@@ -83,8 +83,7 @@ static int out_of_memory(struct device *d, size_t bytes, const char *what, struc
     return err_set(
         err, ERR_DEVICE_OOM,
         "%s: %s needs %zu bytes (%.1f MiB) of device memory; %zu bytes (%.1f MiB) of the "
-        "limit of %zu (%.1f MiB) are in use and %zu (%.1f MiB) are free. Give the job a "
-        "larger memory budget, a smaller micro-batch, or another placement",
+        "limit of %zu (%.1f MiB) are in use and %zu (%.1f MiB) are free",
         d->name, what, bytes, (double)bytes / MIB, d->counters.device_now,
         (double)d->counters.device_now / MIB, device_limit(d), (double)device_limit(d) / MIB, left,
         (double)left / MIB);

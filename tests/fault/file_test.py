@@ -294,6 +294,23 @@ def memory_that_runs_out(root):
     assert stopped > 0
 
 
+def device_memory_that_is_gone_when_it_is_claimed(root):
+    """What was asked, what was free, and what fits in what is left; then it does."""
+    job = Job(root, "job", steps=3, placement={"policy": "cuda"})
+    claim = job.plan()[1]["memory"]["gpu"]["total"]
+    env = dict(job.env)
+    job.env.update(LD_PRELOAD=Fault(root, "fail_claim.c").library, FAULT_BYTES=str(claim),
+                   ASAN_OPTIONS="verify_asan_link_order=0")
+    equal(job.run().returncode, 1)
+    equal((job.end()["type"], job.end()["reason"]), ("failed", "insufficient_memory"))
+    for words in ("the job's device arena needs %d bytes" % claim,
+                  "are free. In what is left now the job fits, with %.1f MiB of device memory" % (claim / (1 << 20)),
+                  "start it again"):
+        assert words in job.end()["message"], job.end()
+    job.env = env
+    equal(job.run().returncode, 0)
+
+
 def killed_for_its_memory(root):
     """What the kernel kills when others take the memory can say nothing: the supervisor does, and the job resumes."""
     changes = {"steps": 12 * 8, "hyperparameters": {"batch_size": 32},
@@ -322,7 +339,7 @@ def killed_for_its_memory(root):
 CASES = [tokenized_data, writes_of_checkpoints, failing_writes_of_checkpoints, fsyncs_of_checkpoints, renames_and_directories,
          exports, ends_of_exports, old_checkpoints_that_cannot_be_removed, a_disk_that_stays_full,
          events_wait_for_room, disks_of_states, a_slow_disk, the_best_before_outlives_a_full_disk, a_small_disk, memory_that_runs_out,
-         killed_for_its_memory]
+         device_memory_that_is_gone_when_it_is_claimed, killed_for_its_memory]
 
 if __name__ == "__main__":
     rig.main(CASES, __doc__)

@@ -112,6 +112,23 @@ def too_little_memory(root):
         assert word in end["message"], end["message"]
 
 
+def memory_that_is_gone_when_it_is_claimed(root):
+    """What was asked, what was free, and what fits in what is left."""
+    taken = job(root, "taken", "bf16", placement={"policy": "cuda"})
+    claim = taken.plan()[1]["memory"]["gpu"]["total"]
+    env = dict(taken.env)
+    taken.env.update(LD_PRELOAD=os.path.join(os.path.dirname(Job.worker), "tests/fault/fail_claim.so"),
+                     FAULT_BYTES=str(claim))
+    equal(taken.run().returncode, 1)
+    end = taken.end()
+    equal((end["type"], end["reason"]), ("failed", "insufficient_memory"))
+    for words in ("the job's device arena needs %d bytes" % claim, "are free. In what is left now the job fits, with",
+                  "start it again"):
+        assert words in end["message"], end["message"]
+    taken.env = env
+    equal(taken.run().returncode, 0)
+
+
 def profiles_a_step(root):
     profiled = job(root, "profiled", "bf16")
     done = profiled.run("--profile", profiled.dir)
@@ -162,7 +179,8 @@ def a_fault_fails_its_job_alone(root):
 
 
 ON_CPU = [killed_in_a_step_resumes]
-ON_GPU = [same_job_same_bits, fp8_anywhere_same_bits, resumes_with_its_loss_scale, too_little_memory, profiles_a_step,
+ON_GPU = [same_job_same_bits, fp8_anywhere_same_bits, resumes_with_its_loss_scale, too_little_memory,
+          memory_that_is_gone_when_it_is_claimed, profiles_a_step,
           plans_from_a_stored_profile, a_fault_fails_its_job_alone]
 
 if __name__ == "__main__":

@@ -21,7 +21,9 @@ struct run {
     struct control_reader control;
     struct device *device;
     const struct op_table *ops;
-    struct session_memory memory; /* that the plan was made for */
+    struct device_profile profile; /* of the plan, where `profiled` */
+    bool profiled;
+    struct session_memory memory; /* likewise */
     int memory_lock;              /* of host_memory_lock, until it is claimed; or -1 */
     struct plan *plan;
     double planned_seconds, bound_seconds; /* of a step */

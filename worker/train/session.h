@@ -80,6 +80,12 @@ int session_plan(struct session *s, const struct op_table *ops,
                  const struct device_profile *profile, const struct session_memory *memory,
                  struct plan **out, struct err *err);
 
+/* session_plan.c: err says that the device did not give what a plan claims. Behind that, whether
+ * the job fits in what is there now, or else how much it lacks and what would fit. */
+void session_tell_fit(struct session *s, const struct op_table *ops,
+                      const struct device_profile *profile, const struct session_memory *now,
+                      struct err *err);
+
 /* The report of session and plan; strings and JSON are the report's own. */
 int session_report(const struct session *s, const struct plan *plan, const char *device_kind,
                    const char *device_name, struct plan_report *out, struct err *err);

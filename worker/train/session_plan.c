@@ -7,6 +7,8 @@
  */
 #include "worker/train/session.h"
 
+static const double MIB = 1048576;
+
 /* More rows at a time than this gain nothing. */
 enum { MOST_MICRO_TOKENS = 65536 };
 
@@ -91,4 +93,24 @@ int session_plan(struct session *s, const struct op_table *ops,
     *out = c.plan;
 out:
     return rc;
+}
+
+void session_tell_fit(struct session *s, const struct op_table *ops,
+                      const struct device_profile *profile, const struct session_memory *now,
+                      struct err *err)
+{
+    struct err was = *err, why = {0};
+    struct plan *p = NULL;
+    int rc = session_plan(s, ops, profile, now, &p, &why);
+
+    err_clear(err);
+    if (rc == 0)
+        err_set(err, was.code,
+                "%s. In what is left now the job fits, with %.1f MiB of device memory and %.1f MiB "
+                "of host memory: start it again",
+                was.msg, (double)p->claim[TIER_GPU] / MIB, (double)p->claim[TIER_HOST] / MIB);
+    else
+        err_set(err, was.code, "%s. In what is left now %s", was.msg, why.msg);
+    err_set_reason(err, (int)was.code, "insufficient_memory");
+    plan_destroy(p);
 }

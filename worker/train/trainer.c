@@ -166,7 +166,6 @@ out:
 static int prepare_plan(struct run *r, struct err *err)
 {
     struct plan_report report = {0};
-    struct device_profile profile;
     struct plan_simulation sim;
     int rc = 0;
 
@@ -175,13 +174,14 @@ static int prepare_plan(struct run *r, struct err *err)
     cores_take(r->device);
     TRY(trainer_pick_ops(r->device, &r->session.spec, &r->ops, err));
     const char *kind = r->device->kind == DEVICE_CUDA ? "cuda" : "cpu";
-    bool known =
-        device_profile_find(kind, &profile) && strcmp(profile.device, r->device->name) == 0;
+    r->profiled =
+        device_profile_find(kind, &r->profile) && strcmp(r->profile.device, r->device->name) == 0;
     TRY(trainer_device_limit(r->device, &r->memory.device, err));
     r->memory_lock = host_memory_lock(r->options->terminate);
     host_memory_look("/", HOST_LEFT, &r->memory.host);
     TRY(keep_micro_batch(r, err));
-    TRY(session_plan(&r->session, r->ops, known ? &profile : NULL, &r->memory, &r->plan, err));
+    TRY(session_plan(&r->session, r->ops, r->profiled ? &r->profile : NULL, &r->memory, &r->plan,
+                     err));
     TRY(plan_simulate(r->plan, LIST_TRAIN, &sim, err));
     r->planned_seconds = sim.seconds;
     r->bound_seconds = sim.bound;
@@ -195,6 +195,15 @@ static int prepare_plan(struct run *r, struct err *err)
 out:
     plan_report_fini(&report);
     return rc;
+}
+
+/* Between the look at the device's memory and the claim another process took of it. */
+static void tell_fit(struct run *r, struct err *err)
+{
+    if (trainer_device_limit(r->device, &r->memory.device, NULL) != 0)
+        return;
+    host_memory_look("/", HOST_LEFT, &r->memory.host);
+    session_tell_fit(&r->session, r->ops, r->profiled ? &r->profile : NULL, &r->memory, err);
 }
 
 static int prepare_executor(struct run *r, struct err *err)
@@ -217,7 +226,9 @@ static int prepare_executor(struct run *r, struct err *err)
                                      .epsilon = o->epsilon,
                                      .weight_decay = o->weight_decay,
                                      .max_grad_norm = o->max_grad_norm};
-    TRY(executor_create(&config, &r->executor, err));
+    rc = executor_create(&config, &r->executor, err);
+    if (rc == ERR_DEVICE_OOM)
+        tell_fit(r, err);
 out:
     free(crumb);
     return rc;

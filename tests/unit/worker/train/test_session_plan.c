@@ -186,3 +186,37 @@ Test(session_plan, limits_can_be_raised_to_what_the_machine_has)
     cr_expect_gt(most[TIER_NVME], 0);
     close_machine(&m);
 }
+
+static const char *told(struct machine *m, size_t left)
+{
+    static struct err err;
+    struct session_memory memory = {.device = left, .host.bytes = (size_t)64 << 30};
+    err_clear(&err);
+    err_set(&err, ERR_DEVICE_OOM, "the arena needs more than is free");
+    session_tell_fit(&m->session, device_ops(m->device, DT_BF16), &m->profile, &memory, &err);
+    cr_expect_eq(err.code, ERR_DEVICE_OOM);
+    cr_expect_str_eq(err.reason, "insufficient_memory");
+    return err.msg;
+}
+
+/* When a device does not give what a plan claims. */
+Test(session_plan, a_refused_claim_names_what_fits_in_what_is_left)
+{
+    struct machine m;
+    size_t bytes = 0;
+    open_machine(&m, DEVICE_CUDA, 128);
+    cost(&m, 4, 0, &bytes);
+    session_set_micro_batch(&m.session, 4);
+    const char *text = told(&m, bytes);
+    cr_expect(strstr(text, "more than is free. In what is left now the job fits, with") &&
+                  strstr(text, "start it again"),
+              "%s", text);
+    text = told(&m, bytes / 2);
+    cr_expect(strstr(text, "more than is free. In what is left now the job needs") &&
+                  strstr(text, "MiB short; with placement.policy \"auto\" it fits"),
+              "%s", text);
+    text = told(&m, 1 << 20);
+    cr_expect(strstr(text, "MiB short; even optimization.micro_batch_size 1 does not fit"), "%s",
+              text);
+    close_machine(&m);
+}
