@@ -80,9 +80,10 @@ struct event_step {
     int64_t tokens;        /* input tokens of this step, padding not counted */
     int64_t target_tokens; /* those with a loss */
     int64_t total_target_tokens;
-    double seconds;           /* wall time of this step    */
-    double planned_seconds;   /* the simulator's           */
-    double bound_seconds;     /* what no order of the same work takes less than: T* */
+    double seconds; /* wall time of this step    */
+    /* Of the plan report, step_seconds or, where this step's updates waited for the norm,
+     * step_seconds_clipped; and its bound, what no order of the same work takes less than: T*. */
+    double planned_seconds, bound_seconds;
     double tokens_per_second; /* tokens / seconds          */
     double seconds_remaining; /* estimate for the whole job */
     struct event_memory gpu, host, nvme;

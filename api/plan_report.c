@@ -60,6 +60,8 @@ static const struct record_field fields[] = {
     COUNT_FIELD("instructions", instructions),
     REAL_FIELD("step_seconds", step_seconds),
     REAL_FIELD("step_seconds_bound", step_seconds_bound),
+    REAL_FIELD("step_seconds_clipped", step_seconds_clipped),
+    REAL_FIELD("step_seconds_clipped_bound", step_seconds_clipped_bound),
 };
 
 static const struct record_field tier_fields[] = {

@@ -12,7 +12,9 @@
  *    "memory":{"gpu":{"weights","gradients","optimizer","activations","workspace","buffers","total","limit"},
  *              "host":{...},"nvme":{...}},
  *    "links":{"h2d","d2h","disk_read","disk_write","network"},        bytes a step
- *    "step_seconds":x,"step_seconds_bound":x,"basis":"measured"|"model",
+ *    "step_seconds":x,"step_seconds_bound":x,                 absent where the machine is not known
+ *    "step_seconds_clipped":x,"step_seconds_clipped_bound":x,     likewise, and without clipping
+ *    "basis":"measured"|"model",
  *    "warnings":[{"code","message"}],
  *    "alternatives":[{"change":"placement.policy
  * \"auto\"","settings":{"placement":{"policy":"auto"}},
@@ -70,11 +72,18 @@ struct plan_report {
     int64_t instructions;
     struct plan_tier_memory memory[TIER_COUNT];
     int64_t link_bytes[LINK_COUNT];
-    double step_seconds, step_seconds_bound; /* NaN = no device profile */
-    bool measured;                           /* basis */
-    json_t *warnings;                        /* array or NULL; owned */
-    json_t *alternatives;                    /* array or NULL; owned */
-    struct err error;                        /* when !fits           */
+    /* NaN = no device profile. The bound is what no schedule of the same work takes less than. Of a
+     * job that clips gradients this is a step that updated ahead of their norm and did not clip, as
+     * far as the plan updates so. */
+    double step_seconds, step_seconds_bound;
+    /* Of one whose updates wait for the norm, as in steps that clip; NaN also where nothing is
+     * clipped. All gradients of the last backward are there before such an update begins, so the
+     * bound is longer, too. */
+    double step_seconds_clipped, step_seconds_clipped_bound;
+    bool measured;        /* basis */
+    json_t *warnings;     /* array or NULL; owned */
+    json_t *alternatives; /* array or NULL; owned */
+    struct err error;     /* when !fits           */
 };
 
 json_t *plan_report_to_json(const struct plan_report *r);

@@ -255,10 +255,12 @@ def median(steps, key):
     return statistics.median(key(s) for s in steps)
 
 
-def show(name, config, steps, plan, begun):
+def show(name, clip_on, config, steps, plan, begun):
     measured = steps[WARM_UP:]
     seconds, tokens = median(measured, lambda s: s["seconds"]), measured[-1]["tokens"]
-    predicted, bound = plan.get("step_seconds"), plan.get("step_seconds_bound")
+    waits = clip_on and "step_seconds_clipped" in plan  # every step's updates wait for the norm
+    key = "step_seconds_clipped" if waits else "step_seconds"
+    predicted, bound = plan.get(key), plan.get(key + "_bound")
     n = len(measured)
     links = [(steps[-1][k] - steps[WARM_UP - 1][k]) / n / 1e9 for k in LINKS]
     mfu = shapes.token_flops(config, LENGTH) * tokens / seconds / shapes.DATASHEET
@@ -295,7 +297,7 @@ def run_clips(name, options, work, model, data, cap):
             fine = False
             print("%s failed: %s" % (label, why), flush=True)
         else:
-            speeds[clip] = show(label, CASES[name][0], *run)
+            speeds[clip] = show(label, clip == "on", CASES[name][0], *run)
         shutil.rmtree(job)
     return speeds, fine
 

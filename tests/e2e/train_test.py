@@ -528,6 +528,29 @@ def probe_serves_plans(root):
     assert path in stale.stderr and "castor-worker --probe" in stale.stderr, stale.stderr
 
 
+def steps_that_wait_for_the_norm_are_planned_apart(root):
+    """Updates that take most of a step, here by the profile: ahead of the norm where nothing clips, but for the first steps."""
+    for name, norm in (("clips", 1e-3), ("never", 1e9), ("off", 0.0)):
+        job = Job(root, name, steps=24, placement={"policy": "cpu"}, optimization={"max_grad_norm": norm})
+        path, profile = probed(job)
+        profile.update(cpu_update_rate=2e6, cpu_update_copy_rate=2e6, cpu_update_aside_rate=2e6, host_memory_rate=1e15,
+                       memory_rate=1e15, flops_f32=2e9, h2d_rate=1e12, d2h_rate=1e12, h2d_both_rate=1e12, d2h_both_rate=1e12,
+                       copy_update_rate=1e12)
+        rig.write_json(path, profile)
+        plan = job.plan()[1]
+        equal(job.run().returncode, 0)
+        steps = job.events(type="step")
+        planned = {(e["planned_seconds"], e["bound_seconds"]) for e in steps}
+        fast = plan["step_seconds"], plan["step_seconds_bound"]
+        if name == "off":
+            equal(("step_seconds_clipped" in plan, "step_seconds_clipped_bound" in plan, planned), (False, False, {fast}))
+            continue
+        slow = plan["step_seconds_clipped"], plan["step_seconds_clipped_bound"]
+        assert fast[0] < 0.98 * slow[0] and fast[1] < slow[1] <= slow[0], (fast, slow)
+        equal(steps[0]["planned_seconds"], slow[0])
+        equal((name, planned), (name, {slow} if name == "clips" else {slow, fast}))
+
+
 def usage(root):
     job = Job(root)
     for arguments in (["--dance"], ["--plan"], ["--check"], ["--attempt"], ["--attempt", "x", job.dir],
@@ -631,7 +654,7 @@ def hub_faults(root):
 CASES = [trains, prints_the_step, profiles_a_step, overlapped_steps_report_the_same, repeats_itself,
          micro_batch_need_not_divide, epochs_reshuffle, broken_models, bad_data, unsupported_specs, too_little_memory,
          alternatives, alternatives_to_a_refusal, micro_batch_left_open, placement_never_changes_the_numbers, placement_on_disk, not_finite,
-         check_command, probe_serves_plans, usage, model_from_hub, hub_faults]
+         check_command, probe_serves_plans, steps_that_wait_for_the_norm_are_planned_apart, usage, model_from_hub, hub_faults]
 
 if __name__ == "__main__":
     rig.main(CASES, __doc__)

@@ -70,7 +70,7 @@ void judge_resume(const struct subject *s, const struct trial_placement *before,
     struct trial_result begun = {0}, got = {0};
     struct err err = {0};
 
-    half.steps = 3; /* an odd number: states with two places lie in the second ones */
+    half.steps = 3; /* one of them speculates: states with two places lie in the second ones */
     if (judge_check(s, behind,
                     trial_run(s->model, &half, before, 0, NULL, &begun, &err) == 0 &&
                         trial_run(s->model, s->job, behind, 3, &begun, &got, &err) == 0,

@@ -221,7 +221,7 @@ static int train(struct executor *e, const struct plan *p, const struct trial_jo
         int64_t targets = fill_step(e, p, slot, step);
         struct step_input in = {.step = step + 1,
                                 .learning_rate = 1e-3 * (double)(step + 1),
-                                .wait_for_norm = step == 2,
+                                .wait_for_norm = step % 2 == 0,
                                 .grad_scale =
                                     job->overflow && step == 1 ? INFINITY : 1.0 / (double)targets};
         TRY(executor_step(e, slot, &in, err));

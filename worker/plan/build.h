@@ -46,6 +46,8 @@ void plan_cut_step(struct plan_input *in, int64_t rows);
 
 /* chunks.c */
 void plan_pack_chunks(struct plan *p);
+/* How many chunks the input's plans have, and elements of a slice (plan_choices) that suit them. */
+void plan_measure_chunks(const struct plan_input *in, int64_t *n_chunks, int64_t *slice);
 /* The chunks of a block, at most BLOCK_MAX_CHUNKS; returns how many. */
 int64_t plan_block_chunks(const struct plan *p, int64_t block, int64_t out[BLOCK_MAX_CHUNKS]);
 /* How many blocks before `block` use the chunk: the block's gradient slot. */
@@ -137,21 +139,19 @@ void plan_claims(const struct plan_input *in, const struct plan_choices *choices
  * an err to hold it. */
 int plan_refuse(const struct plan_input *in, const struct plan_choices *nearest, struct err *err);
 
-/* time.c: no order of the list's instructions takes less than this; at_best: not even where layers
- * run as fast as matrix products. */
+/* time.c. What becomes of speculative updates: they hold, they are done again, or they are left out
+ * and all is done behind the norm. */
+enum speculation { SPECULATION_HOLDS, SPECULATION_FAILS, SPECULATION_OFF };
+/* Blocks in the list's order take no less than this, whatever else is reordered; at_best: not even
+ * where layers run as fast as matrix products. */
 double plan_time_bound(const struct plan *p, enum plan_list list,
-                       const struct device_profile *profile, bool at_best);
+                       const struct device_profile *profile, enum speculation speculation,
+                       bool at_best);
 /* Seconds of an instruction while no other queue runs. */
 double plan_instr_seconds(const struct plan *p, enum plan_list list, const struct instr *i,
                           const struct device_profile *profile);
-/* What becomes of speculative updates: they hold, they are done again, or they are left out and all
- * is done behind the norm. */
-enum speculation { SPECULATION_HOLDS, SPECULATION_FAILS, SPECULATION_OFF };
-/* Seconds that a list takes on a machine, pass behind pass, and the bound at best. Waits have been
- * inserted. */
-void plan_time(const struct plan *p, enum plan_list list, const struct device_profile *profile,
-               double *seconds, double *bound);
-double plan_time_if(const struct plan *p, enum plan_list list, const struct device_profile *profile,
-                    enum speculation speculation);
+/* Seconds that a list takes on a machine, pass behind pass. Waits have been inserted. */
+double plan_time(const struct plan *p, enum plan_list list, const struct device_profile *profile,
+                 enum speculation speculation);
 
 #endif

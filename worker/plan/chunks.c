@@ -5,6 +5,8 @@
 #include "core/alloc.h"
 #include "worker/plan/build.h"
 
+enum { SLICE_MOST = 4 << 20, SLICES_A_CHUNK = 8 };
+
 void plan_pack_chunks(struct plan *p)
 {
     const struct model *m = p->in.model;
@@ -30,6 +32,21 @@ void plan_pack_chunks(struct plan *p)
             plan_narrow_grads(&p->in) && m->blocks[chunk->first_use].kind == BLOCK_LAYER;
     }
     free(in);
+}
+
+void plan_measure_chunks(const struct plan_input *in, int64_t *n_chunks, int64_t *slice)
+{
+    struct plan shape = {.in = *in};
+    int64_t largest = 0;
+
+    plan_pack_chunks(&shape);
+    for (int64_t c = 0; c < shape.chunks.n_chunks; c++)
+        if (shape.chunks.chunks[c].n > largest)
+            largest = shape.chunks.chunks[c].n;
+    *n_chunks = shape.chunks.n_chunks;
+    chunk_set_fini(&shape.chunks);
+    largest = (largest / SLICES_A_CHUNK + CHUNK_ALIGN - 1) / CHUNK_ALIGN * CHUNK_ALIGN;
+    *slice = largest < CHUNK_ALIGN ? CHUNK_ALIGN : largest > SLICE_MOST ? SLICE_MOST : largest;
 }
 
 int64_t plan_block_chunks(const struct plan *p, int64_t block, int64_t out[BLOCK_MAX_CHUNKS])

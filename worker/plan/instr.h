@@ -101,9 +101,9 @@ struct instr {
                                   where the gradient waits in the parameter's place */
     bool piece;                /* UPDATE                                                        */
     int32_t state;             /* UPDATE, CONFIRM: place of the slice's optimizer state         */
-    int32_t shadow;            /* likewise of its second one, NO_PLACE = in place: in one pass the
-                                  old state lies in `state` and the new one goes to `shadow`, in the
-                                  next one the other way around                                 */
+    int32_t shadow;            /* likewise of its second one, NO_PLACE = in place: in one pass that
+                                  speculates the old state lies in `state` and the new one goes to
+                                  `shadow`, in the next one the other way around                */
     int32_t operands;          /* FORWARD, BACKWARD: index into the plan's operands             */
     bool first_forward;        /* FORWARD: the block's first in this step                         */
     bool first_grad;           /* BACKWARD: first to touch its chunks' gradients in this step   */

@@ -160,9 +160,10 @@ enum { CHUNK_MAX_USES = 4 };
 struct plan_slice {
     int64_t first, n;
     int32_t home;   /* place of any tier */
-    int32_t shadow; /* host: of speculative updates, NO_PLACE for others. Every training pass writes
-                       the new state to the place that does not hold the old one; without a whole
-                       master, behind the state the parameters as they were before */
+    int32_t shadow; /* host: of speculative updates, NO_PLACE for others. Every training pass that
+                       speculates writes the new state to the place that does not hold the old one;
+                       without a whole master, behind the state the parameters as they were before.
+                       Other passes leave the state where it is and update it there */
 };
 
 /* Of each chunk: where its payloads live from step to step, its gradient, and its norm partials.
@@ -224,9 +225,14 @@ struct plan_simulation {
     struct plan_tier_memory
         memory[TIER_COUNT]; /* live bytes at the peak, by purpose; limit from the input */
     int64_t link_bytes[LINK_COUNT];
-    double seconds, bound; /* NaN without a profile; bound: the busiest queue alone */
-    double break_even;     /* share of clipped steps at which speculative updates gain nothing: 0
-                              where there are none, 1 where they never cost anything */
+    /* NaN without a profile. With clipping these are of a step whose speculative updates hold, if
+     * there are any. bound: the least that the list's work takes, by the busiest queue alone, the
+     * disk, host memory, and backward with the updates that may not run beside it. */
+    double seconds, bound;
+    /* Of a training step in which all updates wait for the norm: NaN without clipping, too. */
+    double seconds_clipped, bound_clipped;
+    double break_even; /* share of clipped steps at which speculative updates gain nothing: 0
+                          where there are none, 1 where they never cost anything */
 };
 
 /* ERR_INTERNAL when the list breaks a rule: overlapping live places, a wait for a later
@@ -235,7 +241,8 @@ struct plan_simulation {
 int plan_simulate(const struct plan *p, enum plan_list list, struct plan_simulation *out,
                   struct err *err);
 
-/* Seconds of a step, on an H100 where there is no profile. */
+/* Seconds of a step, on an H100 where there is no profile; with clipping, of one whose updates wait
+ * for the norm, as the search compares plans (search.c). */
 double plan_seconds(const struct plan *p);
 
 /* Fill the report's memory, links, times and instruction count. */

@@ -17,6 +17,8 @@ int plan_fill_report(const struct plan *p, struct plan_report *report, struct er
     memcpy(report->link_bytes, sim.link_bytes, sizeof report->link_bytes);
     report->step_seconds = sim.seconds;
     report->step_seconds_bound = sim.bound;
+    report->step_seconds_clipped = sim.seconds_clipped;
+    report->step_seconds_clipped_bound = sim.bound_clipped;
     report->measured = p->in.profile != NULL;
     report->instructions = p->lists[LIST_TRAIN].n;
     report->fits = true;

@@ -3,6 +3,11 @@
  * as much as fits of what always helps is found by bisection: first chunks that are resident, then
  * parameters that stay over the turn; and as little as is needed of what always costs: states and
  * parameters on the disk. Of all these plans the one with the shortest simulated step is taken.
+ *
+ * With clipping a step has two times. A job begins with steps whose updates wait for the norm, and
+ * as long as it clips it has no others, so the plan is first the one whose such steps are shortest,
+ * without speculation. Then host memory that is left goes into speculative updates, for the
+ * shortest steps in which they hold, as long as those that wait take no longer for it.
  */
 #include <assert.h>
 #include <math.h>
@@ -12,20 +17,19 @@
 #include "worker/memory/nvme.h"
 #include "worker/plan/build.h"
 
-enum {
-    SLICE_MOST = 4 << 20,
-    SLICES_A_CHUNK = 8,
-    KEEP_STEPS = 4,
-    SAVED_PARTS = 4,
-    EARLY_STEPS = 10
-};
+enum { KEEP_STEPS = 4, SAVED_PARTS = 4, EARLY_STEPS = 10 };
+
+/* Less than that is no difference. */
+static const double worth = 0.995;
 
 struct search {
     const struct plan_input *in;
     const struct device_profile *profile;
-    int64_t n_chunks, layers, largest_chunk;
+    int64_t n_chunks, layers;
     struct plan *best; /* or NULL */
     double best_seconds;
+    double most_waiting;         /* seconds of a step that waits for the norm: no plan of longer
+                                    ones is taken */
     struct plan_choices nearest; /* of the plan that came nearest to fitting   */
     double least_over;           /* by how much it did not: share of the limits */
     bool nearly;                 /* the plan that was looked at last: nearly_fits */
@@ -150,12 +154,21 @@ static int64_t best_that_fits(struct search *s, struct plan_choices *c, int64_t 
     return halve(s, c, member, good, *member, tiers, false);
 }
 
+static double waiting_seconds(const struct search *s, const struct plan *p)
+{
+    return plan_time(p, LIST_TRAIN, s->profile, SPECULATION_OFF);
+}
+
+static bool waits_too_long(const struct search *s, const struct plan *p)
+{
+    return isfinite(s->most_waiting) && waiting_seconds(s, p) > s->most_waiting;
+}
+
 /* Keep the plan if it fits and is the fastest so far. It claims `least` where it takes less: it
  * would be refused where only it fits, since the search did not look there. */
 static bool consider_claiming(struct search *s, struct plan_choices c,
                               const size_t least[TIER_COUNT])
 {
-    double seconds, bound;
     c = forced(s, c);
     struct plan *p = plan_make(s->in, &c);
     for (int t = 0; t < TIER_COUNT; t++) {
@@ -167,8 +180,8 @@ static bool consider_claiming(struct search *s, struct plan_choices c,
             p->claim[t] = least[t];
     }
     plan_insert_waits(p, LIST_TRAIN);
-    plan_time(p, LIST_TRAIN, s->profile, &seconds, &bound);
-    if (s->best && seconds >= s->best_seconds) {
+    double seconds = plan_time(p, LIST_TRAIN, s->profile, SPECULATION_HOLDS);
+    if ((s->best && seconds >= s->best_seconds) || waits_too_long(s, p)) {
         plan_destroy(p);
         return true;
     }
@@ -269,7 +282,8 @@ static bool hopeless(const struct search *s, struct plan_choices c, int64_t visi
     c.turn = visits;
     c = forced(s, c);
     struct plan *p = plan_draft(s->in, &c);
-    bool too_long = s->best && plan_time_bound(p, LIST_TRAIN, s->profile, false) >= s->best_seconds;
+    bool too_long = s->best && plan_time_bound(p, LIST_TRAIN, s->profile, SPECULATION_HOLDS,
+                                               false) >= s->best_seconds;
     plan_destroy(p);
     return too_long;
 }
@@ -496,6 +510,25 @@ static void refine_early(struct search *s)
     }
 }
 
+/* What else lies on the gpu: did that change? */
+static bool refine_memory(struct search *s)
+{
+    struct plan_choices c = s->best->chosen;
+    if (c.resident == s->n_chunks)
+        return false;
+    if (s->in->force.resident == PLAN_AUTO)
+        refine_residency(s);
+    refine_keep(s);
+    return s->best->chosen.resident != c.resident || s->best->chosen.keep != c.keep;
+}
+
+static void refine_updates(struct search *s)
+{
+    refine_early(s);
+    if (s->best->chosen.grad_homes == 0)
+        house_gradients(s, s->best->chosen);
+}
+
 /* What hardly changes the kind of plan is tried on the fastest one alone. */
 static void refine(struct search *s)
 {
@@ -503,38 +536,17 @@ static void refine(struct search *s)
     if (c.resident == s->n_chunks && !c.offload_boundaries && !c.offload_saved)
         return;
     refine_linger(s);
-    refine_early(s);
-    if (s->best->chosen.grad_homes == 0)
+    if (s->in->clip) {
         house_gradients(s, s->best->chosen);
-    if (c.resident == s->n_chunks)
-        return;
-    c = s->best->chosen;
-    if (s->in->force.resident == PLAN_AUTO)
-        refine_residency(s);
-    refine_keep(s);
-    if (s->best->chosen.resident != c.resident || s->best->chosen.keep != c.keep)
+        refine_memory(s);
+        s->most_waiting = waiting_seconds(s, s->best) / worth;
+    }
+    refine_updates(s);
+    if (refine_memory(s) || s->in->clip)
         refine_early(s);
 }
 
 /* --- the whole --- */
-
-static void measure_chunks(struct search *s)
-{
-    struct plan shape = {.in = *s->in};
-    plan_pack_chunks(&shape);
-    s->n_chunks = shape.chunks.n_chunks;
-    for (int64_t c = 0; c < s->n_chunks; c++)
-        if (shape.chunks.chunks[c].n > s->largest_chunk)
-            s->largest_chunk = shape.chunks.chunks[c].n;
-    chunk_set_fini(&shape.chunks);
-}
-
-static int64_t slice_elements(const struct search *s)
-{
-    int64_t n = s->largest_chunk / SLICES_A_CHUNK;
-    n = (n + CHUNK_ALIGN - 1) / CHUNK_ALIGN * CHUNK_ALIGN;
-    return n < CHUNK_ALIGN ? CHUNK_ALIGN : n > SLICE_MOST ? SLICE_MOST : n;
-}
 
 static void search(struct search *s, const struct plan_input *in)
 {
@@ -543,9 +555,10 @@ static void search(struct search *s, const struct plan_input *in)
     *s = (struct search){.in = in,
                          .profile = in->profile ? in->profile : &device_profile_nominal,
                          .layers = in->model->config.layers,
-                         .least_over = INFINITY};
-    measure_chunks(s);
-    struct plan_choices c = {.group = 1, .prefetch = 1, .slice = slice_elements(s)};
+                         .least_over = INFINITY,
+                         .most_waiting = INFINITY};
+    struct plan_choices c = {.group = 1, .prefetch = 1};
+    plan_measure_chunks(in, &s->n_chunks, &c.slice);
 
     if (in->policy != PLACE_CPU)
         search_resident(s, c);

@@ -244,19 +244,33 @@ static double break_even(const struct plan *p)
         any = any || plan_speculates(p, c);
     if (!any)
         return 0;
-    double holds = plan_time_if(p, LIST_TRAIN, d, SPECULATION_HOLDS);
-    double fails = plan_time_if(p, LIST_TRAIN, d, SPECULATION_FAILS);
-    double off = plan_time_if(p, LIST_TRAIN, d, SPECULATION_OFF);
+    double holds = plan_time(p, LIST_TRAIN, d, SPECULATION_HOLDS);
+    double fails = plan_time(p, LIST_TRAIN, d, SPECULATION_FAILS);
+    double off = plan_time(p, LIST_TRAIN, d, SPECULATION_OFF);
     if (fails <= off)
         return 1;
     return holds < off ? (off - holds) / (fails - holds) : 0;
 }
 
+static void time_list(const struct sim *s, enum speculation speculation, double *seconds,
+                      double *bound)
+{
+    const struct device_profile *d = s->p->in.profile;
+    *seconds = *bound = NAN;
+    if (!d)
+        return;
+    *seconds = plan_time(s->p, s->list, d, speculation);
+    *bound = plan_time_bound(s->p, s->list, d, speculation, true);
+    assert(!(*bound > *seconds * (1 + 1e-9)));
+    *bound = fmin(*bound, *seconds); /* sums of the same terms, rounded apart */
+}
+
 static void sum_up(struct sim *s)
 {
-    s->out.seconds = s->out.bound = NAN;
-    if (s->p->in.profile)
-        plan_time(s->p, s->list, s->p->in.profile, &s->out.seconds, &s->out.bound);
+    time_list(s, SPECULATION_HOLDS, &s->out.seconds, &s->out.bound);
+    s->out.seconds_clipped = s->out.bound_clipped = NAN;
+    if (s->list == LIST_TRAIN && s->p->in.clip)
+        time_list(s, SPECULATION_OFF, &s->out.seconds_clipped, &s->out.bound_clipped);
     if (s->list == LIST_TRAIN)
         s->out.break_even = break_even(s->p);
     if (s->list ==

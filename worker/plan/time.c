@@ -7,7 +7,6 @@
  * the time between the ends of two passes once they follow each other evenly: not of the last one,
  * beside whose end no next pass runs.
  */
-#include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 
@@ -189,18 +188,28 @@ static double update_rate(const struct plan *p, double float_rate, double fp8_ra
     return 1.0 / (part / float_rate + (1.0 - part) / fp8_rate);
 }
 
-/* An update aside loses as large a share of its speed as one of float states does. Parameters that
- * are kept are written once more, and what is written so is read first. */
-static double cpu_update_seconds(const struct plan *p, const struct instr *i,
-                                 const struct device_profile *d)
+/* Does an update aside write past the caches (kernels/adamw_aside.h)? */
+static bool streams_aside(struct chunk_types types)
 {
-    double rate = update_rate(p, d->cpu_update_rate, d->cpu_update_fp8_rate), kept = 0;
-    if (i->shadow != NO_PLACE) {
-        rate *= d->cpu_update_aside_rate / d->cpu_update_rate;
-        if (!chunk_has_whole_master(p->types))
-            kept = 2.0 * (double)dtype_size(p->types.compute) / d->host_memory_rate;
-    }
-    return (double)p->chunk[i->chunk].slices[i->slice].n * (1.0 / rate + kept);
+    return types.compute == DT_BF16 && types.master == DT_F32 && types.moment == DT_F32;
+}
+
+/* Aside, float states are written at a rate that is measured. Others are copied and the copy is
+ * updated, while nothing else is done: of the state, and of parameters that are kept, each byte is
+ * read and written, and what is written is read first. */
+static double cpu_update_seconds(const struct plan *p, const struct instr *i,
+                                 const struct device_profile *d, bool aside)
+{
+    double n = (double)p->chunk[i->chunk].slices[i->slice].n;
+    double each = 1.0 / update_rate(p, d->cpu_update_rate, d->cpu_update_fp8_rate);
+    if (!aside)
+        return n * each;
+    if (streams_aside(p->types))
+        return n * each * d->cpu_update_rate / d->cpu_update_aside_rate;
+    double copied = (double)chunk_state_bytes(p->types, CHUNK_ALIGN) / CHUNK_ALIGN;
+    if (!chunk_has_whole_master(p->types))
+        copied += (double)dtype_size(p->types.compute);
+    return n * (each + 3.0 * copied / d->host_memory_rate);
 }
 
 static double instr_seconds(const struct plan *p, enum plan_list list, const struct instr *i,
@@ -214,7 +223,7 @@ static double instr_seconds(const struct plan *p, enum plan_list list, const str
         return reduce_bytes(p, i) / d->memory_rate;
     case INSTR_UPDATE:
         if (i->queue == QUEUE_CPU)
-            return cpu_update_seconds(p, i, d);
+            return cpu_update_seconds(p, i, d, i->shadow != NO_PLACE);
         return update_bytes(p, i) / d->memory_rate;
     case INSTR_CONFIRM: /* it holds */
         return 0;
@@ -388,6 +397,7 @@ static double host_bytes(const struct plan *p, const struct instr *i)
 {
     switch (i->op) {
     case INSTR_UPDATE:
+    case INSTR_CONFIRM:
         return i->queue == QUEUE_CPU ? update_bytes(p, i) : 0;
     case INSTR_FETCH:
     case INSTR_EVICT:
@@ -433,25 +443,38 @@ static double host_ceiling(const struct plan *p, const struct device_profile *d,
     return most;
 }
 
+/* Of updates on the CPU that wait for the norm: these begin when the gradients of the last backward
+ * are there, and all of them are done before the head's backward, the first one, begins. So what
+ * the device computes from that one to the norm runs beside none of them. 0 where there are none.
+ */
+static double norm_bound(const struct instr_list *l, const double *alone)
+{
+    double apart = 0, late = 0;
+    bool backward = false;
+    for (int64_t n = 0; n < l->n; n++) {
+        const struct instr *i = &l->items[n];
+        backward = (backward || i->op == INSTR_BACKWARD) && i->op != INSTR_NORM;
+        if (backward && i->queue == QUEUE_COMPUTE)
+            apart += alone[n];
+        if (i->queue == QUEUE_CPU && (i->op == INSTR_CONFIRM || i->shadow == NO_PLACE))
+            late += alone[n];
+    }
+    return late > 0 ? late + apart : 0;
+}
+
 /* The busiest queue alone; the disk; host memory, which updates and copies share; and with
- * clipping, updates that run from the norm to the next forward's end while no backward can, but for
- * speculative ones. */
+ * clipping, updates behind the norm. */
 static double lower_bound(const struct plan *p, const struct instr_list *l, const double *alone,
                           const struct device_profile *d)
 {
-    double queue[QUEUE_COUNT] = {0}, peak[QUEUE_COUNT] = {0};
-    double backward = 0, late = 0, host = 0, most = 0;
+    double queue[QUEUE_COUNT] = {0}, peak[QUEUE_COUNT] = {0}, host = 0, most = 0;
     for (int64_t n = 0; n < l->n; n++) {
         enum queue q = l->items[n].queue;
-        double bytes = host_bytes(p, &l->items[n]);
+        double bytes = alone[n] > 0 ? host_bytes(p, &l->items[n]) : 0;
         queue[q] += alone[n];
         host += bytes;
         if (bytes > 0)
             peak[q] = fmax(peak[q], bytes / alone[n]);
-        if (l->items[n].op == INSTR_BACKWARD)
-            backward += alone[n];
-        if (l->items[n].op == INSTR_UPDATE && q == QUEUE_CPU && l->items[n].shadow == NO_PLACE)
-            late += alone[n];
     }
     for (int q = 0; q < QUEUE_COUNT; q++)
         most = fmax(most, queue[q]);
@@ -459,21 +482,7 @@ static double lower_bound(const struct plan *p, const struct instr_list *l, cons
         most = fmax(most, disk_bound(queue[QUEUE_READ], queue[QUEUE_WRITE], d));
     if (host > 0)
         most = fmax(most, host / host_ceiling(p, d, peak));
-    if (p->in.clip && late > 0)
-        most = fmax(most, late + backward);
-    return most;
-}
-
-double plan_time_bound(const struct plan *p, enum plan_list list,
-                       const struct device_profile *profile, bool at_best)
-{
-    const struct instr_list *l = &p->lists[list];
-    double *alone = xcalloc((size_t)l->n + 1, sizeof *alone);
-    for (int64_t n = 0; n < l->n; n++)
-        alone[n] = instr_seconds(p, list, &l->items[n], profile, at_best);
-    double bound = lower_bound(p, l, alone, profile);
-    free(alone);
-    return bound;
+    return p->in.clip ? fmax(most, norm_bound(l, alone)) : most;
 }
 
 /* Speculative updates and what confirms them, if they do not simply hold. */
@@ -484,14 +493,28 @@ static void set_speculation(const struct plan *p, const struct instr_list *l,
     for (int64_t n = 0; n < l->n; n++) {
         const struct instr *i = &l->items[n];
         if (i->op == INSTR_CONFIRM && speculation != SPECULATION_HOLDS)
-            alone[n] = cpu_update_seconds(p, i, d);
+            alone[n] = cpu_update_seconds(p, i, d, speculation == SPECULATION_FAILS);
         if (i->op == INSTR_UPDATE && i->shadow != NO_PLACE && speculation == SPECULATION_OFF)
             alone[n] = 0;
     }
 }
 
-double plan_time_if(const struct plan *p, enum plan_list list, const struct device_profile *profile,
-                    enum speculation speculation)
+double plan_time_bound(const struct plan *p, enum plan_list list,
+                       const struct device_profile *profile, enum speculation speculation,
+                       bool at_best)
+{
+    const struct instr_list *l = &p->lists[list];
+    double *alone = xcalloc((size_t)l->n + 1, sizeof *alone);
+    for (int64_t n = 0; n < l->n; n++)
+        alone[n] = instr_seconds(p, list, &l->items[n], profile, at_best);
+    set_speculation(p, l, profile, speculation, alone);
+    double bound = lower_bound(p, l, alone, profile);
+    free(alone);
+    return bound;
+}
+
+double plan_time(const struct plan *p, enum plan_list list, const struct device_profile *profile,
+                 enum speculation speculation)
 {
     const struct instr_list *l = &p->lists[list];
     double *alone = xcalloc((size_t)l->n + 1, sizeof *alone);
@@ -519,14 +542,5 @@ double plan_time_if(const struct plan *p, enum plan_list list, const struct devi
 double plan_seconds(const struct plan *p)
 {
     const struct device_profile *d = p->in.profile ? p->in.profile : &device_profile_nominal;
-    return plan_time_if(p, LIST_TRAIN, d, SPECULATION_HOLDS);
-}
-
-void plan_time(const struct plan *p, enum plan_list list, const struct device_profile *profile,
-               double *seconds, double *bound)
-{
-    *seconds = plan_time_if(p, list, profile, SPECULATION_HOLDS);
-    *bound = plan_time_bound(p, list, profile, true);
-    assert(!(*bound > *seconds * (1 + 1e-9)));
-    *bound = fmin(*bound, *seconds); /* sums of the same terms, rounded apart */
+    return plan_time(p, LIST_TRAIN, d, SPECULATION_OFF);
 }

@@ -227,7 +227,8 @@ int executor_step(struct executor *e, int slot, const struct step_input *in, str
                     offsetof(struct step_scalars, clip), err));
     e->slot_parity[slot] = (int)(e->edges[LIST_TRAIN].pass & 1);
     TRY(executor_issue(e, LIST_TRAIN, err));
-    e->swapped = !e->swapped;
+    if (e->speculates)
+        e->swapped = !e->swapped;
     TRY(download_rows(e, slot, err));
     TRY(device_copy(e->device, e->stream[QUEUE_COMPUTE], COPY_D2H, host, executor_scalars(e),
                     sizeof *host, err));

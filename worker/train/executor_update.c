@@ -62,8 +62,9 @@ static void state_parts(char *state, const struct plan_slice *s, struct chunk_ty
     }
 }
 
-/* AdamW on a slice: the part of every array that it is about. */
-static struct adamw_args slice_args(struct executor *e, const struct instr *i, enum dtype grad_type)
+/* AdamW on a slice, whose state is in a place: the part of every array that it is about. */
+static struct adamw_args slice_args(struct executor *e, const struct instr *i, int32_t state,
+                                    enum dtype grad_type)
 {
     const struct chunk *c = &e->plan->chunks.chunks[i->chunk];
     const struct plan_slice *s = &e->plan->chunk[i->chunk].slices[i->slice];
@@ -73,7 +74,7 @@ static struct adamw_args slice_args(struct executor *e, const struct instr *i, e
     char *at[PART_COUNT];
     int64_t decay = c->n_decay - s->first;
 
-    state_parts(executor_at(e, i->state), s, *types, at);
+    state_parts(executor_at(e, state), s, *types, at);
     return (struct adamw_args){.n = s->n,
                                .n_decay = decay < 0      ? 0
                                           : decay < s->n ? decay
@@ -104,7 +105,7 @@ int executor_run_update(struct executor *e, const struct instr *i, struct stream
 {
     struct step_scalars *scalars = executor_scalars(e);
     enum dtype type = chunk_grad_type(&e->plan->chunks.chunks[i->chunk], e->plan->types);
-    struct adamw_args a = slice_args(e, i, type);
+    struct adamw_args a = slice_args(e, i, i->state, type);
     a.step = &scalars->adamw;
     a.clip = e->plan->in.clip ? &scalars->clip : &scalars->unclipped;
     executor_begin(e, OP_ADAMW, &a, s);
@@ -124,26 +125,18 @@ static int update_aside(struct executor *e, const struct host_job *job, struct a
 {
     const struct instr *i = job->instr;
     char *places[2] = {executor_at(e, i->state), executor_at(e, i->shadow)};
-    char *old = places[job->swapped], *new = places[!job->swapped];
     const struct plan_slice *s = &e->plan->chunk[i->chunk].slices[i->slice];
     size_t state = plan_slice_bytes(e->plan, s);
     char *kept = chunk_has_whole_master(e->plan->types) ? NULL : places[1] + state;
     void *param = a->param ? a->param : a->master;
-    char *from[PART_COUNT], *to[PART_COUNT];
+    char *to[PART_COUNT];
 
-    state_parts(old, s, e->plan->types, from);
-    state_parts(new, s, e->plan->types, to);
-    if (kept && i->op == INSTR_CONFIRM && job->speculates)
+    state_parts(places[!job->swapped], s, e->plan->types, to);
+    if (kept && i->op == INSTR_CONFIRM)
         update_pool_copy(e->updates, param, kept, (size_t)s->n * dtype_size(a->param_type));
-    if (from[PART_MASTER])
-        a->master = from[PART_MASTER];
-    a->m = from[PART_M];
-    a->v = from[PART_V];
-    a->m_exponent = (uint8_t *)from[PART_M_EXPONENT];
-    a->v_exponent = (uint8_t *)from[PART_V_EXPONENT];
     if (a->clip->finite)
         return update_pool_adamw_aside(e->updates, a, to, kept);
-    update_pool_copy(e->updates, new, old, state);
+    update_pool_copy(e->updates, places[!job->swapped], places[job->swapped], state);
     if (!kept)
         restore_parameters(a);
     return 0;
@@ -156,8 +149,9 @@ int executor_host_update(void *ud, const struct host_job *job, struct err *err)
     static const struct clip_result unclipped = {.coef = 1.0f, .finite = 1};
     struct executor *e = ud;
     const struct instr *i = job->instr;
-    struct adamw_args a = slice_args(e, i, e->ops->compute);
-    bool aside = i->shadow != NO_PLACE, speculative = aside && i->op == INSTR_UPDATE;
+    bool two = i->shadow != NO_PLACE, speculative = two && i->op == INSTR_UPDATE;
+    int32_t state = two && job->swapped ? i->shadow : i->state;
+    struct adamw_args a = slice_args(e, i, state, e->ops->compute);
     int rc = 0;
 
     a.step = &job->adamw;
@@ -165,9 +159,9 @@ int executor_host_update(void *ud, const struct host_job *job, struct err *err)
     if (e->plan->in.clip && !speculative)
         a.clip = &((const struct step_scalars *)executor_at(e, e->plan->io.clip))->clip;
     bool holds = a.clip->finite && a.clip->coef == 1.0f; /* as of a clip that does nothing */
-    if (speculative ? !job->speculates : aside && job->speculates && holds) {
+    if (speculative ? !job->speculates : two && job->speculates && holds) {
         /* its CONFIRM does it; or it has been done */
-    } else if (aside) {
+    } else if (two && job->speculates) {
         rc = update_aside(e, job, &a);
     } else if (a.grad == a.param && !a.clip->finite) {
         restore_parameters(&a);

@@ -26,7 +26,7 @@ struct run {
     struct session_memory memory; /* likewise */
     int memory_lock;              /* of host_memory_lock, until it is claimed; or -1 */
     struct plan *plan;
-    double planned_seconds, bound_seconds; /* of a step */
+    struct plan_simulation planned;
     double cpu_update_share;
     struct speculation speculation;
     int64_t clipped_steps, redone_steps; /* of this attempt */

@@ -96,10 +96,16 @@ static struct event_memory tier_memory(const struct run *r, enum plan_tier tier,
         .planned_peak = (int64_t)r->plan->claim[tier], .peak = (int64_t)peak, .now = (int64_t)now};
 }
 
+/* Did updates that were made ahead of the norm turn out to be wrong? */
+static bool is_undone(const struct step_result *res)
+{
+    return res->clipped || !res->finite;
+}
+
 static void count_clips(struct run *r, const struct pending *p, const struct step_result *res,
                         double seconds)
 {
-    bool undone = res->clipped || !res->finite;
+    bool undone = is_undone(res);
     speculation_note(&r->speculation, p->given.speculates, undone, seconds);
     r->clipped_steps += res->clipped;
     r->redone_steps += undone && p->given.speculates;
@@ -112,6 +118,15 @@ static struct event_stalls stalls_by_cause(const struct step_result *r)
                                  .disk = r->stall[QUEUE_READ] + r->stall[QUEUE_WRITE] +
                                          r->fetch_stall[QUEUE_READ] + r->fetch_stall[QUEUE_WRITE],
                                  .updates = r->fetch_stall[QUEUE_CPU]};
+}
+
+/* Of a step whose updates waited for the norm, or of one where those that need not did not. */
+static void set_planned(const struct run *r, const struct pending *p, const struct step_result *res,
+                        struct event_step *out)
+{
+    bool waited = r->plan->in.clip && (!p->given.speculates || is_undone(res));
+    out->planned_seconds = waited ? r->planned.seconds_clipped : r->planned.seconds;
+    out->bound_seconds = waited ? r->planned.bound_clipped : r->planned.bound;
 }
 
 static int report_step(struct loop *l, const struct pending *p, const struct step_result *res,
@@ -152,8 +167,6 @@ static int report_step(struct loop *l, const struct pending *p, const struct ste
                                .target_tokens = p->given.targets,
                                .total_target_tokens = r->state.target_tokens,
                                .seconds = seconds,
-                               .planned_seconds = r->planned_seconds,
-                               .bound_seconds = r->bound_seconds,
                                .tokens_per_second = speed,
                                .seconds_remaining = (double)(r->session.total_steps - p->step) *
                                                     (double)p->given.tokens / r->speed,
@@ -167,6 +180,7 @@ static int report_step(struct loop *l, const struct pending *p, const struct ste
                                .stalls = stalls_by_cause(res),
                                .update_seconds = res->updating,
                                .cpu_update_share = r->cpu_update_share}};
+    set_planned(r, p, res, &e.step);
     return event_write(&r->events, &e, err);
 }
 

@@ -166,7 +166,6 @@ out:
 static int prepare_plan(struct run *r, struct err *err)
 {
     struct plan_report report = {0};
-    struct plan_simulation sim;
     int rc = 0;
 
     TRY(run_phase(r, PHASE_COMPILING, err));
@@ -182,10 +181,8 @@ static int prepare_plan(struct run *r, struct err *err)
     TRY(keep_micro_batch(r, err));
     TRY(session_plan(&r->session, r->ops, r->profiled ? &r->profile : NULL, &r->memory, &r->plan,
                      err));
-    TRY(plan_simulate(r->plan, LIST_TRAIN, &sim, err));
-    r->planned_seconds = sim.seconds;
-    r->bound_seconds = sim.bound;
-    r->speculation.break_even = sim.break_even;
+    TRY(plan_simulate(r->plan, LIST_TRAIN, &r->planned, err));
+    r->speculation.break_even = r->planned.break_even;
     r->cpu_update_share = cpu_update_share(r->plan);
     TRY(session_report(&r->session, r->plan, kind, r->device->name, &report, err));
     json_t *j = plan_report_to_json(&report);

@@ -89,7 +89,8 @@ static void fill(struct plan_report *r)
     r->memory[TIER_GPU].total = 77;
     r->link_bytes[LINK_DISK_WRITE] = 5;
     r->step_seconds = 0.5;
-    r->step_seconds_bound = NAN;
+    r->step_seconds_bound = r->step_seconds_clipped_bound = NAN;
+    r->step_seconds_clipped = 0.75;
     r->measured = true;
     r->warnings = json_pack("[{s:s,s:s}]", "code", "c", "message", "m");
 }
@@ -106,7 +107,11 @@ Test(answers, plan_report_round_trips)
     cr_assert(json_equal(first, second));
     cr_assert(back.memory[TIER_NVME].by_purpose[PURPOSE_BUFFERS] == 205);
     cr_assert(back.link_bytes[LINK_DISK_WRITE] == 5 && isnan(back.step_seconds_bound));
+    cr_assert(back.step_seconds_clipped == 0.75 && isnan(back.step_seconds_clipped_bound));
     cr_assert(back.measured && json_array_size(back.warnings) == 1);
+    plan_report_fini(&back);
+    json_object_del(first, "step_seconds_clipped"); /* as reports of old have it */
+    cr_assert(plan_report_from_json(first, &back, &err) == 0 && isnan(back.step_seconds_clipped));
     plan_report_fini(&back);
     json_object_set_new(json_object_get(first, "memory"), "gpu", json_pack("{s:i}", "total", -1));
     cr_assert(plan_report_from_json(first, &back, NULL) == ERR_INVALID);

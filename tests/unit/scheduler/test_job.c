@@ -73,6 +73,7 @@ static void make_plan(void)
     plan.spec = job.spec;
     plan.steps = 30;
     plan.step_seconds = plan.step_seconds_bound = NAN;
+    plan.step_seconds_clipped = plan.step_seconds_clipped_bound = NAN;
 }
 
 Test(job, every_status_meets_every_occurrence)

@@ -426,7 +426,7 @@ int sched_dry_run(struct scheduler *s, const struct job_spec *spec, struct plan_
     (void)s;
     TRY(told_to_fail(err));
     *out = (struct plan_report){.fits = fake.plan_fits, .step_seconds = NAN};
-    out->step_seconds_bound = NAN;
+    out->step_seconds_bound = out->step_seconds_clipped = out->step_seconds_clipped_bound = NAN;
     json_t *stored = job_spec_to_json(spec);
     job_spec_init(&out->spec);
     rc = job_spec_from_json(stored, &out->spec, err);

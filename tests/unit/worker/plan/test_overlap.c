@@ -1,6 +1,7 @@
 /* What the planner does so that queues run side by side: places that linger, gradients in the
  * parameters' places, updates in the middle. */
 #include <criterion/criterion.h>
+#include <math.h>
 
 #include "tests/unit/worker/plan/rig.h"
 #include "worker/plan/build.h"
@@ -178,7 +179,7 @@ Test(overlap, a_step_takes_as_long_as_its_busiest_queue)
     r.in.profile = &profile;
     r.in.clip = false;
     r.in.force.early = 0;
-    double bound = plan_time_bound(rig_plan(&r), LIST_TRAIN, &profile, false);
+    double bound = plan_time_bound(rig_plan(&r), LIST_TRAIN, &profile, SPECULATION_HOLDS, false);
     double seconds = rig_simulate(r.plan).seconds;
     cr_expect_geq(seconds, bound * (1 - 1e-9), "%g, %g", seconds, bound);
     rig_fini(&r);
@@ -259,5 +260,69 @@ Test(overlap, speculative_updates_run_in_backward_where_that_is_faster)
     cr_expect_gt(sim[2].break_even, 0.1);
     cr_expect_leq(sim[2].break_even, 1);
     cr_expect(early[2] > 0 && early[3] == 0 && sim[1].break_even == 0 && sim[3].break_even == 0);
+    rig_fini(&r);
+}
+
+/* As long as no step speculates, a plan that could costs nothing: updates are made in place, so
+ * that a slow second place does not show, and a step is backward, at its products' speed or slower,
+ * and all updates behind it. */
+Test(overlap, a_step_that_clips_is_planned_apart)
+{
+    struct device_profile profile = rig_profile(1e9, 1e12, 4e6);
+    struct plan_simulation without, with;
+    double backward = 0, updates = 0;
+    struct rig r;
+    profile.cpu_update_aside_rate = 2e6;
+    rig_init(&r, 8, 1);
+    r.in.ops = device_ops(r.device, DT_BF16);
+    r.in.policy = PLACE_CPU;
+    r.in.profile = &profile;
+    r.in.force.early = 0;
+    without = rig_simulate(rig_plan(&r));
+    r.in.force = r.plan->chosen;
+    r.in.force.early = 4;
+    with = rig_simulate(rig_plan(&r));
+    for (int64_t n = 0; n < r.plan->lists[LIST_TRAIN].n; n++) {
+        const struct instr *i = &r.plan->lists[LIST_TRAIN].items[n];
+        if (i->op == INSTR_BACKWARD)
+            backward += plan_instr_seconds(r.plan, LIST_TRAIN, i, &profile);
+    }
+    for (int64_t c = 0; c < r.plan->chunks.n_chunks; c++)
+        updates += (double)r.plan->chunks.chunks[c].n / 4e6;
+    cr_expect(without.seconds_clipped == without.seconds && without.bound_clipped == without.bound);
+    cr_expect_lt(with.seconds_clipped, 1.001 * without.seconds, "%g, %g", with.seconds_clipped,
+                 without.seconds);
+    cr_expect_neq(with.seconds, with.seconds_clipped);
+    cr_expect_lt(with.bound, with.bound_clipped);
+    cr_expect_geq(with.bound_clipped, backward + updates);
+    cr_expect_leq(with.bound_clipped, with.seconds_clipped);
+    r.in.clip = false;
+    with = rig_simulate(rig_plan(&r));
+    cr_expect(isnan(with.seconds_clipped) && isnan(with.bound_clipped));
+    rig_fini(&r);
+}
+
+/* Half of what training takes on the gpu: the plan of the shortest steps that speculate would make
+ * those that clip a fifth longer. */
+Test(overlap, speculation_makes_no_step_that_clips_longer)
+{
+    struct device_profile profile = rig_profile(1e9, 9e7, 8e6);
+    struct plan_simulation without, with;
+    struct rig r;
+    profile.host_memory_rate = profile.memory_rate = 1e12;
+    profile.cpu_update_aside_rate = 8e6;
+    rig_init(&r, 12, 1);
+    r.in.ops = device_ops(r.device, DT_BF16);
+    r.in.profile = &profile;
+    r.in.policy = PLACE_CUDA;
+    r.in.limit[TIER_GPU] = rig_plan(&r)->claim[TIER_GPU] / 2;
+    r.in.policy = PLACE_AUTO;
+    r.in.force.early = 0;
+    without = rig_simulate(rig_plan(&r));
+    r.in.force.early = PLAN_AUTO;
+    with = rig_simulate(rig_plan(&r));
+    cr_expect_lt(with.seconds, 0.95 * without.seconds, "%g, %g", with.seconds, without.seconds);
+    cr_expect_lt(with.seconds_clipped, 1.01 * without.seconds_clipped, "%g, %g",
+                 with.seconds_clipped, without.seconds_clipped);
     rig_fini(&r);
 }

@@ -134,8 +134,10 @@ void rig_fill(struct rig *r, int slot)
 
 struct step_result rig_step(struct rig *r, int64_t step, double learning_rate)
 {
-    struct step_input in = {
-        .step = step, .learning_rate = learning_rate, .grad_scale = r->grad_scale};
+    struct step_input in = {.step = step,
+                            .learning_rate = learning_rate,
+                            .grad_scale = r->grad_scale,
+                            .wait_for_norm = r->wait_for_norm};
     struct step_result out;
     struct err err = {0};
     int slot = (int)(step % STEP_SLOTS);

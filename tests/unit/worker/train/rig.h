@@ -35,6 +35,7 @@ struct rig {
     struct executor *executor;
     struct safetensors_file golden; /* batch.safetensors */
     double grad_scale;
+    bool wait_for_norm; /* steps do */
 };
 
 /* Published weights are loaded; AdamW's numbers are the golden file's. */
