@@ -1,9 +1,12 @@
 #include "worker/train/cores.h"
 
 #include <dirent.h>
+#include <linux/mempolicy.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "core/alloc.h"
 #include "core/buf.h"
@@ -94,14 +97,51 @@ void cores_part(const char *root, const char *address, const cpu_set_t *usable, 
     }
 }
 
+uint64_t cores_nodes(const char *root, const cpu_set_t *processors)
+{
+    uint64_t nodes = 0;
+    for (int n = 0; n < CORES_MAX_NODES; n++) {
+        char *path = xasprintf("%s/sys/devices/system/node/node%d/cpulist", root, n);
+        struct buf text = {0};
+        cpu_set_t of;
+        bool known = fs_read_file(path, LIST_BYTES, &text, NULL) == 0;
+        if (known && parse_list(buf_str(&text), &of)) { /* else a node of memory alone */
+            CPU_AND(&of, &of, processors);
+            nodes |= (uint64_t)(CPU_COUNT(&of) > 0) << n;
+        }
+        buf_fini(&text);
+        free(path);
+    }
+    return nodes;
+}
+
+bool cores_spread_pages(uint64_t nodes)
+{
+    unsigned long mask[CORES_MAX_NODES / (8 * sizeof(unsigned long))];
+    memcpy(mask, &nodes, sizeof mask);
+    /* the kernel looks at one bit less than it is told */
+    return syscall(SYS_set_mempolicy, MPOL_INTERLEAVE, mask, CORES_MAX_NODES + 1) == 0;
+}
+
+static void take_memory(const cpu_set_t *part)
+{
+    uint64_t nodes = cores_nodes("", part);
+    int n = __builtin_popcountll(nodes);
+    if (n > 1 && cores_spread_pages(nodes))
+        log_info("cores", "memory takes turns among the %d nodes of this job's processors", n);
+}
+
 void cores_take(const struct device *d)
 {
     cpu_set_t usable, part;
 
-    if (d->address[0] == '\0' || sched_getaffinity(0, sizeof usable, &usable) != 0)
+    if (sched_getaffinity(0, sizeof usable, &usable) != 0)
         return;
-    cores_part("", d->address, &usable, &part);
+    part = usable;
+    if (d->address[0])
+        cores_part("", d->address, &usable, &part);
     if (!CPU_EQUAL(&part, &usable) && sched_setaffinity(0, sizeof part, &part) == 0)
         log_info("cores", "%d of %d processors are this job's: its part of those next to %s",
                  CPU_COUNT(&part), CPU_COUNT(&usable), d->address);
+    take_memory(&part);
 }

@@ -1,8 +1,11 @@
 /* Processors of jobs, on machines that are described by files. */
 #include <criterion/criterion.h>
+#include <linux/mempolicy.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "core/alloc.h"
 #include "core/fs.h"
@@ -116,4 +119,59 @@ Test(cores, too_few_processors_are_not_parted)
     expect("0000:01:00.0", range(0, 3), 0, 3);
     expect("0000:02:00.0", range(0, 3), 0, 3);
     expect("0000:02:00.0", range(0, 4), 2, 4);
+}
+
+/* --- memory --- */
+
+static void add_node(const char *name, const char *processors)
+{
+    put("sys/devices/system/node", name, "cpulist", processors);
+}
+
+static uint64_t nodes_of(int first, int end)
+{
+    cpu_set_t processors = range(first, end);
+    return cores_nodes(root, &processors);
+}
+
+Test(cores, memory_is_of_the_nodes_of_the_processors)
+{
+    cpu_set_t all = range(0, 64), part;
+    cr_expect_eq(nodes_of(0, 64), 0); /* nothing known */
+    /* two sockets of two nodes each, threads of a core far apart, and a node without processors */
+    add_node("node0", "0-7,32-39\n");
+    add_node("node1", "8-15,40-47\n");
+    add_node("node2", "16-23,48-55\n");
+    add_node("node3", "24-31,56-63\n");
+    add_node("node4", "\n");
+    cr_expect_eq(nodes_of(0, 64), 0xf);
+    cr_expect_eq(nodes_of(0, 8), 0x1);
+    cr_expect_eq(nodes_of(33, 35), 0x1);
+    cr_expect_eq(nodes_of(12, 18), 0x6);
+    cr_expect_eq(nodes_of(100, 101), 0);
+    add_gpu("0000:18:00.0", true, "0-15,32-47\n");  /* of a socket */
+    add_gpu("0000:86:00.0", true, "24-31,56-63\n"); /* of a node */
+    cores_part(root, "0000:18:00.0", &all, &part);
+    cr_expect_eq(cores_nodes(root, &part), 0x3);
+    cores_part(root, "0000:86:00.0", &all, &part);
+    cr_expect_eq(cores_nodes(root, &part), 0x8);
+}
+
+/* Of the nodes that there are, which may be one. */
+Test(cores, pages_take_turns_among_nodes)
+{
+    unsigned long mask[CORES_MAX_NODES / (8 * sizeof(unsigned long))] = {0};
+    cpu_set_t all;
+    int policy = -1;
+    cr_assert_eq(sched_getaffinity(0, sizeof all, &all), 0);
+    uint64_t nodes = cores_nodes("", &all), got = 0;
+    if (nodes == 0 || syscall(SYS_get_mempolicy, &policy, NULL, 0, NULL, 0) != 0)
+        cr_skip("this system tells nothing of nodes");
+    cr_expect_eq(policy, MPOL_DEFAULT);
+    cr_assert(cores_spread_pages(nodes));
+    cr_assert_eq(syscall(SYS_get_mempolicy, &policy, mask, CORES_MAX_NODES + 1, NULL, 0), 0);
+    memcpy(&got, mask, sizeof got);
+    cr_expect_eq(policy, MPOL_INTERLEAVE);
+    cr_expect_eq(got, nodes);
+    cr_expect(!cores_spread_pages(0));
 }
