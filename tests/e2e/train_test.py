@@ -111,7 +111,10 @@ def trains(root):
         equal(e["host"]["peak"], e["host"]["planned_peak"])
         assert 0 < e["target_tokens"] < e["tokens"] and 0 <= e["accuracy"] <= 1 and e["seconds"] > 0
     equal(steps[-1]["total_target_tokens"], sum(e["target_tokens"] for e in steps))
-    equal(job.events(type="plan")[0]["plan"], plan)
+    began = job.events(type="plan")[0]["plan"]
+    for tier in ("gpu", "host"):  # what others hold of the memory counts when an attempt starts, too
+        assert 0 < began["memory"][tier].pop("limit") <= plan["memory"][tier].pop("limit")
+    equal(began, plan)
     exit = job.exit()
     equal((exit["ok"], exit["ranks"][0]["exit_code"], exit["ranks"][0]["signal"]), (True, 0, 0))
     equal(job.checkpoints(), [30])
