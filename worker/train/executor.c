@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "core/alloc.h"
+#include "kernels/host_pages.h"
 #include "worker/train/executor_impl.h"
 
 int32_t executor_state_place(const struct executor *e, const struct plan_slice *s)
@@ -131,6 +132,13 @@ int executor_create(const struct executor_config *config, struct executor **out,
 out:
     executor_destroy(e);
     return rc;
+}
+
+void executor_hold_memory(struct executor *e)
+{
+    const struct arena *host = &e->arena[TIER_HOST];
+    if (host->bytes > 0)
+        host_pages_fetch(host->base, host->bytes);
 }
 
 void executor_destroy(struct executor *e)

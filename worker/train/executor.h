@@ -94,6 +94,10 @@ typedef int (*payload_fn)(void *ud, int64_t chunk, enum payload payload, void *h
 int executor_transfer(struct executor *e, enum plan_list list, payload_fn fn, void *ud,
                       struct err *err);
 
+/* Fetch the pages of host memory that nobody has written to yet: what the plan claims is held then,
+ * and no other process can have it. While nothing is in flight; a moment where little is left. */
+void executor_hold_memory(struct executor *e);
+
 /* What the disk tier has carried; zeros when the plan has none. */
 struct nvme_counters executor_disk_counters(struct executor *e);
 

@@ -220,7 +220,8 @@ void host_memory_look(const char *root, enum host_moment moment, struct host_mem
     struct buf text = {0};
 
     read_text(root, "proc/meminfo", &text); /* in KiB */
-    double all = 1024 * find_number(buf_str(&text), "MemTotal", (double)SIZE_MAX / 1024);
+    double all = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    all = 1024 * find_number(buf_str(&text), "MemTotal", all / 1024);
     double left = 1024 * find_number(buf_str(&text), "MemAvailable", all / 1024);
     buf_fini(&text);
     bound(&m, without_reserve(all, all, reserve_whole), "the %.1f MiB that the machine has",

@@ -383,7 +383,8 @@ static int train(struct run *r, const struct job_spec *spec, struct err *err)
     TRY(prepare_plan(r, err));
     TRY(prepare_executor(r, err));
     TRY(load_weights(r, err));
-    unlock_memory(r); /* all that was claimed has been written to */
+    executor_hold_memory(r->executor);
+    unlock_memory(r);
     if (r->options->profile)
         TRY(run_profile(r, err));
     else
