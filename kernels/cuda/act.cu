@@ -198,3 +198,5 @@ extern "C" int launch_act_bwd(cudaStream_t s, enum dtype real, const struct act_
         return DISPATCH_REAL(real, gated_bwd, s, a);
     return DISPATCH_REAL(real, act_grad_rows, s, a->act, a->N, a->F, a->F, a->x, a->dy, a->dx);
 }
+
+KERNELS_OF(act, act_rows_kernel<float, 1>)

@@ -134,3 +134,5 @@ extern "C" int launch_adamw(cudaStream_t s, enum dtype real, const struct adamw_
     bool known = a->moment_type == DT_F32 || a->moment_type == DT_BF16;
     return known ? DISPATCH_REAL(real, adamw_grads, s, a) : ERR_UNSUPPORTED;
 }
+
+KERNELS_OF(adamw, adamw_kernel<float, float, float, float>)

@@ -229,3 +229,5 @@ int adamw8_launch(cudaStream_t s, enum dtype real, const struct adamw_args *a)
 {
     return DISPATCH_REAL(real, adamw8_grads, s, a);
 }
+
+KERNELS_OF(adamw8, adamw8_kernel<float, float, float>)

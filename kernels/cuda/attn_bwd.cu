@@ -383,3 +383,5 @@ extern "C" size_t workspace_attn_bwd_mma(const struct attn_args *a)
 {
     return delta_bytes(a) + (size_t)(a->B * ceil_div(a->T, SPAN)) * sizeof(int2);
 }
+
+KERNELS_OF(attn_bwd, attn_delta_kernel<__half>)

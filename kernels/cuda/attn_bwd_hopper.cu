@@ -405,3 +405,5 @@ extern "C" size_t workspace_attn_bwd_hopper(const struct attn_args *a)
 {
     return stats_bytes(a) + spans_bytes(a) + 2 * sizeof(int);
 }
+
+KERNELS_OF(attn_bwd_hopper, attn_spans_kernel)

@@ -531,13 +531,15 @@ static int attn_dkv_launch(cudaStream_t s, const struct attn_params &p)
     return attn_pass_launch<P>(s, p, S::BQ, S::BM);
 }
 
+template <typename T> using dkv_64 = dkv_shape<T, 64, 2, 6, 2, true>;
+
 template <typename T> static int attn_dkv(cudaStream_t s, struct attn_params p)
 {
     bool extra = attn_is_extra(p);
     p.chunk = heads_at_once((int64_t)p.T * p.D * 4 * p.group); /* q and dout */
     if (p.D <= 64)
         return extra ? attn_dkv_launch<dkv_shape<T, 64, 2, 6, 2, false>, true>(s, p)
-                     : attn_dkv_launch<dkv_shape<T, 64, 2, 6, 2, true>, false>(s, p);
+                     : attn_dkv_launch<dkv_64<T>, false>(s, p);
     if (p.D <= 128)
         return extra ? attn_dkv_launch<dkv_shape<T, 128, 2, 4, 1, false>, true>(s, p)
                      : attn_dkv_launch<dkv_shape<T, 128, 2, 4, 1, false>, false>(s, p);
@@ -549,3 +551,5 @@ int launch_attn_dkv_hopper(cudaStream_t s, enum dtype real, const struct attn_pa
 {
     return real == DT_BF16 ? attn_dkv<__nv_bfloat16>(s, p) : attn_dkv<__half>(s, p);
 }
+
+KERNELS_OF(attn_dkv_hopper, attn_pass_kernel<dkv_pass<dkv_64<__half>, false>>)

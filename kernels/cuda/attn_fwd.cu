@@ -176,13 +176,15 @@ template <typename T, typename S> static int attn_fwd_pick(cudaStream_t s, struc
     return attn_fwd_launch<T, S, false>(s, p);
 }
 
+using fwd_64 = fwd_shape<64, 128, 64>;
+
 template <typename T> static int attn_fwd(cudaStream_t s, const struct attn_args *a)
 {
     struct attn_params p = attn_resolve(a);
     if (a->B * a->H * a->T == 0)
         return 0;
     if (p.D <= 64)
-        return attn_fwd_pick<T, fwd_shape<64, 128, 64>>(s, p);
+        return attn_fwd_pick<T, fwd_64>(s, p);
     if (p.D <= 96)
         return attn_fwd_pick<T, fwd_shape<96, 128, 64>>(s, p);
     if (p.D <= 128)
@@ -194,3 +196,5 @@ extern "C" int launch_attn_fwd_mma(cudaStream_t s, enum dtype real, const struct
 {
     return real == DT_BF16 ? attn_fwd<__nv_bfloat16>(s, a) : attn_fwd<__half>(s, a);
 }
+
+KERNELS_OF(attn_fwd, attn_fwd_kernel<__half, fwd_64, false>)

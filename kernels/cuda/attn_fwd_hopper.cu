@@ -252,6 +252,8 @@ template <typename S, bool EXTRA> static int attn_fwd_launch(cudaStream_t s, str
     return attn_pass_launch<fwd_pass<S, EXTRA>>(s, p, S::BM, S::BN);
 }
 
+template <typename T> using fwd_64 = fwd_shape<T, 64, 3, 128, 4, 2>;
+
 template <typename T> static int attn_fwd(cudaStream_t s, const struct attn_args *a)
 {
     struct attn_params p = attn_resolve(a);
@@ -260,7 +262,7 @@ template <typename T> static int attn_fwd(cudaStream_t s, const struct attn_args
         return 0;
     if (p.D <= 64)
         return extra ? attn_fwd_launch<fwd_shape<T, 64, 2, 128, 4, 2>, true>(s, p)
-                     : attn_fwd_launch<fwd_shape<T, 64, 3, 128, 4, 2>, false>(s, p);
+                     : attn_fwd_launch<fwd_64<T>, false>(s, p);
     if (p.D <= 128)
         return extra ? attn_fwd_launch<fwd_shape<T, 128, 2, 128, 3, 1>, true>(s, p)
                      : attn_fwd_launch<fwd_shape<T, 128, 2, 128, 3, 1>, false>(s, p);
@@ -272,3 +274,5 @@ extern "C" int launch_attn_fwd_hopper(cudaStream_t s, enum dtype real, const str
 {
     return real == DT_BF16 ? attn_fwd<__nv_bfloat16>(s, a) : attn_fwd<__half>(s, a);
 }
+
+KERNELS_OF(attn_fwd_hopper, attn_pass_kernel<fwd_pass<fwd_64<__half>, false>>)

@@ -228,3 +228,5 @@ extern "C" size_t workspace_attn_bwd_plain(const struct attn_args *a)
 {
     return (size_t)(a->B * a->H * a->T) * sizeof(float);
 }
+
+KERNELS_OF(attn_plain, attn_fwd_plain_kernel<float>)

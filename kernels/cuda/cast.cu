@@ -152,3 +152,5 @@ extern "C" int launch_narrow_add(cudaStream_t s, int64_t n, const void *product,
             packs * 8, n, (const __nv_bfloat16 *)product, stream, (__nv_bfloat16 *)dw);
     return launch_status();
 }
+
+KERNELS_OF(cast, narrow_add_kernel)

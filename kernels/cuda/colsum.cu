@@ -107,3 +107,5 @@ extern "C" size_t workspace_colsum(int64_t N, int64_t C)
 {
     return (size_t)PARTS * (size_t)C * sizeof(float);
 }
+
+KERNELS_OF(colsum, colsum_finish_kernel<float>)

@@ -17,6 +17,13 @@
 #define FULL_WARP 0xffffffffu
 #define LOG2E     1.4426950408889634f
 
+/* One of this file's kernels: kernels.h. */
+#define KERNELS_OF(file, ...)                                                                      \
+    extern "C" const void *kernels_of_##file(void)                                                 \
+    {                                                                                              \
+        return (const void *)(__VA_ARGS__);                                                        \
+    }
+
 static inline int launch_status(void)
 {
     return cudaGetLastError() == cudaSuccess ? 0 : ERR_DEVICE;

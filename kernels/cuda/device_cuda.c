@@ -5,7 +5,9 @@
 #include <stdlib.h>
 
 #include "core/alloc.h"
+#include "kernels/cuda/driver.h"
 #include "kernels/cuda/gemm.h"
+#include "kernels/cuda/kernels.h"
 #include "kernels/cuda/pinned.h"
 #include "kernels/cuda/state.h"
 #include "kernels/registry.h"
@@ -410,23 +412,10 @@ static const struct device_impl IMPL = {
     .plans_load = cuda_plans_load,
 };
 
-/* Found at run time: nothing links the driver's library. NULL when it has no such function. */
-static void *find_driver_call(const char *name)
-{
-    enum cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
-    void *entry = NULL;
-    if (cudaGetDriverEntryPointByVersion(name, &entry, 12000, cudaEnableDefault, &found) !=
-            cudaSuccess ||
-        found != cudaDriverEntryPointSuccess) {
-        (void)cudaGetLastError();
-        return NULL;
-    }
-    return entry;
-}
-
 int device_cuda_open(int index, const struct device_options *options, struct device *d,
                      struct err *err)
 {
+    enum { SINCE = 12000 };
     struct cudaDeviceProp prop;
     struct cuda_state *state = NULL;
     int rc = 0;
@@ -440,10 +429,11 @@ int device_cuda_open(int index, const struct device_options *options, struct dev
     d->fp8 = prop.major * 10 + prop.minor >= 89;
     state = xcalloc(1, sizeof *state);
     state->index = index;
-    state->stream_wait_value = (stream_value_fn)find_driver_call("cuStreamWaitValue32");
-    state->stream_write_value = (stream_value_fn)find_driver_call("cuStreamWriteValue32");
-    state->tensor_map = (tensor_map_fn)find_driver_call("cuTensorMapEncodeTiled");
+    state->stream_wait_value = (stream_value_fn)driver_call("cuStreamWaitValue32", SINCE);
+    state->stream_write_value = (stream_value_fn)driver_call("cuStreamWriteValue32", SINCE);
+    state->tensor_map = (tensor_map_fn)driver_call("cuTensorMapEncodeTiled", SINCE);
     state->capability = prop.major * 10 + prop.minor;
+    kernels_load();
     TRY(blaslt_load(&state->lt, err));
     cublasStatus_t status = state->lt.Create(&state->blas);
     if (status != CUBLAS_STATUS_SUCCESS) {

@@ -79,3 +79,5 @@ extern "C" int launch_dropout_bwd(cudaStream_t s, enum dtype real, const struct 
 {
     return DISPATCH_REAL(real, dropout, s, a, a->dy, NULL, a->dx);
 }
+
+KERNELS_OF(dropout, dropout_kernel<float>)

@@ -183,3 +183,5 @@ extern "C" size_t workspace_embed_bwd(const struct embed_args *a)
 {
     return 4 * align256((size_t)a->N * sizeof(int32_t)) + sort_bytes(a->N);
 }
+
+KERNELS_OF(embed, embed_keys_kernel)

@@ -518,3 +518,5 @@ extern "C" int launch_fp8_spread(cudaStream_t s, enum fp8_format format, int64_t
         spread_kernel<FP8_E5M2><<<grid_for(n, FULL), THREADS, 0, s>>>(n, bytes, scale, out);
     return launch_status();
 }
+
+KERNELS_OF(fp8, spread_kernel<FP8_E4M3>)

@@ -112,3 +112,5 @@ extern "C" int launch_clip(cudaStream_t s, const struct clip_args *a)
     clip_kernel<<<1, CLIP_THREADS, 0, s>>>(*a);
     return launch_status();
 }
+
+KERNELS_OF(gradnorm, clip_kernel)

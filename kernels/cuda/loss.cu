@@ -347,3 +347,5 @@ extern "C" int launch_loss(cudaStream_t s, enum dtype real, const struct loss_ar
 {
     return DISPATCH_REAL(real, loss, s, a);
 }
+
+KERNELS_OF(loss, loss_kernel<float, false>)

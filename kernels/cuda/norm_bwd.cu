@@ -312,3 +312,5 @@ extern "C" size_t workspace_norm_bwd(const struct norm_args *a)
 {
     return (size_t)MOST_PARTIALS * 2 * (size_t)a->C * sizeof(float);
 }
+
+KERNELS_OF(norm_bwd, norm_columns_kernel<float>)

@@ -166,3 +166,5 @@ extern "C" int launch_norm_fwd(cudaStream_t s, enum dtype real, const struct nor
     own.ld = a->ld ? a->ld : a->C;
     return DISPATCH_REAL(real, norm_fwd, s, &own);
 }
+
+KERNELS_OF(norm_fwd, norm_fwd_strided_kernel<float>)

@@ -14,3 +14,6 @@ extern "C" int launch_product_data(cudaStream_t s, enum product_epilogue epilogu
         return ERR_UNSUPPORTED;
     }
 }
+
+KERNELS_OF(product_data,
+           product_tile::product_kernel<product_tile::shape<PRODUCT_DATA>, PRODUCT_RELU_SLOPE>)

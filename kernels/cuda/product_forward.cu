@@ -14,3 +14,6 @@ extern "C" int launch_product_forward(cudaStream_t s, enum product_epilogue epil
         return ERR_UNSUPPORTED;
     }
 }
+
+KERNELS_OF(product_forward,
+           product_tile::product_kernel<product_tile::shape<PRODUCT_FORWARD>, PRODUCT_PLAIN>)

@@ -95,3 +95,5 @@ extern "C" int launch_quant_decode(cudaStream_t s, enum dtype real, const struct
 {
     return DISPATCH_REAL(real, decode_as, s, q, codes, n, to);
 }
+
+KERNELS_OF(quant, decode_rest_kernel<float, QUANT_NF4>)

@@ -119,3 +119,5 @@ extern "C" int launch_rope(cudaStream_t s, enum dtype real, const struct rope_ar
 {
     return DISPATCH_REAL(real, rope, s, a);
 }
+
+KERNELS_OF(rope, rope_half_kernel<float, 1>)

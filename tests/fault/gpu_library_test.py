@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """A GPU that is imagined: what it computes in, and matrix products' library, which is loaded when a GPU is opened: what
 runs without it, what is said where it is needed."""
+import glob
 import os
 import re
 import subprocess
@@ -111,7 +112,19 @@ def without_bf16_a_job_computes_in_fp16(root):
         equal((code, report["spec"]["precision"]["compute"]), (0, compute))
 
 
-CASES = [without_bf16_a_job_computes_in_fp16, runs_on_the_cpu_without_it, is_named_where_it_cannot_be_loaded, lacking_functions_are_named, its_functions_are_called]
+def all_kernels_are_loaded_when_a_gpu_is_opened(root):
+    """Of each file of kernels, before the library is: an opening that ends there has loaded them."""
+    machine = Machine(root)
+    open(machine.library, "w").close()
+    loaded = os.path.join(root, "loaded")
+    machine.job.env["FAKE_LOADED"] = loaded
+    machine.message()
+    kernels = rig.read_bytes(loaded).split()
+    equal(len(set(kernels)), len(kernels))
+    equal(len(kernels), 3 * len(glob.glob(os.path.join(HERE, "../../kernels/cuda/*.cu"))))
+
+
+CASES = [all_kernels_are_loaded_when_a_gpu_is_opened, without_bf16_a_job_computes_in_fp16, runs_on_the_cpu_without_it, is_named_where_it_cannot_be_loaded, lacking_functions_are_named, its_functions_are_called]
 
 if __name__ == "__main__":
     rig.main(CASES, __doc__)

@@ -109,8 +109,10 @@ static int on_progress(void *ud, const char *file, int64_t done, int64_t total, 
 
 /* --- preparing --- */
 
-/* What a GPU's driver and other processes hold is gone; and kernels that are loaded when they are
- * first used, and their stacks, need some more. */
+/* What a GPU's driver, other processes and our kernels hold is gone. The reserve is for those of
+ * cuBLASLt, which are loaded in the first step, when memory has been claimed and products are
+ * planned, for what planning tries beside an operand (and does without where it is not had), and
+ * for the kernels' stacks. */
 size_t trainer_limit(enum device_kind kind, size_t all, size_t left)
 {
     if (kind != DEVICE_CUDA)
