@@ -23,7 +23,7 @@ GPU_BIN := $(B)/tests/gpu/test_engine
 $(eval $(call program_rules,$(GPU_BIN),tests/gpu/engine.c tests/gpu/test_engine.c,worker/train))
 # Shared objects to preload.
 GPU_FAULT := $(B)/tests/fault/fail_product.so $(B)/tests/fault/fail_claim.so
-GPU_LAUNCHES := $(B)/tests/gpu/launches.so
+GPU_LAUNCHES := $(B)/tests/gpu/launches.so $(B)/tests/gpu/without_products.so
 $(GPU_FAULT) $(GPU_LAUNCHES): $(B)/%.so: %.c
 	@mkdir -p $(@D)
 	$(CC) -std=gnu11 -O2 -Wall -Wextra -Werror -shared -fPIC -o $@ $< -ldl
