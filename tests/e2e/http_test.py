@@ -6,6 +6,7 @@ SAN=thread is run on: `CASTOR_BIN=build/tsan/castord tests/e2e/http_test.py stre
 sanitizer in castord's log fails the run. Needs the standard library only.
 """
 import contextlib
+import errno
 import glob
 import json
 import os
@@ -235,6 +236,15 @@ def huge_headers():
     alive()
 
 
+def end_input(s):
+    """A server that has closed already is one of the ends."""
+    try:
+        s.shutdown(socket.SHUT_WR)
+    except OSError as e:
+        if e.errno != errno.ENOTCONN:
+            raise
+
+
 def strange_framing():
     head = b"POST /v1/fine_tuning/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     for extra in (b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
@@ -253,7 +263,7 @@ def strange_framing():
         with connect() as s, s.makefile("rb") as f:
             with contextlib.suppress(ConnectionError):
                 s.sendall(garbage)
-                s.shutdown(socket.SHUT_WR)
+                end_input(s)
                 raw_status = f.readline()[:12]
         assert not raw_status or raw_status.split()[1] not in (b"200", b"500"), (garbage[:20], raw_status)
     alive()
