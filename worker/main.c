@@ -36,9 +36,16 @@ static void on_terminate(int signal_number)
     terminate = 1;
 }
 
+/* On a stack of its own: of CPU jobs that were told to stop, one in thirty ended with a damaged
+ * heap, seen within oneDNN's products, which seem not to leave the memory below the stack pointer
+ * to signals. The kernel gives a process's signals to its main thread. */
 static void catch_terminate(void)
 {
-    struct sigaction a = {.sa_handler = on_terminate, .sa_flags = SA_RESTART};
+    static char stack[64 << 10]; /* the registers of AVX-512 and AMX take 11 KiB of it */
+    stack_t own = {.ss_sp = stack, .ss_size = sizeof stack};
+    struct sigaction a = {.sa_handler = on_terminate, .sa_flags = SA_RESTART | SA_ONSTACK};
+
+    sigaltstack(&own, NULL);
     sigaction(SIGTERM, &a, NULL);
     sigaction(SIGINT, &a, NULL);
     signal(SIGPIPE, SIG_IGN);

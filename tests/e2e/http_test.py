@@ -300,6 +300,13 @@ def spooled():
     return glob.glob(os.path.join(server.state, "spool", "*"))
 
 
+def wait_spooled(n):
+    deadline = time.time() + 300
+    while len(spooled()) != n and time.time() < deadline:
+        time.sleep(0.05)
+    assert len(spooled()) == n, spooled()
+
+
 def stored():
     return len(glob.glob(os.path.join(server.state, "files", "*")))
 
@@ -377,13 +384,11 @@ def uploads_given_up_half_way():
     body, kind = e2e.multipart([("file", "d.jsonl", e2e.data_set(2000)), ("purpose", None, "fine-tune")])
     head = ("POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n"
             % (kind, len(body))).encode()
-    for _ in range(10):
-        with connect() as s:
-            s.sendall(head + body[:len(body) // 2])
-    deadline = time.time() + 300
-    while spooled() and time.time() < deadline:
-        time.sleep(0.05)
-    assert not spooled(), spooled()
+    with contextlib.ExitStack() as clients:
+        for _ in range(10):
+            clients.enter_context(connect()).sendall(head + body[:len(body) // 2])
+        wait_spooled(10)
+    wait_spooled(0)
     alive()
 
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Training that is broken off: killed, terminated, paused, cancelled; checkpoints, and what goes on from them."""
+import contextlib
 import json
 import os
 import random
@@ -96,6 +97,22 @@ def terminated_stops_and_resumes(root):
     equal(steps, list(range(1, RESUMABLE_STEPS + 1)))  # none twice, none left out
     same_steps(job, (1, 2, 3), want)
     equal({e["step"]: e["loss"] for a in (1, 2, 3) for e in job.events(a, "eval")}, evals)
+    same_output(job.output(), output)
+
+
+def signals_leave_the_numbers_alone(root):
+    """However many: the arithmetic of a CPU may use memory that a signal's handler would write to."""
+    want, output, _ = reference(root)
+    job = Job(root, **RESUMABLE)
+    p = job.start()
+    job.wait_event(lambda e: e["type"] == "step")
+    rank = job.rank_pid(p)
+    with contextlib.suppress(ProcessLookupError):
+        for _ in range(3000):
+            os.kill(rank, signal.SIGTERM)
+    equal(job.stopped(p)["reason"], "preempted")
+    equal(job.run().returncode, 0)
+    same_steps(job, (1, 2), want)
     same_output(job.output(), output)
 
 
@@ -216,8 +233,8 @@ def damaged_checkpoint(root):
 
 
 CASES = [killed_rank_resumes, killed_supervisor_resumes, killed_while_writing_resumes, terminated_stops_and_resumes,
-         pauses_and_goes_on, cancels, cancelled_before_it_starts, checkpoints_on_request, keeps_newest_checkpoints,
-         early_stopping_exports_best, two_attempts_at_once, damaged_checkpoint]
+         signals_leave_the_numbers_alone, pauses_and_goes_on, cancels, cancelled_before_it_starts, checkpoints_on_request,
+         keeps_newest_checkpoints, early_stopping_exports_best, two_attempts_at_once, damaged_checkpoint]
 
 if __name__ == "__main__":
     rig.main(CASES, __doc__)
