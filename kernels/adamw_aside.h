@@ -12,7 +12,7 @@
 
 /* Gradient and parameter in bfloat16, master and moments in float? Other updates are done in place
  * on a copy. */
-bool adamw_goes_aside(const struct adamw_args *a);
+bool adamw_goes_aside(enum dtype grad, enum dtype param, enum dtype master, enum dtype moment);
 /* The bits that op_table.adamw would give, in the calling thread; a clip that is not finite is the
  * caller's to see. master, m and v are aligned as the old ones are. */
 void adamw_aside(const struct adamw_args *a, void *master, void *m, void *v);

@@ -123,10 +123,9 @@ FAST_CLONES static void aside_span(const struct adamw_consts *consts, int64_t n,
         memcpy(new[k] + i, s[k], (size_t)(n - i) * sizeof *s[k]);
 }
 
-bool adamw_goes_aside(const struct adamw_args *a)
+bool adamw_goes_aside(enum dtype grad, enum dtype param, enum dtype master, enum dtype moment)
 {
-    return a->param && a->grad_type == DT_BF16 && a->param_type == DT_BF16 &&
-           a->master_type == DT_F32 && a->moment_type == DT_F32;
+    return grad == DT_BF16 && param == DT_BF16 && master == DT_F32 && moment == DT_F32;
 }
 
 void adamw_aside(const struct adamw_args *a, void *master, void *m, void *v)

@@ -234,18 +234,29 @@ def a_small_disk(root):
     equal(job.leftovers(), [])
 
 
+def on_volume(root, job):
+    """The directory that a job of policy cpu may put states in, and the host memory that it takes without."""
+    volume = os.path.join(root, "volume")
+    os.mkdir(volume)
+    job.spec["placement"].update(policy="cpu")
+    rig.write_json(job.path("spec.json"), job.spec)
+    host = job.plan()[1]["memory"]["host"]
+    job.spec["files"]["nvme"]["path"] = volume
+    return volume, host
+
+
+def move_to_volume(job, host, saved):
+    """Limit host memory to so many bytes less."""
+    job.spec["placement"].update(nvme_path="fast", host_memory_limit=host["total"] - saved)
+    rig.write_json(job.path("spec.json"), job.spec)
+
+
 def disks_of_states(root):
     """Optimizer states, then parameters, too, on a volume that is full, or does not give back what was written."""
     start, output = stopped_at_two(root)
-    volume = os.path.join(root, "volume")
-    os.mkdir(volume)
-    start.spec["placement"].update(policy="cpu")
-    rig.write_json(start.path("spec.json"), start.spec)
-    host = start.plan()[1]["memory"]["host"]
-    start.spec["files"]["nvme"]["path"] = volume
+    volume, host = on_volume(root, start)
     for saved in (host["optimizer"] // 2, host["optimizer"] + host["weights"] // 2):
-        start.spec["placement"].update(nvme_path="fast", host_memory_limit=host["total"] - saved)
-        rig.write_json(start.path("spec.json"), start.spec)
+        move_to_volume(start, host, saved)
         equal(start.plan()[1]["memory"]["nvme"]["weights"] > 0, saved > host["optimizer"])
         equal(set(each_operation_of(root, start, output, "/volume/", "reserve", errno.ENOSPC, 1)), {"failed"})
         equal(set(each_operation_of(root, start, output, "/volume/", "pread", errno.EIO, 4)), {"failed"})
@@ -256,14 +267,8 @@ def disks_of_states(root):
 def a_slow_disk(root):
     """Reads of states that take long are what a step's metrics say it waited for, not the updates that waited with it."""
     job = Job(root, steps=6)
-    volume = os.path.join(root, "volume")
-    os.mkdir(volume)
-    job.spec["placement"].update(policy="cpu")
-    rig.write_json(job.path("spec.json"), job.spec)
-    host = job.plan()[1]["memory"]["host"]
-    job.spec["files"]["nvme"]["path"] = volume
-    job.spec["placement"].update(nvme_path="fast", host_memory_limit=host["total"] - host["optimizer"] // 2)
-    rig.write_json(job.path("spec.json"), job.spec)
+    _, host = on_volume(root, job)
+    move_to_volume(job, host, host["optimizer"] // 2)
     equal(job.plan()[1]["memory"]["nvme"]["weights"], 0)
     job.env["FAULT_DELAY"] = "20000"
     equal(Fault(root).run(job, "/volume/", "pread", 0)[0], 0)

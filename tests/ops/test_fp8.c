@@ -498,6 +498,33 @@ static void input_in_8_bits(enum act_kind act, bool gated, int64_t N, int64_t F)
 
 /* --- the edges --- */
 
+/* An activation in e5m2 and its gradient in e4m3 are refused. */
+static void other_formats(void)
+{
+    for (int gradient = 0; gradient < 2; gradient++) {
+        struct act_args act = {.act = ACT_SILU, .N = 16, .F = 16};
+        struct round8_args a = {.of = gradient ? ROUND8_ACT_GRAD : ROUND8_ACT,
+                                .format = gradient ? FP8_E4M3 : FP8_E5M2,
+                                .act = ACT_SILU,
+                                .N = 16,
+                                .C = 16};
+        struct op_case c;
+        struct result r;
+
+        case_init(&c, OP_ROUND8, &a, sizeof a, "other format, gradient=%d", gradient);
+        act_tensors(&c, &act, gradient, offsetof(struct round8_args, x),
+                    offsetof(struct round8_args, dy));
+        bind_outputs(&c, &a, 0);
+        for (int ti = 0; ti < targets_count(); ti++) {
+            const struct target *t = targets_get(ti);
+            case_run(&c, t, t->table, 1, &r);
+            expect(r.rc == ERR_UNSUPPORTED, "%s on %s: error %d", c.title, t->table->name, r.rc);
+            result_fini(&r);
+        }
+        case_fini(&c);
+    }
+}
+
 /* Powers of two are exact whatever the scale: from tensors near bfloat16's smallest and largest
  * values, too, and next to zeros. */
 static void powers(const struct round_shape *s, double x)
@@ -613,5 +640,6 @@ int main(int argc, char **argv)
             input_in_8_bits(act, false, ACTS[i][0], ACTS[i][1]);
             input_in_8_bits(act, true, ACTS[i][0], ACTS[i][1]);
         }
+    other_formats();
     return harness_close();
 }

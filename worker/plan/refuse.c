@@ -4,12 +4,8 @@
 #include <string.h>
 
 #include "core/buf.h"
+#include "core/units.h"
 #include "worker/plan/build.h"
-
-static double mib(size_t bytes)
-{
-    return (double)bytes / 1048576.0;
-}
 
 /* Would the input fit if it were changed? Quietly. */
 static bool would_fit(const struct plan_input *in)
@@ -62,10 +58,11 @@ static void name_shortfall(size_t least, size_t limit, const char *kind, const c
                            struct buf *out)
 {
     buf_printf(out, "%s %.1f MiB of %s and may use %.1f MiB",
-               out->len > 0 ? ", and" : "the job needs", mib(least), kind, mib(limit));
+               out->len > 0 ? ", and" : "the job needs", mib((double)least), kind,
+               mib((double)limit));
     if (part)
         buf_printf(out, " of %s", part);
-    buf_printf(out, ", %.1f MiB short", mib(least - limit));
+    buf_printf(out, ", %.1f MiB short", mib((double)(least - limit)));
 }
 
 /* Of each tier that is too small: what is needed and what there is. */

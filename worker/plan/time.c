@@ -11,6 +11,7 @@
 #include <stdlib.h>
 
 #include "core/alloc.h"
+#include "kernels/adamw_aside.h"
 #include "worker/plan/build.h"
 
 enum { PASSES = 4 };
@@ -188,12 +189,6 @@ static double update_rate(const struct plan *p, double float_rate, double fp8_ra
     return 1.0 / (part / float_rate + (1.0 - part) / fp8_rate);
 }
 
-/* Does an update aside write past the caches (kernels/adamw_aside.h)? */
-static bool streams_aside(struct chunk_types types)
-{
-    return types.compute == DT_BF16 && types.master == DT_F32 && types.moment == DT_F32;
-}
-
 /* Aside, float states are written at a rate that is measured. Others are copied and the copy is
  * updated, while nothing else is done: of the state, and of parameters that are kept, each byte is
  * read and written, and what is written is read first. */
@@ -204,7 +199,7 @@ static double cpu_update_seconds(const struct plan *p, const struct instr *i,
     double each = 1.0 / update_rate(p, d->cpu_update_rate, d->cpu_update_fp8_rate);
     if (!aside)
         return n * each;
-    if (streams_aside(p->types))
+    if (adamw_goes_aside(p->types.compute, p->types.compute, p->types.master, p->types.moment))
         return n * each * d->cpu_update_rate / d->cpu_update_aside_rate;
     double copied = (double)chunk_state_bytes(p->types, CHUNK_ALIGN) / CHUNK_ALIGN;
     if (!chunk_has_whole_master(p->types))

@@ -15,6 +15,7 @@
 #include "core/clock.h"
 #include "core/fs.h"
 #include "core/log.h"
+#include "core/units.h"
 
 enum { FILE_BYTES = 1 << 20, LOCK_SECONDS = 60 };
 
@@ -45,11 +46,6 @@ static const struct group_files versions[] = {
      NULL,
      {"inactive_file", "active_file", "slab_reclaimable"}},
 };
-
-static double mib(double bytes)
-{
-    return bytes / 1048576.0;
-}
 
 /* --- files --- */
 

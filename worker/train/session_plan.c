@@ -7,7 +7,7 @@
  */
 #include "worker/train/session.h"
 
-static const double MIB = 1048576;
+#include "core/units.h"
 
 /* More rows at a time than this gain nothing. */
 enum { MOST_MICRO_TOKENS = 65536 };
@@ -108,7 +108,7 @@ void session_tell_fit(struct session *s, const struct op_table *ops,
         err_set(err, was.code,
                 "%s. In what is left now the job fits, with %.1f MiB of device memory and %.1f MiB "
                 "of host memory: start it again",
-                was.msg, (double)p->claim[TIER_GPU] / MIB, (double)p->claim[TIER_HOST] / MIB);
+                was.msg, mib((double)p->claim[TIER_GPU]), mib((double)p->claim[TIER_HOST]));
     else
         err_set(err, was.code, "%s. In what is left now %s", was.msg, why.msg);
     err_set_reason(err, (int)was.code, "insufficient_memory");

@@ -264,7 +264,7 @@ static int run_aside(struct update_pool *p, int64_t piece)
 
     for (int k = 0; k < 3; k++)
         new[k] = advanced(p->aside[PART_MASTER + k], first, types[k]);
-    if (adamw_goes_aside(&a)) {
+    if (a.param && adamw_goes_aside(a.grad_type, a.param_type, a.master_type, a.moment_type)) {
         adamw_aside(&a, new[0], new[1], new[2]);
         return 0;
     }

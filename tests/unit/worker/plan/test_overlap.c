@@ -302,6 +302,44 @@ Test(overlap, a_step_that_clips_is_planned_apart)
     rig_fini(&r);
 }
 
+static double aside_seconds(const struct plan *p, const struct device_profile *profile)
+{
+    double sum = 0;
+    for (int64_t n = 0; n < p->lists[LIST_TRAIN].n; n++) {
+        const struct instr *i = &p->lists[LIST_TRAIN].items[n];
+        if (i->op == INSTR_UPDATE && i->shadow != NO_PLACE)
+            sum += plan_instr_seconds(p, LIST_TRAIN, i, profile);
+    }
+    return sum;
+}
+
+/* To a second place: float states at the rate that is measured, others at that of memory. */
+Test(overlap, updates_aside_take_as_long_as_they_are_made)
+{
+    for (int copied = 0; copied < 2; copied++) {
+        struct device_profile profile = rig_profile(1e9, 1e12, 4e6);
+        struct rig r;
+        profile.cpu_update_aside_rate = 2e6;
+        rig_init(&r, 8, 1);
+        r.in.ops = device_ops(r.device, DT_BF16);
+        r.in.policy = PLACE_CPU;
+        r.in.profile = &profile;
+        r.in.moments = copied ? MOMENTS_BF16 : MOMENTS_FP32;
+        r.in.force.early = 4;
+        const struct plan *p = rig_plan(&r);
+        double before = aside_seconds(p, &profile);
+        cr_assert_gt(before, 0);
+        profile.cpu_update_aside_rate = 4e6;
+        bool faster = aside_seconds(p, &profile) < 0.9 * before;
+        cr_expect_eq(faster, !copied);
+        profile.cpu_update_aside_rate = 2e6;
+        profile.host_memory_rate /= 1000;
+        bool slower = aside_seconds(p, &profile) > 1.001 * before;
+        cr_expect_eq(slower, copied != 0);
+        rig_fini(&r);
+    }
+}
+
 /* Half of what training takes on the gpu: the plan of the shortest steps that speculate would make
  * those that clip a fifth longer. */
 Test(overlap, speculation_makes_no_step_that_clips_longer)
