@@ -54,6 +54,7 @@ struct device {
     char address[16]; /* on the PCI bus, "0000:3b:00.0"; "" of a CPU */
     size_t memory_total;
     size_t memory_limit; /* what device_alloc may hand out in all, 0 = memory_total */
+    int multiprocessors; /* of a GPU; 0 of a CPU */
     bool fp8;            /* multiplies 8-bit operands at more than the speed of 16-bit ones */
     struct device_counters counters;
     const struct device_impl *impl;

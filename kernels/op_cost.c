@@ -1,5 +1,6 @@
 #include "kernels/op_cost.h"
 
+#include <math.h>
 #include <stdio.h>
 
 static double bytes_of(double elements, enum dtype t)
@@ -168,6 +169,25 @@ struct op_cost op_cost(const struct op_table *t, enum op op, const void *args)
         break;
     }
     return (struct op_cost){0};
+}
+
+double op_busy_share(enum op op, int64_t rows, int64_t cols, int64_t multiprocessors)
+{
+    static const int64_t tiles[][2] = {{128, 128}, {128, 192}, {128, 256},
+                                       {192, 128}, {256, 128}, {128, 160}};
+    int n = (int)(sizeof tiles / sizeof tiles[0]) - (op != OP_LINEAR_FWD);
+    double best = 0;
+
+    if (multiprocessors == 0)
+        return 1;
+    for (int k = 0; k < n; k++) {
+        int64_t down = (rows + tiles[k][0] - 1) / tiles[k][0];
+        int64_t along = (cols + tiles[k][1] - 1) / tiles[k][1];
+        int64_t waves = (down * along + multiprocessors - 1) / multiprocessors;
+        double taken = (double)(waves * multiprocessors) * (double)(tiles[k][0] * tiles[k][1]);
+        best = fmax(best, (double)rows * (double)cols / taken);
+    }
+    return best;
 }
 
 static void describe_linear(enum op op, const struct linear_args *a, char *out, size_t cap)

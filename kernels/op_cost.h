@@ -18,6 +18,12 @@ struct op_cost {
 };
 
 struct op_cost op_cost(const struct op_table *t, enum op op, const void *args);
+/* Multiprocessors take a product's output in tiles, each as many at a time as there are of them,
+ * and of the last of these waves some have none: the share of them that works, (0, 1], on an output
+ * of rows by cols, by the best of the tiles that there are kernels for (wave quantization: NVIDIA,
+ * "Matrix Multiplication Background User's Guide", 2023). 1 where multiprocessors is 0. `op`: one
+ * of the linear ones, forward's having a tile more (kernels/cuda/product.h). */
+double op_busy_share(enum op op, int64_t rows, int64_t cols, int64_t multiprocessors);
 /* The shape in a few words, such as "8192x2048x8192 bias", for people. */
 void op_describe(enum op op, const void *args, char *out, size_t cap);
 

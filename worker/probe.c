@@ -14,7 +14,7 @@
 #include "kernels/device.h"
 #include "kernels/op_table.h"
 #include "worker/plan/profile.h"
-#include "worker/probe_host.h"
+#include "worker/probe.h"
 #include "worker/train/cores.h"
 #include "worker/worker.h"
 
@@ -23,7 +23,7 @@ enum {
     GEMM_GPU = 8192, /* ... and enough to fill a GPU */
     STREAM_BYTES = 256 << 20,
     HEAT_SECONDS = 1,
-    LAYER_PASSES = 100, /* counted, of OPT, where they are not measured */
+    LAYER_PASSES = 50, /* counted, of OPT, where they are not measured */
 };
 
 struct probe {
@@ -49,7 +49,7 @@ static int measure(struct probe *p, work_fn work, const void *ud, double *second
         if (k >= 0)
             t[k] = clock_monotonic() - start;
     }
-    *seconds = probe_median(t);
+    *seconds = probe_median(t, PROBE_RUNS);
 out:
     return rc;
 }
@@ -193,6 +193,7 @@ static int probe_device(enum device_kind kind, struct device_profile *out, struc
     snprintf(out->device, sizeof out->device, "%s", p.device->name);
     snprintf(out->kind, sizeof out->kind, "%s", kind == DEVICE_CUDA ? "cuda" : "cpu");
     out->memory = (int64_t)p.device->memory_total;
+    out->multiprocessors = p.device->multiprocessors;
     TRY(memory_free(p.device, out, err));
     TRY(alloc_buffers(&p, err));
     TRY(gemm_rate(&p, DT_F32, &out->flops_f32, err));
@@ -201,6 +202,9 @@ static int probe_device(enum device_kind kind, struct device_profile *out, struc
     TRY(copy_rate(&p, COPY_D2D, &out->memory_rate, err));
     TRY(copy_rate(&p, COPY_H2D, &out->h2d_rate, err));
     TRY(copy_rate(&p, COPY_D2H, &out->d2h_rate, err));
+    out->attn64_fwd = out->attn64_bwd = out->attn128_fwd = out->attn128_bwd = out->flops_bf16;
+    if (kind == DEVICE_CUDA)
+        TRY(probe_attention(p.device, out, err));
     TRY(probe_host(p.device, p.a, p.host, STREAM_BYTES, out, err));
     bool fp8 = p.device->fp8;
     free_buffers(&p); /* layers need the memory */

@@ -6,7 +6,7 @@
 
 #include "core/clock.h"
 #include "worker/memory/nvme.h"
-#include "worker/probe_host.h"
+#include "worker/probe.h"
 
 enum {
     SLICE_BYTES = 48 << 20, /* 4 Mi elements of a master and two moments */

@@ -1,4 +1,4 @@
-#include "worker/probe_host.h"
+#include "worker/probe.h"
 
 #include <math.h>
 #include <pthread.h>
@@ -14,12 +14,9 @@
 
 enum {
     UPDATE_PARAMS = 128 << 20, /* 2 GiB: caches of hundreds of MiB hold none of it for long */
-    TRIAD_DOUBLES = 128 << 20, /* 1 GiB an array, likewise; a thread has its part of it */
-    TRIAD_PASSES = 4,          /* so that starting threads is nothing beside them */
-    TRIAD_AHEAD = 512,
-    LINE_DOUBLES = 8,
-    MAX_THREADS = 256,
+    UPDATE_RUNS = 100,         /* at most */
 };
+static const double UPDATE_SECONDS = 1; /* at least, unless there are so many runs */
 
 static int compare(const void *a, const void *b)
 {
@@ -27,110 +24,10 @@ static int compare(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-double probe_median(double times[PROBE_RUNS])
+double probe_median(double *times, int n)
 {
-    qsort(times, PROBE_RUNS, sizeof *times, compare);
-    return times[PROBE_RUNS / 2];
-}
-
-/* --- memory (McCalpin's STREAM triad) --- */
-
-struct triad {
-    double *a, *b, *c;
-    int64_t n;
-    pthread_barrier_t *start, *end;
-};
-
-/* What is written is not read before, where the processor can do that. */
-#if defined(__x86_64__)
-typedef double pair __attribute__((vector_size(16)));
-enum { TRIAD_MOVES = 3 };
-static void put(double *to, double x, double y)
-{
-    __builtin_ia32_movntpd(to, (pair){x, y});
-}
-#else
-enum { TRIAD_MOVES = 4 };
-static void put(double *to, double x, double y)
-{
-    to[0] = x;
-    to[1] = y;
-}
-#endif
-
-/* Fetched ahead as updates do it: a core left to itself does not ask memory for all that it has. */
-static void add_scaled(const struct triad *t)
-{
-    for (int64_t i = 0; i < t->n; i += LINE_DOUBLES) {
-        __builtin_prefetch(t->b + i + TRIAD_AHEAD, 0, 3); /* beyond the end in vain */
-        __builtin_prefetch(t->c + i + TRIAD_AHEAD, 0, 3);
-        for (int64_t k = i; k < i + LINE_DOUBLES; k += 2)
-            put(t->a + k, t->b[k] + 3.0 * t->c[k], t->b[k + 1] + 3.0 * t->c[k + 1]);
-    }
-}
-
-static void *run_triad(void *ud)
-{
-    const struct triad *t = ud;
-    for (int64_t i = 0; i < t->n; i++) { /* the pages are this thread's */
-        t->a[i] = 1;
-        t->b[i] = 2;
-        t->c[i] = 3;
-    }
-    for (int k = 0; k < PROBE_RUNS; k++) {
-        pthread_barrier_wait(t->start);
-        for (int pass = 0; pass < TRIAD_PASSES; pass++)
-            add_scaled(t);
-        pthread_barrier_wait(t->end);
-    }
-    return NULL;
-}
-
-/* The best of its runs: it is a ceiling. */
-static int triad_rate(struct device *d, double *rate, struct err *err)
-{
-    int threads = update_pool_all_threads() + 1;
-    threads = threads > MAX_THREADS ? MAX_THREADS : threads;
-    int64_t each = TRIAD_DOUBLES / threads / LINE_DOUBLES * LINE_DOUBLES;
-    size_t bytes = (size_t)each * (size_t)threads * sizeof(double);
-    double *arrays[3], best = INFINITY;
-    void *memory = NULL;
-    struct triad part[MAX_THREADS];
-    pthread_t id[MAX_THREADS];
-    pthread_barrier_t start, end;
-    int started = 0;
-
-    int rc = device_host_alloc(d, 3 * bytes, "a probe buffer", &memory, err);
-    if (rc != 0)
-        return rc;
-    for (int k = 0; k < 3; k++)
-        arrays[k] = (double *)memory + k * each * threads;
-    pthread_barrier_init(&start, NULL, (unsigned)threads + 1);
-    pthread_barrier_init(&end, NULL, (unsigned)threads + 1);
-    for (; started < threads; started++) {
-        part[started] = (struct triad){.a = arrays[0] + started * each,
-                                       .b = arrays[1] + started * each,
-                                       .c = arrays[2] + started * each,
-                                       .n = each,
-                                       .start = &start,
-                                       .end = &end};
-        int code = pthread_create(&id[started], NULL, run_triad, &part[started]);
-        if (code != 0) /* those that run wait for one that never comes: the process is at an end */
-            return err_set_errno(err, code, "cannot start %d threads to measure memory", threads);
-    }
-    for (int k = 0; k < PROBE_RUNS; k++) {
-        pthread_barrier_wait(&start);
-        double begin = clock_monotonic();
-        pthread_barrier_wait(&end);
-        best = fmin(best, clock_monotonic() - begin);
-    }
-    for (int t = 0; t < threads; t++)
-        pthread_join(id[t], NULL);
-    *rate = (double)TRIAD_MOVES * TRIAD_PASSES * (double)bytes / best;
-    pthread_barrier_destroy(&start);
-    pthread_barrier_destroy(&end);
-    device_host_free(d, memory, 3 * bytes);
-    return 0;
+    qsort(times, (size_t)n, sizeof *times, compare);
+    return times[n / 2];
 }
 
 /* --- copies both ways --- */
@@ -164,7 +61,87 @@ static int both_rates(const struct copies *c, struct device_profile *out, struct
         if (k >= 0)
             times[k] = clock_monotonic() - start;
     }
-    out->h2d_both_rate = out->d2h_both_rate = (double)c->bytes / probe_median(times);
+    out->h2d_both_rate = out->d2h_both_rate = (double)c->bytes / probe_median(times, PROBE_RUNS);
+out:
+    return rc;
+}
+
+/* Work of the processors, during which copies run, or nothing does. */
+struct work {
+    void (*run)(struct work *w);
+    struct err err; /* of the run; rc of its code */
+    int rc;
+    atomic_bool done;
+};
+
+static void *run_work(void *ud)
+{
+    struct work *w = ud;
+    w->run(w);
+    atomic_store(&w->done, true);
+    return NULL;
+}
+
+/* Copies both ways until the work is done; bytes a second each way. */
+static int copy_meanwhile(const struct work *w, const struct copies *copies, double *rate,
+                          struct err *err)
+{
+    double begun = clock_monotonic();
+    int64_t n = 0;
+    int rc = 0;
+    for (; !atomic_load(&w->done); n++)
+        TRY(copy_both(copies, err));
+    *rate = (double)n * (double)copies->bytes / (clock_monotonic() - begun);
+out:
+    return rc;
+}
+
+/* `copies` and their rate may be NULL. */
+static int do_work(struct work *w, const struct copies *copies, double *copy_rate, struct err *err)
+{
+    pthread_t id;
+    int rc = 0;
+
+    atomic_store(&w->done, false);
+    if (!copies) {
+        run_work(w);
+    } else {
+        int code = pthread_create(&id, NULL, run_work, w);
+        if (code != 0)
+            return err_set_errno(err, code, "cannot start a thread to measure the host's memory");
+        rc = copy_meanwhile(w, copies, copy_rate, err);
+        pthread_join(id, NULL);
+    }
+    return rc == 0 && w->rc != 0 ? err_set(err, w->rc, "%s", w->err.msg) : rc;
+}
+
+/* --- memory --- */
+
+struct passes {
+    struct work work;
+    void *memory;
+    size_t bytes;
+    double rate;
+};
+
+static void run_passes(struct work *w)
+{
+    struct passes *p = (struct passes *)w;
+    w->rc = probe_memory(p->memory, p->bytes, &p->rate, &w->err);
+}
+
+/* Alone and beside copies, which ask for memory themselves. What was there is lost. */
+static int memory_rate(void *memory, size_t bytes, const struct copies *copies, double *rate,
+                       struct err *err)
+{
+    struct passes p = {.work = {.run = run_passes}, .memory = memory, .bytes = bytes};
+    double copy_rate;
+    int rc = 0;
+
+    TRY(do_work(&p.work, NULL, NULL, err));
+    *rate = p.rate;
+    TRY(do_work(&p.work, copies, &copy_rate, err));
+    *rate = fmax(*rate, p.rate + 2 * copy_rate);
 out:
     return rc;
 }
@@ -172,12 +149,11 @@ out:
 /* --- updates --- */
 
 struct updates {
+    struct work work;
     struct update_pool *pool;
     char *aside[PART_COUNT]; /* or NULL: in place */
     struct adamw_args args;
     double seconds;
-    int rc;
-    atomic_bool done;
 };
 
 /* A rounded gradient in the parameter's place, as a plan has it beside a whole master. */
@@ -219,56 +195,31 @@ static struct adamw_args fp8_update_args(char *memory)
     return a;
 }
 
-static void *run_updates(void *ud)
+static void run_updates(struct work *w)
 {
-    struct updates *u = ud;
-    double times[PROBE_RUNS];
-    for (int k = -1; k < PROBE_RUNS && u->rc == 0; k++) {
+    struct updates *u = (struct updates *)w;
+    double times[UPDATE_RUNS], begun = clock_monotonic();
+    int n = -1; /* one run does not count */
+    while (n < UPDATE_RUNS && (n < PROBE_RUNS || clock_monotonic() - begun < UPDATE_SECONDS)) {
         double start = clock_monotonic();
-        u->rc = u->aside[PART_M] ? update_pool_adamw_aside(u->pool, &u->args, u->aside, NULL)
+        w->rc = u->aside[PART_M] ? update_pool_adamw_aside(u->pool, &u->args, u->aside, NULL)
                                  : update_pool_adamw(u->pool, &u->args);
-        if (k >= 0)
-            times[k] = clock_monotonic() - start;
+        if (w->rc != 0) {
+            err_set(&w->err, w->rc, "AdamW of %d parameters", UPDATE_PARAMS);
+            return;
+        }
+        if (n >= 0)
+            times[n] = clock_monotonic() - start;
+        n++;
     }
-    if (u->rc == 0)
-        u->seconds = probe_median(times);
-    atomic_store(&u->done, true);
-    return NULL;
-}
-
-/* Copies both ways until the updates are done; bytes a second each way. */
-static int copy_meanwhile(const struct updates *u, const struct copies *copies, double *rate,
-                          struct err *err)
-{
-    double begun = clock_monotonic();
-    int64_t n = 0;
-    int rc = 0;
-    for (; !atomic_load(&u->done); n++)
-        TRY(copy_both(copies, err));
-    *rate = (double)n * (double)copies->bytes / (clock_monotonic() - begun);
-out:
-    return rc;
+    u->seconds = probe_median(times, n);
 }
 
 /* Parameters a second, with copies running both ways all the while, and theirs, or without. */
 static int update_rate(struct updates *u, const struct copies *copies, double *rate,
                        double *copy_rate, struct err *err)
 {
-    pthread_t id;
-    int rc = 0;
-
-    atomic_store(&u->done, false);
-    if (!copies) {
-        run_updates(u);
-    } else {
-        int code = pthread_create(&id, NULL, run_updates, u);
-        if (code != 0)
-            return err_set_errno(err, code, "cannot start a thread to measure updates");
-        rc = copy_meanwhile(u, copies, copy_rate, err);
-        pthread_join(id, NULL);
-    }
-    if (rc == 0 && u->rc != 0)
-        rc = err_set(err, u->rc, "AdamW of %d parameters", UPDATE_PARAMS);
+    int rc = do_work(&u->work, copies, copy_rate, err);
     if (rc == 0)
         *rate = UPDATE_PARAMS / u->seconds;
     return rc;
@@ -280,13 +231,14 @@ static int update_rates(const struct copies *copies, struct device_profile *out,
     const struct op_table *ops = cuda ? NULL : device_ops(copies->device, DT_F32);
     size_t part = (size_t)UPDATE_PARAMS * sizeof(float), bytes = 7 * part;
     void *memory = NULL;
-    struct updates u = {0};
+    struct updates u = {.work = {.run = run_updates}};
     int rc = 0;
 
     /* as a job has it: in large pages, where the device's pinned memory has those */
     TRY(device_host_alloc(copies->device, bytes, "a probe buffer", &memory, err));
+    TRY(memory_rate(memory, bytes, copies, &out->host_memory_rate, err));
     u.args = update_args(memory, cuda ? DT_BF16 : DT_F32);
-    for (size_t i = 0; i < bytes / sizeof(float); i++) /* untouched pages would all be one page */
+    for (size_t i = 0; i < bytes / sizeof(float); i++)
         ((float *)memory)[i] = 1e-3f;
     TRY(update_pool_create(update_pool_all_threads(), ops, &u.pool, err));
     TRY(update_rate(&u, NULL, &out->cpu_update_rate, NULL, err));
@@ -315,7 +267,6 @@ int probe_host(struct device *d, void *on_device, void *pinned, size_t bytes,
 
     TRY(device_stream_create(d, 0, &c.up, err));
     TRY(device_stream_create(d, 0, &c.down, err));
-    TRY(triad_rate(d, &out->host_memory_rate, err));
     TRY(both_rates(&c, out, err));
     TRY(update_rates(&c, out, err));
     out->host_memory_rate = fmax(out->host_memory_rate, device_profile_host_shown(out));

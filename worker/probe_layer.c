@@ -15,8 +15,8 @@
 #include "worker/model/config.h"
 #include "worker/parallel/comm.h"
 #include "worker/plan/plan.h"
+#include "worker/probe.h"
 #include "worker/train/executor.h"
-#include "worker/worker.h"
 
 enum {
     FEW = 1,
@@ -138,26 +138,34 @@ static int ascending(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* What one layer does in a step, and what of it depends on the type of its products. */
+/* What one layer does in a step: operations of its products, as if no multiprocessor had been idle,
+ * and seconds of the whole or of attention alone. */
 struct layer_cost {
-    double seconds, flops, product_flops, pass_bytes;
+    double seconds, products, attention, pass_bytes;
 };
 
-static void count_layer(const struct trial *t, struct layer_cost *out)
+static struct layer_cost count_layer(const struct trial *t, const struct device_profile *profile)
 {
     const struct block_shape *s = &t->plan->shapes[LIST_TRAIN];
+    const struct model *m = &t->model;
+    struct layer_cost c = {0};
     for (int backward = 0; backward < 2; backward++) {
         struct block_passes of = {.backward = backward,
                                   .first_forward = true,
                                   .held_copies = plan_holds_copies(t->plan, 1)};
-        out->flops += block_flops(&t->model, 1, s, backward);
-        out->product_flops += block_product_flops(&t->model, 1, s, backward);
-        out->pass_bytes += block_pass_bytes(&t->model, 1, s, &of);
+        struct block_flops flops = block_flops(m, 1, s, backward);
+        double rate = device_profile_attention(profile, m->config.head_dim, backward);
+        c.products += flops.products;
+        c.products += block_idle_flops(m, 1, s, backward, profile->multiprocessors);
+        c.attention += flops.attention / rate;
+        c.pass_bytes += block_pass_bytes(m, 1, s, &of);
     }
+    return c;
 }
 
 /* Seconds of a step, the median; all else of one layer. */
-static int time_steps(int hidden, int64_t layers, bool fp8, struct layer_cost *out, struct err *err)
+static int time_steps(const struct device_profile *profile, int hidden, int64_t layers, bool fp8,
+                      struct layer_cost *out, struct err *err)
 {
     struct trial t = {0};
     struct step_result result;
@@ -175,23 +183,23 @@ static int time_steps(int hidden, int64_t layers, bool fp8, struct layer_cost *o
             took[step - WARM_UP - 1] = clock_monotonic() - begun;
     }
     qsort(took, STEPS, sizeof *took, ascending);
-    *out = (struct layer_cost){.seconds = took[STEPS / 2]};
-    count_layer(&t, out);
+    *out = count_layer(&t, profile);
+    out->seconds = took[STEPS / 2];
 out:
     finish(&t);
     return rc;
 }
 
 /* One layer, forward and backward. */
-static int time_layer(int hidden, bool fp8, double memory_rate, struct layer_cost *out,
-                      struct err *err)
+static int time_layer(const struct device_profile *profile, int hidden, bool fp8,
+                      struct layer_cost *out, struct err *err)
 {
     /* twelve squares of weights: gradient 4 bytes, states 12 in and out, parameter 2 */
-    double update = 12.0 * hidden * hidden * 30 / memory_rate;
+    double update = 12.0 * hidden * hidden * 30 / profile->memory_rate;
     struct layer_cost few;
     int rc = 0;
-    TRY(time_steps(hidden, FEW, fp8, &few, err));
-    TRY(time_steps(hidden, MANY, fp8, out, err));
+    TRY(time_steps(profile, hidden, FEW, fp8, &few, err));
+    TRY(time_steps(profile, hidden, MANY, fp8, out, err));
     out->seconds = (out->seconds - few.seconds) / (MANY - FEW) - update;
 out:
     return rc;
@@ -203,12 +211,12 @@ static int fit_fp8(struct device_profile *profile, double pass, struct err *err)
     struct layer_cost wide;
     int rc = 0;
 
-    TRY(time_layer(WIDE, true, profile->memory_rate, &wide, err));
-    double rest = (wide.flops - wide.product_flops) / profile->flops_layer +
-                  profile->layer_passes * pass * WIDE + wide.pass_bytes / profile->memory_rate;
-    double rate = wide.product_flops / (wide.seconds - rest);
+    TRY(time_layer(profile, WIDE, true, &wide, err));
+    double rest = wide.attention + profile->layer_passes * pass * WIDE +
+                  wide.pass_bytes / profile->memory_rate;
+    double rate = wide.products / (wide.seconds - rest);
     bool sensible = wide.seconds > rest && rate <= 4 * profile->flops_bf16;
-    profile->flops_fp8 = sensible ? rate : wide.product_flops / wide.seconds;
+    profile->flops_fp8 = sensible ? rate : wide.products / wide.seconds;
 out:
     return rc;
 }
@@ -219,15 +227,17 @@ int probe_layers(struct device_profile *profile, bool fp8, struct err *err)
     double pass = (double)ROWS * LENGTH * sizeof(uint16_t) / profile->memory_rate; /* a column's */
     int rc = 0;
 
-    TRY(time_layer(WIDE, false, profile->memory_rate, &wide, err));
-    TRY(time_layer(NARROW, false, profile->memory_rate, &narrow, err));
-    /* seconds = flops / rate + passes * pass * hidden */
+    TRY(time_layer(profile, WIDE, false, &wide, err));
+    TRY(time_layer(profile, NARROW, false, &narrow, err));
+    /* seconds = attention + products / rate + passes * pass * hidden */
     double ratio = (double)NARROW / WIDE;
-    double products = (narrow.seconds - wide.seconds * ratio) / (narrow.flops - wide.flops * ratio);
-    double passes = (wide.seconds - wide.flops * products) / (pass * WIDE);
+    double seconds = wide.seconds - wide.attention;
+    double inverse = (narrow.seconds - narrow.attention - seconds * ratio) /
+                     (narrow.products - wide.products * ratio);
+    double passes = (seconds - wide.products * inverse) / (pass * WIDE);
     /* A wide layer draws more power, so the fit's rate may be higher than any that is reached. */
-    bool sensible = products > 0 && passes >= 1 && 1 / products <= 2 * profile->flops_bf16;
-    profile->flops_layer = sensible ? 1 / products : wide.flops / wide.seconds;
+    bool sensible = inverse > 0 && passes >= 1 && 1 / inverse <= 2 * profile->flops_bf16;
+    profile->flops_layer = sensible ? 1 / inverse : wide.products / wide.seconds;
     profile->layer_passes = sensible ? passes : 1;
     profile->flops_fp8 = profile->flops_layer;
     if (fp8)

@@ -25,10 +25,6 @@ int worker_check(const char *path);
 /* Measure the devices of this machine and the disk of a directory (NULL: where profiles are kept),
  * keep the profiles (worker/plan/profile.h) and print them. */
 int worker_probe(const char *disk);
-/* probe_layer.c: flops_layer, layer_passes and flops_fp8 of the GPU, which multiplies 8 bits or
- * does not, and whose other rates are known. */
-struct device_profile;
-int probe_layers(struct device_profile *profile, bool fp8, struct err *err);
 
 /* Print {"cuda":n}: how many CUDA devices this machine has and this build can use. */
 int worker_devices(void);

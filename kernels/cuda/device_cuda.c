@@ -426,6 +426,7 @@ int device_cuda_open(int index, const struct device_options *options, struct dev
     snprintf(d->address, sizeof d->address, "%04x:%02x:%02x.0", prop.pciDomainID, prop.pciBusID,
              prop.pciDeviceID);
     d->memory_total = prop.totalGlobalMem;
+    d->multiprocessors = prop.multiProcessorCount;
     d->fp8 = prop.major * 10 + prop.minor >= 89;
     state = xcalloc(1, sizeof *state);
     state->index = index;

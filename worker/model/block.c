@@ -3,6 +3,7 @@
 #include <assert.h>
 
 #include "kernels/device.h"
+#include "kernels/op_cost.h"
 #include "worker/model/adapter.h"
 #include "worker/model/block_layer.h"
 
@@ -133,10 +134,32 @@ static double matrix_flops(const struct model *m, const struct block_desc *b, do
     return flops;
 }
 
-double block_product_flops(const struct model *m, int64_t block, const struct block_shape *shape,
-                           bool backward)
+static double idle_flops(double flops, double busy_share)
 {
-    return matrix_flops(m, &m->blocks[block], (double)shape->B * (double)shape->T, backward);
+    return flops / busy_share - flops;
+}
+
+double block_idle_flops(const struct model *m, int64_t block, const struct block_shape *shape,
+                        bool backward, int64_t multiprocessors)
+{
+    const struct block_desc *b = &m->blocks[block];
+    int64_t N = shape->B * shape->T, n = multiprocessors;
+    double idle = 0;
+
+    for (int64_t i = 0; b->kind == BLOCK_LAYER && i < b->n_tensors; i++) {
+        const struct tensor_desc *t = &m->tensors[b->tensors[i]];
+        double product = 2 * (double)N * (double)tensor_elements(t);
+
+        if (t->cols <= 1 || tensor_is_adapter(t))
+            continue;
+        if (!backward)
+            idle += idle_flops(product, op_busy_share(OP_LINEAR_FWD, N, t->rows, n));
+        else
+            idle += idle_flops(product, op_busy_share(OP_LINEAR_BWD_DATA, N, t->cols, n));
+        if (backward && t->trainable)
+            idle += idle_flops(product, op_busy_share(OP_LINEAR_BWD_WEIGHT, t->rows, t->cols, n));
+    }
+    return idle;
 }
 
 /* In 8 bits: 16 bits of an element read for the magnitude; 16 read and 8 written for a copy, 8 more
@@ -183,19 +206,19 @@ double block_pass_bytes(const struct model *m, int64_t block, const struct block
     return bytes;
 }
 
-double block_flops(const struct model *m, int64_t block, const struct block_shape *shape,
-                   bool backward)
+struct block_flops block_flops(const struct model *m, int64_t block,
+                               const struct block_shape *shape, bool backward)
 {
     const struct decoder_config *c = &m->config;
     const struct block_desc *b = &m->blocks[block];
     double N = (double)shape->B * (double)shape->T;
-    double flops = matrix_flops(m, b, N, backward);
+    struct block_flops flops = {.products = matrix_flops(m, b, N, backward)};
     /* q k^T and p v, the lower triangle of each; backward computes five such products */
     double attention = 2 * 2 * N * ((double)shape->T + 1) / 2 * (double)(c->heads * c->head_dim);
 
     if (b->kind == BLOCK_LAYER)
-        flops += backward ? 2.5 * attention : attention;
+        flops.attention = backward ? 2.5 * attention : attention;
     else if (b->kind == BLOCK_HEAD && backward) /* runs the forward too */
-        flops += matrix_flops(m, b, N, false);
+        flops.products += matrix_flops(m, b, N, false);
     return flops;
 }

@@ -122,12 +122,17 @@ struct block_run {
 int block_forward(const struct block_run *r, struct err *err);
 int block_backward(const struct block_run *r, struct err *err);
 
-/* Costs for the simulator: floating-point operations of one call (multiply-add = 2). */
-double block_flops(const struct model *m, int64_t block, const struct block_shape *shape,
-                   bool backward);
-/* Of these, those of products with the block's matrices. */
-double block_product_flops(const struct model *m, int64_t block, const struct block_shape *shape,
-                           bool backward);
+/* Costs for the simulator: floating-point operations of one call (multiply-add = 2), of products
+ * with the block's matrices and of attention. */
+struct block_flops {
+    double products, attention;
+};
+struct block_flops block_flops(const struct model *m, int64_t block,
+                               const struct block_shape *shape, bool backward);
+/* What multiprocessors could do meanwhile that have no tile in the last wave of a layer's products
+ * (kernels/op_cost.h), in floating-point operations. */
+double block_idle_flops(const struct model *m, int64_t block, const struct block_shape *shape,
+                        bool backward, int64_t multiprocessors);
 /* Bytes read and written by those passes of a layer over memory that depend on how it is run:
  * roundings to 8 bits, and in backward the making of what keep_cheap would have kept. */
 struct block_passes {

@@ -139,11 +139,15 @@ void plan_claims(const struct plan_input *in, const struct plan_choices *choices
  * an err to hold it. */
 int plan_refuse(const struct plan_input *in, const struct plan_choices *nearest, struct err *err);
 
+/* compute_time.c. Seconds of a FORWARD or BACKWARD; at_best: of its products at the rate of large
+ * ones, and of nothing else. */
+double plan_block_seconds(const struct plan *p, enum plan_list list, const struct instr *i,
+                          const struct device_profile *d, bool at_best);
 /* time.c. What becomes of speculative updates: they hold, they are done again, or they are left out
  * and all is done behind the norm. */
 enum speculation { SPECULATION_HOLDS, SPECULATION_FAILS, SPECULATION_OFF };
 /* Blocks in the list's order take no less than this, whatever else is reordered; at_best: not even
- * where layers run as fast as matrix products. */
+ * where layers run as fast as matrix products, and updates as host memory. */
 double plan_time_bound(const struct plan *p, enum plan_list list,
                        const struct device_profile *profile, enum speculation speculation,
                        bool at_best);

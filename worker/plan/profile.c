@@ -12,9 +12,14 @@
 
 const struct device_profile device_profile_nominal = {.flops_f32 = 4e14,
                                                       .flops_bf16 = 8e14,
+                                                      .multiprocessors = 132,
                                                       .flops_layer = 8e14,
+                                                      .attn64_fwd = 2.7e14,
+                                                      .attn64_bwd = 2.4e14,
+                                                      .attn128_fwd = 4e14,
+                                                      .attn128_bwd = 3e14,
                                                       .flops_fp8 = 1.3e15,
-                                                      .layer_passes = 100,
+                                                      .layer_passes = 50,
                                                       .memory_rate = 3.0e12,
                                                       .h2d_rate = 55.2e9,
                                                       .d2h_rate = 55.1e9,
@@ -33,7 +38,7 @@ const struct device_profile device_profile_nominal = {.flops_f32 = 4e14,
                                                       .disk_read_both_rate = 1.0e9,
                                                       .disk_write_both_rate = 1.0e9};
 
-enum { PROFILE_VERSION = 9, PROFILE_MAX_BYTES = 1 << 16 };
+enum { PROFILE_VERSION = 10, PROFILE_MAX_BYTES = 1 << 16 };
 
 struct rate_field {
     const char *key;
@@ -45,6 +50,10 @@ static const struct rate_field rates[] = {
     {"flops_layer", offsetof(struct device_profile, flops_layer)},
     {"flops_fp8", offsetof(struct device_profile, flops_fp8)},
     {"layer_passes", offsetof(struct device_profile, layer_passes)},
+    {"attn64_fwd", offsetof(struct device_profile, attn64_fwd)},
+    {"attn64_bwd", offsetof(struct device_profile, attn64_bwd)},
+    {"attn128_fwd", offsetof(struct device_profile, attn128_fwd)},
+    {"attn128_bwd", offsetof(struct device_profile, attn128_bwd)},
     {"memory_rate", offsetof(struct device_profile, memory_rate)},
     {"h2d_rate", offsetof(struct device_profile, h2d_rate)},
     {"d2h_rate", offsetof(struct device_profile, d2h_rate)},
@@ -84,6 +93,7 @@ int device_profile_load(const char *path, struct device_profile *out, struct err
     TRY(json_get_string(j, "", "kind", true, &kind, err));
     TRY(json_get_int64(j, "", "memory", true, 0, INT64_MAX, &p.memory, err));
     TRY(json_get_int64(j, "", "memory_free", true, 0, p.memory, &p.memory_free, err));
+    TRY(json_get_int64(j, "", "multiprocessors", true, 0, 1 << 20, &p.multiprocessors, err));
     for (int r = 0; r < N_RATES; r++)
         TRY(json_get_double(j, "", rates[r].key, true, 1.0, 1e21, rate_of(&p, &rates[r]), err));
     snprintf(p.device, sizeof p.device, "%s", device);
@@ -109,9 +119,10 @@ bool device_profile_find(const char *kind, struct device_profile *out)
 
 int device_profile_save(const char *path, const struct device_profile *p, struct err *err)
 {
-    json_t *j = json_pack("{s:i, s:s, s:s, s:I, s:I}", "v", PROFILE_VERSION, "device", p->device,
-                          "kind", p->kind, "memory", (json_int_t)p->memory, "memory_free",
-                          (json_int_t)p->memory_free);
+    json_t *j =
+        json_pack("{s:i, s:s, s:s, s:I, s:I, s:I}", "v", PROFILE_VERSION, "device", p->device,
+                  "kind", p->kind, "memory", (json_int_t)p->memory, "memory_free",
+                  (json_int_t)p->memory_free, "multiprocessors", (json_int_t)p->multiprocessors);
     struct device_profile copy = *p;
     for (int r = 0; r < N_RATES; r++)
         json_object_set_new(j, rates[r].key, json_real(*rate_of(&copy, &rates[r])));
@@ -140,6 +151,15 @@ double device_profile_host_shown(const struct device_profile *p)
     for (size_t k = 0; k < sizeof shown / sizeof shown[0]; k++)
         most = fmax(most, shown[k]);
     return most;
+}
+
+double device_profile_attention(const struct device_profile *p, int64_t head_dim, bool backward)
+{
+    int64_t width = head_dim <= 64 ? 64 : head_dim <= 128 ? 128 : 256;
+    double forward_rate = width == 64 ? p->attn64_fwd : p->attn128_fwd;
+    double backward_rate = width == 64 ? p->attn64_bwd : p->attn128_bwd;
+    double rate = (backward ? backward_rate : forward_rate) * (double)head_dim / (double)width;
+    return fmin(rate, p->flops_bf16);
 }
 
 char *device_profile_path(const char *kind)

@@ -72,111 +72,6 @@ static double reduce_bytes(const struct plan *p, const struct instr *i)
     return (double)c->n * each;
 }
 
-/* Decoding of quantised weights in front of the products that read them: codes in, a matrix of the
- * compute type out, which the product reads as it would any. */
-static double decode_seconds(const struct plan *p, int64_t block, const struct device_profile *d)
-{
-    const struct block_desc *b = &p->in.model->blocks[block];
-    double bytes = 0;
-    for (int64_t k = 0; k < b->n_tensors; k++) {
-        const struct tensor_desc *t = &p->in.model->tensors[b->tensors[k]];
-        int64_t n = tensor_elements(t);
-        if (t->quant != QUANT_NONE)
-            bytes +=
-                (double)quant_bytes(t->quant, n) + (double)n * (double)dtype_size(p->types.compute);
-    }
-    return bytes / d->memory_rate;
-}
-
-/* What adapters pass over: their products are too thin to take time otherwise. Forward reads x, and
- * reads and writes y; backward reads dy twice and x, and reads and writes dx (block_adapter.c). */
-static double adapter_seconds(const struct plan *p, enum plan_list list, int64_t block,
-                              bool backward, const struct device_profile *d)
-{
-    const struct block_desc *b = &p->in.model->blocks[block];
-    const struct block_shape *s = &p->shapes[list];
-    double width = 0;
-    for (int64_t k = 0; k + 1 < b->n_tensors; k++) {
-        const struct tensor_desc *a = &p->in.model->tensors[b->tensors[k]];
-        if (a->parts == 0) /* else B is behind it */
-            continue;
-        const struct tensor_desc *next = &p->in.model->tensors[b->tensors[++k]];
-        double in = (double)a->cols, out = (double)next->rows;
-        width += backward ? 3 * in + 2 * out : in + 2 * out;
-    }
-    return (double)(s->B * s->T) * width * (double)dtype_size(p->types.compute) / d->memory_rate;
-}
-
-/* The head works on so many of its micro-batch's rows at a time. */
-static int64_t head_slices(const struct block_shape *s)
-{
-    int64_t rows = s->B * s->T;
-    return (rows + s->head_rows - 1) / s->head_rows;
-}
-
-/* What a step's later micro-batches add to the gradients that are there: these are read by the
- * product, or, where sums are rounded stochastically, read and written in a pass of its own. The
- * head's later slices read and write them once more each. */
-static double sum_seconds(const struct plan *p, const struct instr *i,
-                          const struct device_profile *d)
-{
-    const struct block_operands *o = &p->operands[i->operands];
-    enum block_kind kind = p->in.model->blocks[i->block].kind;
-    double further = 8.0 * (double)(head_slices(&p->shapes[LIST_TRAIN]) - 1), bytes = 0;
-    if (i->op != INSTR_BACKWARD || kind == BLOCK_EMBED)
-        return 0;
-    for (int32_t k = 0; k < o->n_chunks; k++) {
-        const struct chunk *c = &p->chunks.chunks[o->chunk[k]];
-        if (c->trainable && !i->first_grad)
-            bytes += (double)c->n * (chunk_grad_type(c, p->types) == DT_F32 ? 4 : 8);
-        if (c->trainable && kind == BLOCK_HEAD)
-            bytes += (double)c->n * further;
-    }
-    return bytes / d->memory_rate;
-}
-
-/* The loss reads the logits, and in backward leaves their gradient in their place. */
-static double loss_seconds(const struct plan *p, const struct block_shape *s, bool backward,
-                           const struct device_profile *d)
-{
-    double logits = (double)(s->B * s->T) * (double)p->in.model->config.vocab;
-    return logits * (double)dtype_size(p->types.compute) * (backward ? 2 : 1) / d->memory_rate;
-}
-
-/* Layers take the time of their products and of the passes over memory beside them: of those of any
- * layer a third in forward. The head takes that of products and loss, the embedding next to none.
- * At best, blocks take that of products alone. */
-static double block_seconds(const struct plan *p, enum plan_list list, const struct instr *i,
-                            const struct device_profile *d, bool at_best)
-{
-    const struct block_shape *s = &p->shapes[list];
-    bool backward = i->op == INSTR_BACKWARD;
-    bool layer = p->in.model->blocks[i->block].kind == BLOCK_LAYER;
-    double flops = block_flops(p->in.model, i->block, s, backward);
-    double narrow = layer && s->fp8 ? block_product_flops(p->in.model, i->block, s, backward) : 0;
-    double decode = at_best ? 0 : decode_seconds(p, i->block, d);
-    if (p->types.compute == DT_F32)
-        return flops / d->flops_f32 + decode;
-    double products = narrow / d->flops_fp8, sums = sum_seconds(p, i, d);
-    flops -= narrow;
-    if (at_best)
-        return products + flops / d->flops_bf16;
-    if (p->in.model->blocks[i->block].kind == BLOCK_HEAD)
-        sums += loss_seconds(p, s, backward, d);
-    if (!layer)
-        return flops / d->flops_bf16 + sums;
-    struct block_passes of = {.backward = backward,
-                              .first_forward = i->first_forward,
-                              .held_copies = plan_holds_copies(p, i->block)};
-    double pass = (double)(s->B * s->T * p->in.model->config.hidden) *
-                  (double)dtype_size(p->types.compute) / d->memory_rate;
-    double adapters = adapter_seconds(p, list, i->block, backward, d);
-    double passes = pass * d->layer_passes * (backward ? 2.0 : 1.0) / 3.0;
-    passes += block_pass_bytes(p->in.model, i->block, s, &of) / d->memory_rate;
-    return decode + adapters + sums + products +
-           fmax(flops / d->flops_layer + passes, flops / d->flops_bf16);
-}
-
 /* Parameters a second that the CPU updates, or bytes that are copied meanwhile. Two kinds of state
  * are measured; between them the seconds are linear in the bytes that an update touches, and fewer
  * than the least gain nothing. */
@@ -213,7 +108,7 @@ static double instr_seconds(const struct plan *p, enum plan_list list, const str
     switch (i->op) {
     case INSTR_FORWARD:
     case INSTR_BACKWARD:
-        return block_seconds(p, list, i, d, at_best);
+        return plan_block_seconds(p, list, i, d, at_best);
     case INSTR_REDUCE:
         return reduce_bytes(p, i) / d->memory_rate;
     case INSTR_UPDATE:
@@ -457,26 +352,40 @@ static double norm_bound(const struct instr_list *l, const double *alone)
     return late > 0 ? late + apart : 0;
 }
 
-/* The busiest queue alone; the disk; host memory, which updates and copies share; and with
- * clipping, updates behind the norm. */
-static double lower_bound(const struct plan *p, const struct instr_list *l, const double *alone,
-                          const struct device_profile *d)
+/* Host memory, which updates and copies share: seconds of a pass. At best, updates move their bytes
+ * as fast as it lets them, which `alone` says from then on. */
+static double host_bound(const struct plan *p, const struct instr_list *l, double *alone,
+                         const struct device_profile *d, bool at_best)
 {
-    double queue[QUEUE_COUNT] = {0}, peak[QUEUE_COUNT] = {0}, host = 0, most = 0;
+    double peak[QUEUE_COUNT] = {0}, host = 0;
     for (int64_t n = 0; n < l->n; n++) {
         enum queue q = l->items[n].queue;
         double bytes = alone[n] > 0 ? host_bytes(p, &l->items[n]) : 0;
-        queue[q] += alone[n];
         host += bytes;
         if (bytes > 0)
             peak[q] = fmax(peak[q], bytes / alone[n]);
     }
+    if (host <= 0)
+        return 0;
+    double ceiling = host_ceiling(p, d, peak);
+    for (int64_t n = 0; at_best && n < l->n; n++)
+        if (l->items[n].queue == QUEUE_CPU && alone[n] > 0)
+            alone[n] = fmin(alone[n], host_bytes(p, &l->items[n]) / ceiling);
+    return host / ceiling;
+}
+
+/* Host memory; the busiest queue alone; the disk; and with clipping, updates behind the norm.
+ * `alone` is spent. */
+static double lower_bound(const struct plan *p, const struct instr_list *l, double *alone,
+                          const struct device_profile *d, bool at_best)
+{
+    double queue[QUEUE_COUNT] = {0}, most = host_bound(p, l, alone, d, at_best);
+    for (int64_t n = 0; n < l->n; n++)
+        queue[l->items[n].queue] += alone[n];
     for (int q = 0; q < QUEUE_COUNT; q++)
         most = fmax(most, queue[q]);
     if (queue[QUEUE_READ] + queue[QUEUE_WRITE] > 0)
         most = fmax(most, disk_bound(queue[QUEUE_READ], queue[QUEUE_WRITE], d));
-    if (host > 0)
-        most = fmax(most, host / host_ceiling(p, d, peak));
     return p->in.clip ? fmax(most, norm_bound(l, alone)) : most;
 }
 
@@ -503,7 +412,7 @@ double plan_time_bound(const struct plan *p, enum plan_list list,
     for (int64_t n = 0; n < l->n; n++)
         alone[n] = instr_seconds(p, list, &l->items[n], profile, at_best);
     set_speculation(p, l, profile, speculation, alone);
-    double bound = lower_bound(p, l, alone, profile);
+    double bound = lower_bound(p, l, alone, profile, at_best);
     free(alone);
     return bound;
 }

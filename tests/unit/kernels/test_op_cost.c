@@ -98,6 +98,20 @@ Test(op_cost, of_passes)
     expect(&bf16, OP_LOSS, &loss, 0, 28);
 }
 
+/* By hand: 4,096 by 1,600 is 416 tiles of 128 by 128, four waves of 132; by 160, which forward has,
+ * it is 320, three waves. 1,600 by 1,600 is 117 tiles of 128 by 192. */
+Test(op_cost, of_waves_that_are_not_full)
+{
+    cr_expect_float_eq(op_busy_share(OP_LINEAR_BWD_DATA, 4096, 1600, 132),
+                       4096.0 * 1600 / (4 * 132 * 128 * 128), 1e-9);
+    cr_expect_float_eq(op_busy_share(OP_LINEAR_FWD, 4096, 1600, 132),
+                       4096.0 * 1600 / (3 * 132 * 128 * 160), 1e-9);
+    cr_expect_float_eq(op_busy_share(OP_LINEAR_BWD_WEIGHT, 1600, 1600, 132),
+                       1600.0 * 1600 / (132 * 128 * 192), 1e-9);
+    cr_expect_gt(op_busy_share(OP_LINEAR_FWD, 65536, 16384, 132), 0.99);
+    cr_expect_eq(op_busy_share(OP_LINEAR_FWD, 1, 1, 0), 1);
+}
+
 Test(op_cost, says_in_what_a_weight_lies)
 {
     struct linear_args a = {.N = 8, .I = 64, .O = 5, .quant = {.format = QUANT_NF4}};

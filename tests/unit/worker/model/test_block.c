@@ -345,10 +345,15 @@ Test(block, flops_count_the_products)
 
     open_rig(&r, small_opt(), DT_F64, false);
     /* one token: every weight of a matrix once, and one key */
-    cr_assert_float_eq(block_flops(&r.m, 1, &shape, false),
-                       2 * (16 * 48 + 16 * 16 + 2 * 16 * 24) + 4 * 16, 0.5);
-    cr_assert_float_eq(block_flops(&r.m, 3, &shape, false), 2 * 16 * 29, 0.5);
-    cr_assert_float_eq(block_flops(&r.m, 3, &shape, true), 6 * 16 * 29, 0.5);
-    cr_assert_eq(block_flops(&r.m, 0, &shape, true), 0);
+    struct block_flops layer = block_flops(&r.m, 1, &shape, false);
+    cr_assert_float_eq(layer.products, 2 * (16 * 48 + 16 * 16 + 2 * 16 * 24), 0.5);
+    cr_assert_float_eq(layer.attention, 4 * 16, 0.5);
+    layer = block_flops(&r.m, 1, &shape, true);
+    cr_assert_float_eq(layer.products, 4 * (16 * 48 + 16 * 16 + 2 * 16 * 24), 0.5);
+    cr_assert_float_eq(layer.attention, 10 * 16, 0.5);
+    cr_assert_float_eq(block_flops(&r.m, 3, &shape, false).products, 2 * 16 * 29, 0.5);
+    cr_assert_float_eq(block_flops(&r.m, 3, &shape, true).products, 6 * 16 * 29, 0.5);
+    cr_assert_eq(block_flops(&r.m, 3, &shape, true).attention, 0);
+    cr_assert_eq(block_flops(&r.m, 0, &shape, true).products, 0);
     rig_close(&r);
 }

@@ -79,6 +79,10 @@ struct device_profile rig_profile(double flops, double bytes, double updates)
                                    .flops_layer = flops,
                                    .flops_fp8 = flops,
                                    .layer_passes = 1,
+                                   .attn64_fwd = 64 * flops, /* as fast as products at any size */
+                                   .attn64_bwd = 64 * flops,
+                                   .attn128_fwd = 128 * flops,
+                                   .attn128_bwd = 128 * flops,
                                    .memory_rate = bytes,
                                    .h2d_rate = bytes,
                                    .d2h_rate = bytes,

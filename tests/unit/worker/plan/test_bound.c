@@ -17,7 +17,12 @@ static const struct device_profile h100 = {.memory = 85017493504,
                                            .flops_bf16 = 7.3681029716853750e14,
                                            .flops_layer = 7.4199018766301150e14,
                                            .flops_fp8 = 1.3393047680753322e15,
+                                           .multiprocessors = 132,
                                            .layer_passes = 58.506289569285883,
+                                           .attn64_fwd = 2.69e14,
+                                           .attn64_bwd = 2.38e14,
+                                           .attn128_fwd = 4.1e14,
+                                           .attn128_bwd = 3.1e14,
                                            .memory_rate = 2.8629298066743125e12,
                                            .h2d_rate = 5.5260012187041931e10,
                                            .d2h_rate = 5.5096356834171349e10,
@@ -85,6 +90,37 @@ Test(bound, a_6_7_billion_parameters_beside_a_small_gpu)
     model_fini(&m);
     decoder_config_fini(&c);
     json_decref(j);
+}
+
+/* What a plan is measured by is not how fast its own updates are: while nothing but these bounds a
+ * step, it is their bytes over the rate of host memory. */
+Test(bound, of_updates_is_what_memory_carries)
+{
+    struct device_profile d = rig_profile(1e15, 1e15, 1e6);
+    double bytes = 0;
+    struct rig r;
+    rig_init(&r, 4, 1);
+    r.in.ops = device_ops(r.device, DT_BF16);
+    r.in.policy = PLACE_CPU;
+    r.in.profile = &d;
+    r.in.clip = false;
+    d.host_memory_rate = 1e9; /* 28 bytes a parameter: 28 MB a second are used */
+    d.h2d_rate = d.d2h_rate = d.h2d_both_rate = d.d2h_both_rate = 1e8;
+    d.copy_update_rate = d.copy_update_fp8_rate = 1e8;
+    struct plan *p = rig_plan(&r);
+    for (int64_t n = 0; n < p->lists[LIST_TRAIN].n; n++) {
+        const struct instr *i = &p->lists[LIST_TRAIN].items[n];
+        if (i->op == INSTR_UPDATE && i->queue == QUEUE_CPU)
+            bytes += 28 * (double)p->chunk[i->chunk].slices[i->slice].n;
+    }
+    struct plan_simulation sim = rig_simulate(p);
+    double moved = (double)(sim.link_bytes[LINK_H2D] + sim.link_bytes[LINK_D2H]);
+    double worst = plan_time_bound(p, LIST_TRAIN, &d, SPECULATION_HOLDS, false);
+    cr_expect_float_eq(worst, bytes / 28 / 1e6, 1e-6 * worst);
+    cr_expect_geq(sim.seconds, worst * (1 - 1e-9));
+    cr_expect(sim.bound > bytes / 1e9 && sim.bound <= (bytes + moved) / 1e9 * (1 + 1e-9),
+              "%g s of %g and %g bytes", sim.bound, bytes, moved);
+    rig_fini(&r);
 }
 
 static void plan_all(struct rig *r, const struct device_profile *d, const char *what)

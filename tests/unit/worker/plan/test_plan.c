@@ -228,7 +228,8 @@ Test(plan, time_knows_products_in_8_bits_and_sums_over_micro_batches)
     }
     for (int64_t block = 1; block <= 3; block++)
         for (int backward = 0; backward < 2; backward++)
-            products += block_product_flops(&r.model, block, &r.plan->shapes[LIST_TRAIN], backward);
+            products +=
+                block_flops(&r.model, block, &r.plan->shapes[LIST_TRAIN], backward).products;
     cr_expect_float_eq(seconds[0] - seconds[1], products / 2e9, 1e-9 * seconds[0]);
     r.in.fp8 = false;
     for (int k = 0; k < 2; k++) { /* all rows at a time, and one by one */
@@ -247,6 +248,36 @@ Test(plan, time_knows_products_in_8_bits_and_sums_over_micro_batches)
     cr_expect_gt(summed, 0);
     cr_expect_float_eq(seconds[1] - seconds[0], 4 * summed / 1e9, 1e-9 * seconds[0], "%g, %g",
                        seconds[1] - seconds[0], 4 * summed / 1e9);
+    rig_fini(&r);
+}
+
+/* Of layers only: attention at its own rate, and what the last wave of a product leaves idle. */
+Test(plan, time_is_that_of_attention_and_of_whole_waves)
+{
+    struct device_profile profile = rig_profile(1e9, 1e12, 1e12), slower = profile;
+    double attention = 0, idle = 0;
+    struct rig r;
+    rig_init(&r, 3, 1);
+    r.in.ops = device_ops(r.device, DT_BF16);
+    r.in.policy = PLACE_CUDA;
+    r.in.profile = &profile;
+    slower.attn64_fwd = 4e9;
+    slower.attn64_bwd = 2e9;
+    double before = plan_seconds(rig_plan(&r));
+    for (int64_t block = 1; block <= 3; block++)
+        for (int back = 0; back < 2; back++) {
+            const struct block_shape *s = &r.plan->shapes[LIST_TRAIN];
+            double flops = block_flops(&r.model, block, s, back).attention;
+            double rate = device_profile_attention(&slower, r.model.config.head_dim, back);
+            attention += flops / rate - flops / 1e9;
+            idle += block_idle_flops(&r.model, block, s, back, 132);
+        }
+    r.in.profile = &slower;
+    cr_expect_float_eq(plan_seconds(rig_plan(&r)) - before, attention, 1e-9 * before);
+    r.in.profile = &profile;
+    profile.multiprocessors = 132;
+    cr_expect_float_eq(plan_seconds(rig_plan(&r)) - before, idle / 1e9, 1e-9 * before);
+    cr_expect(attention > 0 && idle > 0);
     rig_fini(&r);
 }
 
