@@ -165,6 +165,7 @@ static const struct record_field failed_fields[] = {
     NEED_TEXT("reason", failed.reason),
     NEED_TEXT("message", failed.message),
     TEXT("param", failed.param),
+    BOOL("fits_alone", failed.fits_alone),
 };
 
 #define TABLE(name)                                                                                \

@@ -151,6 +151,10 @@ static void end_attempt(struct scheduler *s, struct live *l, const char *code, c
     l->signal_sent = 0;
     l->silence = (struct silence){0};
     buf_fini(&l->silent);
+    if (l->job.waits_for_memory)
+        l->retry_at = clock_monotonic() + s->memory_wait_seconds;
+    else
+        s->memory_freed_at = clock_monotonic();
 }
 
 static int launch(struct scheduler *s, struct live *l, const char *jobdir, struct err *err)

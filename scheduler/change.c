@@ -248,6 +248,19 @@ static int status_row(const struct change_context *c, const struct job *job, enu
     return add_row(c, job, t, level, "message", data, err, "%s", message);
 }
 
+static int waits_row(const struct change_context *c, const struct job *job, const struct event *e,
+                     struct err *err)
+{
+    json_t *data = json_pack("{s:s,s:I,s:s}", "status", job_status_name(job->status), "attempt",
+                             (json_int_t)job->attempt, "code", "waits_for_memory");
+
+    return add_row(c, job, e->t, "warn", "message", data, err,
+                   "Waiting for host memory that other processes hold: with the machine to itself "
+                   "the job fits. It is started again when another job has ended, or else in some "
+                   "minutes. Refused now: %s",
+                   e->failed.message);
+}
+
 /* The result file and the model. The file lies on disk before its row; its name is the job's, so a
  * change that is repeated writes the same file again. */
 static int succeed(const struct change_context *c, struct job *job, double t, struct err *err)
@@ -308,7 +321,9 @@ int change_apply(const struct change_context *c, struct job *job, const struct j
                                            : "The time limit is over; stopping"));
     if (job->status != before && job->status == JOB_SUCCEEDED)
         TRY(succeed(c, job, in->t, err));
-    if (job->status != before)
+    if (job->status != before && job->waits_for_memory)
+        TRY(waits_row(c, job, in->event, err));
+    else if (job->status != before)
         TRY(status_row(c, job, before, in->t, err));
 out:
     return rc;

@@ -62,7 +62,8 @@ static const struct record_field state_fields[] = {
     INT("created_at", created_at), INT("started_at", started_at), INT("finished_at", finished_at),
     {"status", RECORD_WORD, AT(status), .words = status_words},
     INT("attempt", attempt), BOOL("attempt_live", attempt_live), INT("slot", slot),
-    INT("restarts", restarts), TIME("attempt_started_at", attempt_started_at),
+    BOOL("waits_for_memory", waits_for_memory), INT("restarts", restarts),
+    TIME("attempt_started_at", attempt_started_at),
     TIME("run_seconds", run_seconds), BOOL("cancel_requested", cancel_requested),
     BOOL("pause_requested", pause_requested), BOOL("timed_out", timed_out),
     TIME("stop_asked_at", stop_asked_at),
@@ -148,6 +149,7 @@ static void finish(struct job *job, enum job_status status, double t)
     job->status = status;
     job->finished_at = (int64_t)t;
     job->has_phase = false;
+    job->waits_for_memory = false;
 }
 
 static void fail(struct job *job, double t, const char *code, const char *message,
@@ -231,6 +233,16 @@ static void take_plan(struct job *job, const struct plan_report *plan)
     job->total_steps = plan->steps;
 }
 
+/* The attempt is over, and the job is not unless that was asked for. */
+static void queue_again(struct job *job, double t)
+{
+    if (job->cancel_requested)
+        finish(job, JOB_CANCELLED, t);
+    else
+        job->status = JOB_QUEUED;
+    job->has_phase = false;
+}
+
 static void stopped(struct job *job, const struct event *e, double t)
 {
     if (job->timed_out) {
@@ -245,15 +257,24 @@ static void stopped(struct job *job, const struct event *e, double t)
         job->status = JOB_PAUSED;
         job->pause_requested = false;
         job->control_id[0] = '\0';
+        job->has_phase = false;
         break;
     case STOP_PREEMPTED:
-        if (job->cancel_requested)
-            finish(job, JOB_CANCELLED, t);
-        else
-            job->status = JOB_QUEUED;
+        queue_again(job, t);
         break;
     }
-    job->has_phase = false;
+}
+
+static void failed(struct job *job, const struct event *e, double t)
+{
+    if (!e->failed.fits_alone) {
+        fail(job, t, e->failed.reason, e->failed.message, e->failed.param);
+    } else if (job->timed_out) {
+        fail_timed_out(job, t);
+    } else {
+        queue_again(job, t);
+        job->waits_for_memory = job->status == JOB_QUEUED;
+    }
 }
 
 static void take_progress(struct job *job, const struct event *e)
@@ -306,7 +327,7 @@ static void take_event(struct job *job, const struct event *e, double t)
         finish(job, JOB_SUCCEEDED, t);
         break;
     case EVENT_FAILED:
-        fail(job, t, e->failed.reason, e->failed.message, e->failed.param);
+        failed(job, e, t);
         break;
     default:
         take_progress(job, e);
@@ -318,7 +339,7 @@ static void attempt_ended(struct job *job, const struct job_input *in)
     if (!job->attempt_live)
         return;
     job->attempt_live = false;
-    if (in->t > job->attempt_started_at)
+    if (in->t > job->attempt_started_at && !job->waits_for_memory)
         job->run_seconds += in->t - job->attempt_started_at;
     if (job->status != JOB_RUNNING)
         return;
@@ -381,6 +402,7 @@ static void start(struct job *job, const struct job_input *in)
     job->status = JOB_RUNNING;
     job->attempt = in->attempt;
     job->attempt_live = true;
+    job->waits_for_memory = false;
     job->slot = in->slot;
     job->attempt_started_at = in->t;
     job->tail_offset = 0;

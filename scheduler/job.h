@@ -3,10 +3,16 @@
  *
  *   validating_files -> queued -> running -> succeeded | failed | cancelled
  *                                 running -> paused -> queued
- *                                 running -> queued (preempted, or restarted after a crash)
+ *                                 running -> queued (preempted, restarted after a crash, or
+ *                                                    refused for memory that others hold)
  *
  * The final event of an attempt decides the status; its processes may live a little longer. While
  * attempt_live is set they may, so the job keeps its device slot and no other attempt starts.
+ *
+ * An attempt that failed for host memory that other processes hold (event_failed.fits_alone) is
+ * "not now": the job is queued again and waits_for_memory. It is no restart, its time does not
+ * count as run time, and however often it happens the job does not fail by it. When such a job may
+ * start again is the scheduler's to say (scheduler.h).
  *
  * Job state is the fold of what happened: job_apply takes the state and one occurrence and returns
  * the next state; it reads no clock, file or database, so replaying the same occurrences gives the
@@ -44,10 +50,11 @@ struct job {
     json_t *plan;                                /* the plan report without its spec, or NULL */
     int64_t created_at, started_at, finished_at; /* Unix seconds, 0 = not yet */
     enum job_status status;
-    int64_t attempt;   /* the current or last one, 0 = none */
-    bool attempt_live; /* its processes have not been seen to be gone */
-    int64_t slot;      /* device slot of the live attempt, from 0 */
-    int64_t restarts;  /* attempts that died without a final event and were followed by one */
+    int64_t attempt;       /* the current or last one, 0 = none */
+    bool attempt_live;     /* its processes have not been seen to be gone */
+    bool waits_for_memory; /* since its last attempt was refused; until the next one starts */
+    int64_t slot;          /* device slot of the live attempt, from 0 */
+    int64_t restarts;      /* attempts that died without a final event and were followed by one */
     double attempt_started_at; /* Unix seconds */
     double run_seconds;        /* of all earlier attempts together */
     bool cancel_requested, pause_requested;

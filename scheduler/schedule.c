@@ -23,6 +23,9 @@ struct live *schedule_add(struct scheduler *s, struct job *job)
     struct live *l = xcalloc(1, sizeof(*l));
 
     l->job = *job;
+    l->started_at = clock_monotonic();
+    if (l->job.waits_for_memory && !l->job.attempt_live) /* else its end begins the time */
+        l->retry_at = l->started_at + s->memory_wait_seconds;
     memset(job, 0, sizeof(*job));
     s->live = xrealloc(s->live, (size_t)(s->n_live + 1) * sizeof(s->live[0]));
     s->live[s->n_live++] = l;
@@ -212,16 +215,22 @@ static int64_t free_slot(const struct scheduler *s, bool gpu)
     return -1;
 }
 
+static bool may_start(const struct scheduler *s, const struct live *l)
+{
+    bool freed = l->job.waits_for_memory && s->memory_freed_at > l->started_at;
+
+    return l->job.status == JOB_QUEUED && !l->job.attempt_live &&
+           (freed || clock_monotonic() >= l->retry_at);
+}
+
 /* Who is next: the highest priority, then the oldest. */
 static struct live *next_queued(struct scheduler *s, bool gpu)
 {
     struct live *best = NULL;
-    double now = clock_monotonic();
 
     for (int64_t i = 0; i < s->n_live; i++) {
         struct live *l = s->live[i];
-        if (l->job.status != JOB_QUEUED || l->job.attempt_live || job_uses_gpu(&l->job) != gpu ||
-            now < l->retry_at)
+        if (job_uses_gpu(&l->job) != gpu || !may_start(s, l))
             continue;
         if (!best || l->job.spec.scheduling.priority > best->job.spec.scheduling.priority)
             best = l;
@@ -246,6 +255,8 @@ static void fill_slots(struct scheduler *s, bool gpu)
             l->retry_at = clock_monotonic() + 1;
             return;
         }
+        l->started_at = clock_monotonic();
+        l->retry_at = 0;
     }
 }
 

@@ -23,6 +23,7 @@ enum {
     MAX_WATCHED = 8,
     DEVICE_SECONDS = 20,
     SILENCE_SECONDS = 1800,
+    MEMORY_WAIT_SECONDS = 300,
     LEAST_DOWNLOAD_RATE = 64 << 10, /* bytes a second: what is slower must not hold a place long */
 };
 static const size_t default_plan_memory = (size_t)8 << 30;
@@ -206,6 +207,8 @@ static struct scheduler *allocate(const struct scheduler_config *config)
     s->grace_seconds = config->grace_seconds > 0 ? (double)config->grace_seconds : 30;
     s->silence_seconds =
         config->silence_seconds > 0 ? (double)config->silence_seconds : SILENCE_SECONDS;
+    s->memory_wait_seconds =
+        config->memory_wait_seconds > 0 ? (double)config->memory_wait_seconds : MEMORY_WAIT_SECONDS;
     s->plan_limits.seconds = config->plan_seconds > 0 ? config->plan_seconds : 600;
     s->plan_limits.least_download_rate = LEAST_DOWNLOAD_RATE;
     s->plan_limits.memory = config->plan_memory > 0 ? config->plan_memory : default_plan_memory;

@@ -9,6 +9,12 @@
  * replay what attempts wrote meanwhile, re-adopt attempts that are still alive, and re-do whatever
  * the states require. Killing castord at any point therefore costs no training step and no event.
  *
+ * A job that was refused for host memory that others hold (waits_for_memory, job.h) is started
+ * again when an attempt of another job has ended since its own began, for that may have given back
+ * what it lacks; and else memory_wait_seconds after its own ended, as nobody tells castord what
+ * processes of others do. An attempt that was itself refused held nothing, and its end starts no
+ * other. After a restart of castord the time begins anew.
+ *
  * Thread-safety: sched_post_* may be called from any thread; they block until the scheduler thread
  * has committed the result (milliseconds), at most 30 s (ERR_TIMEOUT).
  */
@@ -35,12 +41,13 @@ struct scheduler_config {
     size_t plan_memory;   /* memory limit of that child, bytes; 0 = 8 GiB */
     const struct hub_endpoint *hub_endpoints; /* besides the environment's own; copied */
     int64_t n_hub_endpoints;
-    const char *organization; /* shown as organization_id and in model names; "org-castor" */
-    int64_t device_seconds;   /* that looking for GPUs may take; 0 = 20 */
-    int64_t silence_seconds;  /* a live attempt that gives no sign of life for so long is ended;
-                                 scheduler/silence.h; 0 = 1800 */
-    int64_t grace_seconds;    /* what an attempt that must end is given before SIGTERM, and again
-                                 before SIGKILL; 0 = 30 */
+    const char *organization;    /* shown as organization_id and in model names; "org-castor" */
+    int64_t device_seconds;      /* that looking for GPUs may take; 0 = 20 */
+    int64_t silence_seconds;     /* a live attempt that gives no sign of life for so long is ended;
+                                    scheduler/silence.h; 0 = 1800 */
+    int64_t memory_wait_seconds; /* see above; 0 = 300 */
+    int64_t grace_seconds;       /* what an attempt that must end is given before SIGTERM, and again
+                                    before SIGKILL; 0 = 30 */
 };
 
 int scheduler_create(const struct scheduler_config *config, struct scheduler **out,

@@ -24,6 +24,7 @@ struct live {
     char written_control[32]; /* id of the request that is known to be in control.jsonl */
     int64_t launch_failures;
     double retry_at;     /* monotonic: nothing is tried again before */
+    double started_at;   /* monotonic: the last attempt, or castord if that came later */
     double ending_since; /* monotonic: the final event was seen, the process lives on; 0 = no */
     struct silence silence;
     struct buf silent; /* why the live attempt is being ended for its silence, or empty */
@@ -45,7 +46,7 @@ struct command {
 struct scheduler {
     char *state_dir, *worker_path, *organization;
     int64_t cpu_slots, gpu_slots;
-    double grace_seconds, silence_seconds;
+    double grace_seconds, silence_seconds, memory_wait_seconds;
     struct plan_limits plan_limits;
     struct hub_access hub;
     const struct launcher_ops *launcher;
@@ -55,7 +56,8 @@ struct scheduler {
     struct change_context context;
     struct live **live; /* oldest job first */
     int64_t n_live;
-    double swept_at; /* monotonic: expired files were looked for */
+    double swept_at;        /* monotonic: expired files were looked for */
+    double memory_freed_at; /* monotonic: the last end of an attempt that may have held memory */
 
     pthread_t thread;
     bool has_thread;

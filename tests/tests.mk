@@ -115,7 +115,7 @@ $(eval $(call python_suite,e2e/service,tests/e2e/service_test.py,,--build $(B),$
 $(eval $(call python_suite,e2e/hub,tests/e2e/hub_test.py,,--build $(B),$(PROGRAMS)))
 $(eval $(call python_suite,e2e/hub_data,tests/e2e/hub_data_test.py,,--build $(B),$(PROGRAMS)))
 $(eval $(call python_suite,fault/files,tests/fault/file_test.py,,--build $(B),$(B)/castor-worker))
-$(eval $(call python_suite,fault/memory,tests/fault/memory_test.py,,--build $(B),$(B)/castor-worker))
+$(eval $(call python_suite,fault/memory,tests/fault/memory_test.py,,--build $(B),$(PROGRAMS)))
 $(eval $(call python_suite,bench/lines,tests/bench/lines_test.py,,,))
 ifeq ($(HAVE_CUDA),1)
 $(eval $(call python_suite,fault/gpu_library,tests/fault/gpu_library_test.py,,--build $(B),$(B)/castor-worker))

@@ -48,7 +48,8 @@ def service(root, **more):
     models = os.path.join(root, "models")
     if not os.path.isdir(models):
         shutil.copytree(rig.Job.model, os.path.join(models, "tiny"))
-    config = {"worker": rig.Job.worker, "local_model_dirs": [models], "limits": more.pop("limits", {})}
+    config = {"worker": rig.Job.worker, "local_model_dirs": [models], "limits": more.pop("limits", {}),
+              "slots": more.pop("slots", {})}
     return Service(config, env=rig.environment(root), **more)
 
 

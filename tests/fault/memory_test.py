@@ -7,9 +7,11 @@ import random
 import signal
 import subprocess
 import sys
+import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../e2e"))
 import rig  # noqa: E402
+import service_test as service  # noqa: E402
 from rig import Job, Skip, differences  # noqa: E402
 
 STEPS = 120
@@ -87,7 +89,11 @@ class Group:
 
     def join(self):
         """Of the calling process: for a child that is about to become a program."""
-        write(os.path.join(self.path, "cgroup.procs"), os.getpid())
+        self.take(os.getpid())
+
+    def take(self, pid):
+        """That process, and what it starts from now on."""
+        write(os.path.join(self.path, "cgroup.procs"), pid)
 
     def remove(self):
         for pid in read(os.path.join(self.path, "cgroup.procs")).split():
@@ -229,6 +235,7 @@ def what_others_hold_is_not_counted_on(root):
         message = job.end()["message"]
         equal(job.end()["reason"], "insufficient_memory")
         assert "castor-test-%d has left now of its limit of 400.0 MiB" % os.getpid() in message, message
+        equal(job.end()["fits_alone"], True)
         other.kill()
         other.communicate()
         equal(run_in(group, job)[0], 0)
@@ -253,6 +260,35 @@ def two_that_start_at_a_time(root):
     refused = jobs[codes.index(1)]
     equal(refused.end()["reason"], "insufficient_memory")
     assert "has left now" in refused.end()["message"], refused.end()
+    equal(refused.end()["fits_alone"], True)
+
+
+def one_that_waits_for_another(root):
+    """A job that a server starts beside another, and that would fit alone, is queued until that one has ended."""
+    wide_model(os.path.join(root, "models", "wide"))
+    group = Group()
+    try:
+        group.set_limit(350 * MIB)
+        with service.service(root, slots={"cpu": 2}) as c:
+            group.take(c.process.pid)
+            requests = [service.body(root, service.upload(c, steps=steps), epochs=epochs)
+                        for steps, epochs in ((400, 50), (6, 1))]
+            for request in requests:
+                request["model"] = os.path.join(root, "models", "wide")
+            first = service.create(c, requests[0])
+            service.wait_step(c, first, 1)
+            second = service.create(c, requests[1])
+            while not any("Waiting for host memory" in e["message"] for e in service.all_events(c, second)):
+                assert service.get(c, second)["status"] in ("validating_files", "queued", "running")
+                time.sleep(0.05)
+            job = service.get(c, second)
+            equal((job["status"], job["attempt"], job["error"]), ("queued", 1, None))
+            equal(service.get(c, first)["status"], "running")
+            equal(c.request("POST", "%s/%s/cancel" % (service.JOBS, first))[0], 200)
+            job = service.wait_end(c, second)
+            equal((job["status"], job["attempt"]), ("succeeded", 2))
+    finally:
+        group.remove()
 
 
 def least_host(job):
@@ -302,7 +338,7 @@ def killed_with_parameters_on_the_disk(root):
 
 
 CASES = [memory_taken_by_another_process, no_more_than_the_group_has, what_others_hold_is_not_counted_on,
-         two_that_start_at_a_time, killed_with_parameters_on_the_disk]
+         two_that_start_at_a_time, one_that_waits_for_another, killed_with_parameters_on_the_disk]
 
 if __name__ == "__main__":
     rig.main(CASES, __doc__)

@@ -9,7 +9,8 @@
  * goes by what is left at that moment, of the machine (MemAvailable) and within each group: what
  * others hold, it cannot have. It claims, with every page fetched, before it trains; and so that
  * two attempts that start at a time do not both count on the same memory, each holds a lock from
- * its look to its claim.
+ * its look to its claim. An attempt that does not fit in what is left, and would in the whole, says
+ * so when it fails (event_failed.fits_alone): whoever started it can try again.
  *
  * On a machine where nothing else runs both give the same, unless the system itself takes more than
  * five parts in a hundred: the reserve is mostly what it has taken already.

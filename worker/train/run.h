@@ -25,6 +25,7 @@ struct run {
     bool profiled;
     struct session_memory memory; /* likewise */
     int memory_lock;              /* of host_memory_lock, until it is claimed; or -1 */
+    bool fits_alone;              /* api/event.h, of a failure */
     struct plan *plan;
     struct plan_simulation planned;
     double cpu_update_share;

@@ -114,3 +114,15 @@ void session_tell_fit(struct session *s, const struct op_table *ops,
     err_set_reason(err, (int)was.code, "insufficient_memory");
     plan_destroy(p);
 }
+
+bool session_fits_alone(struct session *s, const struct op_table *ops,
+                        const struct device_profile *profile, const struct session_memory *memory)
+{
+    struct session_memory whole = *memory;
+    struct plan *p = NULL;
+
+    host_memory_look("/", HOST_WHOLE, &whole.host);
+    bool fits = session_plan(s, ops, profile, &whole, &p, NULL) == 0;
+    plan_destroy(p);
+    return fits;
+}

@@ -165,6 +165,20 @@ out:
     return rc;
 }
 
+/* What is refused for memory that others hold may have been asked to stop while it prepared: then
+ * that is how it ends, so that the request is answered. */
+static int plan_in_what_is_left(struct run *r, struct err *err)
+{
+    const struct device_profile *profile = r->profiled ? &r->profile : NULL;
+    int rc;
+
+    host_memory_look("/", HOST_LEFT, &r->memory.host);
+    rc = session_plan(&r->session, r->ops, profile, &r->memory, &r->plan, err);
+    if (rc == ERR_DEVICE_OOM)
+        r->fits_alone = session_fits_alone(&r->session, r->ops, profile, &r->memory);
+    return r->fits_alone && look_for_stop(r) ? ERR_CANCELLED : rc;
+}
+
 static int prepare_plan(struct run *r, struct err *err)
 {
     struct plan_report report = {0};
@@ -178,11 +192,9 @@ static int prepare_plan(struct run *r, struct err *err)
     r->profiled =
         device_profile_find(kind, &r->profile) && strcmp(r->profile.device, r->device->name) == 0;
     TRY(trainer_device_limit(r->device, &r->memory.device, err));
-    r->memory_lock = host_memory_lock(r->options->terminate);
-    host_memory_look("/", HOST_LEFT, &r->memory.host);
     TRY(keep_micro_batch(r, err));
-    TRY(session_plan(&r->session, r->ops, r->profiled ? &r->profile : NULL, &r->memory, &r->plan,
-                     err));
+    r->memory_lock = host_memory_lock(r->options->terminate);
+    TRY(plan_in_what_is_left(r, err));
     TRY(plan_simulate(r->plan, LIST_TRAIN, &r->planned, err));
     r->speculation.break_even = r->planned.break_even;
     r->cpu_update_share = cpu_update_share(r->plan);
@@ -438,7 +450,8 @@ static int write_failed(struct run *r, int rc, const struct err *cause, struct e
                       .failed = {.code = rc,
                                  .reason = cause->reason[0] ? cause->reason : err_code_name(rc),
                                  .message = cause->msg,
-                                 .param = cause->param[0] ? cause->param : NULL}};
+                                 .param = cause->param[0] ? cause->param : NULL,
+                                 .fits_alone = r->fits_alone}};
     return event_write(&r->events, &e, err);
 }
 

@@ -48,6 +48,8 @@ static const struct event samples[] = {
     {8, 1, 17, EVENT_STOPPED, .stopped = {STOP_PAUSED, "ctl-2", 7, 7}},
     {9, 1, 18, EVENT_FINISHED, .finished = {9, 900, "output", 2.5, NAN}},
     {10, 1, 19, EVENT_FAILED, .failed = {ERR_NUMERIC, "nan_loss", "loss is NaN", NULL}},
+    {11, 1, 20, EVENT_FAILED,
+     .failed = {ERR_DEVICE_OOM, "insufficient_memory", "1 MiB short", NULL, .fits_alone = true}},
 };
 
 Test(event, every_type_round_trips)

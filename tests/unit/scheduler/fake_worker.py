@@ -7,7 +7,8 @@ spec's metadata say what else to do:
          memory | gpu | fetch | trickle (both download for 6 s)
   run    ok (default) | fail | crash | crash_once | silent_exit | stubborn | deaf | linger | orphan |
          bad_lines | long_line | prune | silent | slow_step | slow_download |
-         gate (behind its second step it waits for a file "open" in the job's directory)
+         gate (behind its second step it waits for a file "open" in the job's directory) |
+         crowded (refused for memory that others hold, until there is a file "open")
   steps  how many (default 3);  delay  seconds a step (default 0.01)
 """
 import json
@@ -150,6 +151,10 @@ class Run:
             time.sleep(7)
         self.event("download", file="x", bytes_done=5, bytes_total=10, total_bytes_done=5,
                    total_bytes_total=10)
+        if self.mode == "crowded" and not os.path.exists(os.path.join(self.jobdir, "open")):
+            self.event("failed", code="device_oom", reason="insufficient_memory", message="7 MiB short", param=None,
+                       fits_alone=True)
+            sys.exit(1)
         self.event("phase", phase="training")
         for step in range(self.first_step(), self.steps + 1):
             time.sleep(self.delay)

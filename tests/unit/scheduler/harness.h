@@ -28,7 +28,8 @@ struct job test_get(const char *id);
 /* Wait for a status (or, for -1, any final one); the job is the caller's. */
 struct job wait_for(const char *id, int status);
 void wait_for_step(const char *id, int64_t step);
-/* Let a job of {"run":"gate"} go on, which stands still behind its second step. */
+/* Let a job of {"run":"gate"} go on, which stands still behind its second step; let one of
+ * {"run":"crowded"} find the memory it needs, the next time. */
 void test_open_gate(const char *id);
 void steer_to(const char *id,
               int (*post)(struct scheduler *, const char *, struct job *, struct err *), int want);

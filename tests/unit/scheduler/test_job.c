@@ -135,6 +135,7 @@ Test(job, every_status_meets_every_event)
         {{.type = EVENT_STOPPED, .stopped = {.reason = STOP_PREEMPTED}}, JOB_QUEUED},
         {{.type = EVENT_FINISHED, .finished = {.output = "output"}}, JOB_SUCCEEDED},
         {{.type = EVENT_FAILED, .failed = {ERR_NUMERIC, "nan_loss", "m", NULL}}, JOB_FAILED},
+        {{.type = EVENT_FAILED, .failed = {.message = "m", .fits_alone = true}}, JOB_QUEUED},
     };
 
     for (int status = JOB_VALIDATING; status <= JOB_CANCELLED; status++)
@@ -261,6 +262,53 @@ Test(job, ends_of_an_attempt_without_a_last_word)
     job_fini(&job);
 }
 
+static void refuse_for_memory(struct job *job)
+{
+    event(job, (struct event){.type = EVENT_FAILED,
+                              .attempt = job->attempt,
+                              .failed = {.code = ERR_DEVICE_OOM,
+                                         .reason = "insufficient_memory",
+                                         .message = "1 MiB short",
+                                         .fits_alone = true}});
+}
+
+Test(job, what_others_hold_is_waited_for_and_counts_as_nothing)
+{
+    struct job job;
+
+    make(&job, JOB_RUNNING);
+    for (int attempt = 1; attempt <= 3; attempt++) {
+        struct job_input start = {.kind = JOB_OCC_STARTED, .t = 10, .attempt = attempt + 1};
+        refuse_for_memory(&job);
+        cr_assert(job.status == JOB_QUEUED && job.waits_for_memory && !job.error_code);
+        cr_assert(apply(&job, start) == ERR_CONFLICT, "its processes may live");
+        ended(&job);
+        cr_assert(job.status == JOB_QUEUED && job.restarts == 0 && job.run_seconds == 0);
+        cr_assert(apply(&job, start) == 0 && !job.waits_for_memory);
+    }
+    refuse_for_memory(&job);
+    cr_assert(apply(&job, (struct job_input){.kind = JOB_OCC_CANCEL, .t = 5}) == 0);
+    cr_assert(job.status == JOB_CANCELLED && !job.waits_for_memory);
+    job_fini(&job);
+}
+
+Test(job, what_was_to_stop_does_not_wait_for_memory)
+{
+    struct job job;
+
+    make(&job, JOB_RUNNING);
+    apply(&job, (struct job_input){.kind = JOB_OCC_CANCEL, .t = 5, .control_id = "ctl-9"});
+    refuse_for_memory(&job);
+    cr_assert(job.status == JOB_CANCELLED);
+    job_fini(&job);
+    make(&job, JOB_RUNNING);
+    apply(&job, (struct job_input){.kind = JOB_OCC_TIMEOUT, .t = 5, .control_id = "ctl-9"});
+    refuse_for_memory(&job);
+    cr_assert(job.status == JOB_FAILED);
+    cr_assert_str_eq(job.error_code, "timeout");
+    job_fini(&job);
+}
+
 Test(job, a_resumed_job_waits_for_its_old_attempt)
 {
     struct job job;
@@ -291,6 +339,7 @@ Test(job, state_round_trips_and_copies_are_deep)
                                         .tokens_per_second = 3,
                                         .seconds_remaining = 4}});
     event(&job, (struct event){.type = EVENT_FAILED, .failed = {ERR_IO, "disk_full", "m", "p"}});
+    job.waits_for_memory = true;
     job_copy(&copy, &job);
     json_t *state = job_state_to_json(&job);
     job_fini(&job);
@@ -298,7 +347,8 @@ Test(job, state_round_trips_and_copies_are_deep)
     cr_assert(job_state_from_json(state, &back, &err) == 0, "%s", err.msg);
     json_t *again = job_state_to_json(&back), *third = job_state_to_json(&copy);
     cr_assert(json_equal(state, again) && json_equal(state, third));
-    cr_assert(back.step == 5 && isnan(back.train_accuracy) && isnan(back.valid_loss));
+    cr_assert(back.waits_for_memory && back.step == 5 && isnan(back.train_accuracy) &&
+              isnan(back.valid_loss));
     cr_assert_str_eq(back.error_param, "p");
     json_decref(state);
     json_decref(again);

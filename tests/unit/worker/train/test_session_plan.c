@@ -17,14 +17,14 @@ struct machine {
     struct session session;
 };
 
-/* Eight layers whose weights weigh more than the few tokens of a row. */
-static void make_model(struct model *out)
+/* Layers whose weights weigh more than the few tokens of a row. */
+static void make_model(struct model *out, int layers)
 {
     struct decoder_config c = {0};
     struct err err = {0};
     json_t *j =
         json_pack("{s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i}", "model_type", "opt", "hidden_size",
-                  2048, "num_hidden_layers", 8, "num_attention_heads", 16, "ffn_dim", 8192,
+                  2048, "num_hidden_layers", layers, "num_attention_heads", 16, "ffn_dim", 8192,
                   "vocab_size", 8192, "max_position_embeddings", 8192, "word_embed_proj_dim", 2048);
     cr_assert_not_null(j);
     cr_assert_eq(decoder_config_parse(j, &c, &err), 0, "%s", err.msg);
@@ -39,7 +39,7 @@ static void open_machine(struct machine *m, enum device_kind kind, int64_t lengt
 
     *m = (struct machine){.profile = device_profile_nominal};
     cr_assert_eq(device_open(DEVICE_CPU, 0, NULL, &m->device, &err), 0, "%s", err.msg);
-    make_model(&s->model);
+    make_model(&s->model, 8);
     job_spec_init(&s->spec);
     s->spec.hyper.batch_size.value = BATCH;
     s->spec.precision.compute = COMPUTE_BF16;
@@ -218,5 +218,25 @@ Test(session_plan, a_refused_claim_names_what_fits_in_what_is_left)
     text = told(&m, 1 << 20);
     cr_expect(strstr(text, "MiB short; even optimization.micro_batch_size 1 does not fit"), "%s",
               text);
+    close_machine(&m);
+}
+
+/* By what of host memory others hold; neither by what the device lacks nor by the job's limits. */
+Test(session_plan, a_refused_job_fits_alone_or_not)
+{
+    struct session_memory left = {.host.bytes = 1 << 20};
+    struct machine m;
+    open_machine(&m, DEVICE_CUDA, 128);
+    model_fini(&m.session.model);
+    make_model(&m.session.model, 1); /* which any machine has memory for */
+    const struct op_table *ops = device_ops(m.device, DT_BF16);
+    m.session.spec.placement.policy = PLACE_CPU;
+    session_set_micro_batch(&m.session, 4);
+    cr_assert(session_fits_alone(&m.session, ops, &m.profile, &left));
+    left.device = 1 << 20;
+    cr_expect(!session_fits_alone(&m.session, ops, &m.profile, &left));
+    left.device = 0;
+    m.session.spec.placement.host_memory_limit = 1 << 20;
+    cr_expect(!session_fits_alone(&m.session, ops, &m.profile, &left));
     close_machine(&m);
 }
