@@ -261,6 +261,18 @@ static int waits_row(const struct change_context *c, const struct job *job, cons
                    e->failed.message);
 }
 
+static int no_slot_row(const struct change_context *c, const struct job *job,
+                       const struct job_input *in, struct err *err)
+{
+    json_t *data = json_pack("{s:s,s:I,s:s}", "status", job_status_name(job->status), "attempt",
+                             (json_int_t)job->attempt, "code", in->error_code);
+
+    return add_row(c, job, in->t, "warn", "message", data, err,
+                   "Waiting for a slot that this server does not have: %s. The job stays queued "
+                   "until there is one, or it is cancelled",
+                   in->error_message);
+}
+
 /* The result file and the model. The file lies on disk before its row; its name is the job's, so a
  * change that is repeated writes the same file again. */
 static int succeed(const struct change_context *c, struct job *job, double t, struct err *err)
@@ -314,6 +326,8 @@ int change_apply(const struct change_context *c, struct job *job, const struct j
     TRY(job_apply(job, in, err));
     if (in->kind == JOB_OCC_EVENT)
         TRY(event_rows(c, job, in->event, err));
+    if (in->kind == JOB_OCC_NO_SLOT)
+        TRY(no_slot_row(c, job, in, err));
     if (!asked_before && (job->cancel_requested || job->pause_requested || job->timed_out))
         TRY(add_row(c, job, in->t, "info", "message", NULL, err, "%s",
                     job->cancel_requested  ? "Cancellation requested"

@@ -62,7 +62,8 @@ static const struct record_field state_fields[] = {
     INT("created_at", created_at), INT("started_at", started_at), INT("finished_at", finished_at),
     {"status", RECORD_WORD, AT(status), .words = status_words},
     INT("attempt", attempt), BOOL("attempt_live", attempt_live), INT("slot", slot),
-    BOOL("waits_for_memory", waits_for_memory), INT("restarts", restarts),
+    BOOL("waits_for_memory", waits_for_memory), BOOL("told_no_slot", told_no_slot),
+    INT("restarts", restarts),
     TIME("attempt_started_at", attempt_started_at),
     TIME("run_seconds", run_seconds), BOOL("cancel_requested", cancel_requested),
     BOOL("pause_requested", pause_requested), BOOL("timed_out", timed_out),
@@ -403,6 +404,7 @@ static void start(struct job *job, const struct job_input *in)
     job->attempt = in->attempt;
     job->attempt_live = true;
     job->waits_for_memory = false;
+    job->told_no_slot = false;
     job->slot = in->slot;
     job->attempt_started_at = in->t;
     job->tail_offset = 0;
@@ -446,6 +448,11 @@ int job_apply(struct job *job, const struct job_input *in, struct err *err)
         if (job->status != JOB_PAUSED)
             return conflict(job, "resumed", err);
         job->status = JOB_QUEUED;
+        return 0;
+    case JOB_OCC_NO_SLOT:
+        if (job->status != JOB_QUEUED)
+            return conflict(job, "told that it has no slot", err);
+        job->told_no_slot = true;
         return 0;
     case JOB_OCC_TIMEOUT:
         if (job->status != JOB_RUNNING || job->timed_out || job->cancel_requested)

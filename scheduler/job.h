@@ -53,6 +53,7 @@ struct job {
     int64_t attempt;       /* the current or last one, 0 = none */
     bool attempt_live;     /* its processes have not been seen to be gone */
     bool waits_for_memory; /* since its last attempt was refused; until the next one starts */
+    bool told_no_slot;     /* that its server has none of its kind; until an attempt starts */
     int64_t slot;          /* device slot of the live attempt, from 0 */
     int64_t restarts;      /* attempts that died without a final event and were followed by one */
     double attempt_started_at; /* Unix seconds */
@@ -96,6 +97,7 @@ enum job_occurrence {
     JOB_OCC_CANCEL,        /* requested by a client                            */
     JOB_OCC_PAUSE,
     JOB_OCC_RESUME,
+    JOB_OCC_NO_SLOT, /* it is queued, and this castord has no slot of its kind */
     JOB_OCC_TIMEOUT, /* scheduling.max_runtime_seconds is over     */
     JOB_OCC_COUNT,
 };
@@ -109,7 +111,7 @@ struct job_input {
     const struct event *event;      /* EVENT     */
     const char *control_id;         /* CANCEL, PAUSE, TIMEOUT: id of the request to post */
     const char *error_code, *error_message,
-        *error_param; /* INVALID, ATTEMPT_ENDED (cause of death) */
+        *error_param; /* INVALID, ATTEMPT_ENDED (cause of death), NO_SLOT */
 };
 
 /* Apply one occurrence. ERR_CONFLICT (state unchanged) when the state does not allow it, e.g.

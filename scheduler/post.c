@@ -315,6 +315,11 @@ int sched_dry_run(struct scheduler *s, const struct job_spec *spec, struct plan_
     TRY(job_spec_save(path, &copy, err));
     TRY(hub_access_environment(&s->hub, &copy, dir, NULL, &envp, err));
     TRY(plan_child_run(s->worker_path, dir, envp, &limits, out, err));
+    if (out->fits && schedule_check_plan(s, spec, out, &out->error) != 0) {
+        out->fits = false;
+        json_decref(out->alternatives); /* of a plan that fits; none of them gives it a slot */
+        out->alternatives = NULL;
+    }
 out:
     hub_access_free_environment(envp);
     fs_remove_tree(dir, NULL);

@@ -98,25 +98,31 @@ static void refuse(struct scheduler *s, struct live *l, const struct err *why)
 }
 
 /* A job for which there is no slot, nor ever will be, would wait without a word. */
-static void check_slots(const struct scheduler *s, const struct live *l,
-                        const struct plan_report *report, struct err *why)
+static int check_slots(const struct scheduler *s, bool gpu, struct err *why)
 {
-    bool gpu =
-        strcmp(report->device_kind, "cpu") != 0 && l->job.spec.resources.device != DEVICE_ONLY_CPU;
+    int rc;
 
     if ((gpu ? s->gpu_slots : s->cpu_slots) > 0)
-        return;
+        return 0;
     if (gpu)
-        err_set(why, ERR_UNSUPPORTED,
-                "the job needs a GPU, and this server was given none; set resources.device to "
-                "\"cpu\", or start castord with GPU slots");
+        rc = err_set(why, ERR_UNSUPPORTED,
+                     "the job needs a GPU, and this server was given none; set resources.device to "
+                     "\"cpu\", or start castord with GPU slots");
     else
-        err_set(why, ERR_UNSUPPORTED,
-                "the job runs on the CPU, and this server was given no slot for that; %sstart "
-                "castord with slots.cpu of 1 or more in its configuration",
-                s->gpu_slots > 0 ? "set resources.device to \"gpu\", or " : "");
-    err_set_reason(why, why->code, gpu ? "no_gpu" : "no_cpu");
-    err_set_param(why, why->code, "resources.device");
+        rc = err_set(why, ERR_UNSUPPORTED,
+                     "the job runs on the CPU, and this server was given no slot for that; %sstart "
+                     "castord with slots.cpu of 1 or more in its configuration",
+                     s->gpu_slots > 0 ? "set resources.device to \"gpu\", or " : "");
+    err_set_reason(why, rc, gpu ? "no_gpu" : "no_cpu");
+    return err_set_param(why, rc, "resources.device");
+}
+
+int schedule_check_plan(const struct scheduler *s, const struct job_spec *asked,
+                        const struct plan_report *plan, struct err *why)
+{
+    bool gpu = strcmp(plan->device_kind, "cpu") != 0 && asked->resources.device != DEVICE_ONLY_CPU;
+
+    return check_slots(s, gpu, why);
 }
 
 /* The child answered. Repeated while the store cannot take the answer. */
@@ -133,7 +139,7 @@ static void take_answer(struct scheduler *s, struct live *l)
         err_set_reason(&why, err_set(&why, ERR_CORRUPT, "the plan is that of another job"),
                        "invalid_plan");
     else if (rc == 0)
-        check_slots(s, l, &report, &why);
+        schedule_check_plan(s, &l->job.spec, &report, &why);
     if (why.code != ERR_OK)
         refuse(s, l, &why);
     else if (schedule_change(s, l, &in, &why) != 0) {
@@ -196,6 +202,23 @@ static void validate(struct scheduler *s, struct live *l)
         take_answer(s, l);
     else if (l->child)
         tell_download(s, l);
+}
+
+/* Of a job that was queued by a castord that had slots of its kind. */
+static void tell_no_slot(struct scheduler *s, struct live *l)
+{
+    struct job_input in = {.kind = JOB_OCC_NO_SLOT, .t = clock_wall()};
+    struct err why = {0}, err = {0};
+
+    if (l->job.status != JOB_QUEUED || l->job.told_no_slot || clock_monotonic() < l->retry_at ||
+        check_slots(s, job_uses_gpu(&l->job), &why) == 0)
+        return;
+    in.error_code = why.reason;
+    in.error_message = why.msg;
+    if (schedule_change(s, l, &in, &err) != 0) {
+        log_warn("scheduler", "job=%s storing that it has no slot failed: %s", l->job.id, err.msg);
+        l->retry_at = clock_monotonic() + 1;
+    }
 }
 
 /* The lowest free slot of a kind, -1 when all are taken. */
@@ -329,6 +352,7 @@ int schedule_pass(struct scheduler *s)
             plan_child_destroy(l->child);
             l->child = NULL;
         }
+        tell_no_slot(s, l);
     }
     fill_slots(s, false);
     fill_slots(s, true);

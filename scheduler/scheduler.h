@@ -9,6 +9,9 @@
  * replay what attempts wrote meanwhile, re-adopt attempts that are still alive, and re-do whatever
  * the states require. Killing castord at any point therefore costs no training step and no event.
  *
+ * A server may have no slot of a kind. A new job of that kind is refused (no_gpu, no_cpu); one that
+ * an earlier castord queued stays queued, for the next may have slots again, and is told once.
+ *
  * A job that was refused for host memory that others hold (waits_for_memory, job.h) is started
  * again when an attempt of another job has ended since its own began, for that may have given back
  * what it lacks; and else memory_wait_seconds after its own ended, as nobody tells castord what
@@ -74,7 +77,8 @@ int sched_post_delete_file(struct scheduler *s, const char *file_id, struct err 
 /* Removes the fine-tuned model's files; the job stays. */
 int sched_post_delete_model(struct scheduler *s, const char *model_id, struct err *err);
 
-/* Run castor-worker --plan on a spec without creating a job; blocking, from the calling thread. */
+/* Run castor-worker --plan on a spec without creating a job; blocking, from the calling thread. A
+ * job that would be refused for want of a slot does not fit, and the report's error says so. */
 int sched_dry_run(struct scheduler *s, const struct job_spec *spec, struct plan_report *out,
                   struct err *err);
 

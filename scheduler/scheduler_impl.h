@@ -81,6 +81,11 @@ void schedule_clear(struct scheduler *s);
 int schedule_change(struct scheduler *s, struct live *l, const struct job_input *in,
                     struct err *err);
 
+/* Is there a slot for such a plan of a job that asked for this? If not, reason "no_gpu" or "no_cpu"
+ * and what to change. From any thread. */
+int schedule_check_plan(const struct scheduler *s, const struct job_spec *asked,
+                        const struct plan_report *plan, struct err *why);
+
 /* attempt.c: what a live attempt needs. Returns true when it should be looked at again at once. */
 bool attempt_pass(struct scheduler *s, struct live *l);
 bool job_uses_gpu(const struct job *job);

@@ -87,9 +87,39 @@ def a_nearly_full_disk_takes_no_uploads():
         assert not os.listdir(os.path.join(full.state, "spool"))
 
 
+def a_job_without_a_slot_is_told_so_by_all():
+    """By an estimate, a dry run and a created job alike; one that was queued before stays and is told."""
+    state = tempfile.mkdtemp(prefix="castor-e2e-")
+    try:
+        with e2e.Castord(state=state) as one:
+            body = {"model": "test/tiny", "training_file": one.upload(e2e.data_set())[2]["id"]}
+            slow = dict(body, metadata={"fake": "slow"}, optimization={"max_steps": 20})
+            running, queued = (one.request("POST", JOBS, b)[2]["id"] for b in (slow, body))
+            one.wait_status(running, {"running"})
+            one.wait_status(queued, {"queued"})
+        with e2e.Castord({"slots": {"cpu": 0}}, state=state) as two:
+            job = two.wait_status(two.request("POST", JOBS, body)[2]["id"], {"failed"})
+            assert job["error"]["code"] == "no_cpu" and job["error"]["param"] == "resources.device", job["error"]
+            for path, asked in (("/v1/fine_tuning/estimate", {}), (JOBS, {"dry_run": True}), (JOBS + "?dry_run=true", {})):
+                plan = expect(two.request("POST", path, dict(body, **asked)), 200)
+                assert plan["fits"] is False and plan["alternatives"] == [], plan
+                assert plan["error"]["reason"] == job["error"]["code"], plan
+                assert (plan["error"]["message"], plan["error"]["param"]) == (job["error"]["message"], job["error"]["param"])
+            missing = expect(two.request("POST", "/v1/fine_tuning/estimate", dict(body, model="test/missing")), 200)
+            assert missing["error"]["reason"] == "model_not_found", missing
+            told = [e for e in two.request("GET", "%s/%s/events" % (JOBS, queued))[2]["data"] if e["level"] == "warn"]
+            assert len(told) == 1 and told[0]["data"]["code"] == "no_cpu", told
+            assert job["error"]["message"] in told[0]["message"], told
+            assert two.wait_status(queued, {"queued"})["attempt"] == 0
+        with e2e.Castord(state=state) as three:
+            three.wait_status(queued, {"succeeded"})
+    finally:
+        shutil.rmtree(state, ignore_errors=True)
+
+
 CASES = [(f.__name__, f) for f in (
     a_second_castord_on_the_same_state_is_refused, restart_keeps_everything, stop_is_orderly, strangers_need_keys,
-    a_nearly_full_disk_takes_no_uploads)]
+    a_nearly_full_disk_takes_no_uploads, a_job_without_a_slot_is_told_so_by_all)]
 
 if __name__ == "__main__":
     e2e.main(CASES)

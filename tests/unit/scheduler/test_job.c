@@ -40,7 +40,7 @@ enum { CONFLICT = -1 };
 /* What becomes of each status by each occurrence; CONFLICT = refused, state unchanged. */
 static const int table[][JOB_OCC_COUNT] = {
 /*                 VALIDATED   INVALID     STARTED      ATTEMPT_ENDED and EVENT apart;
-                   CANCEL         PAUSE        RESUME      TIMEOUT */
+                   CANCEL         PAUSE        RESUME      TIMEOUT; NO_SLOT is for QUEUED alone */
 #define ROW(validated, invalid, started, ended, cancel, pause, resume, timeout)                    \
     {                                                                                              \
         [JOB_OCC_VALIDATED] = validated, [JOB_OCC_INVALID] = invalid, [JOB_OCC_STARTED] = started, \
@@ -85,6 +85,8 @@ Test(job, every_status_meets_every_occurrence)
             int want = table[status][kind];
             if (kind == JOB_OCC_EVENT)
                 continue;
+            if (kind == JOB_OCC_NO_SLOT)
+                want = status == JOB_QUEUED ? JOB_QUEUED : CONFLICT;
             make(&job, (enum job_status)status);
             json_t *before = job_state_to_json(&job);
             int rc = apply(&job, (struct job_input){.kind = (enum job_occurrence)kind,
@@ -339,7 +341,7 @@ Test(job, state_round_trips_and_copies_are_deep)
                                         .tokens_per_second = 3,
                                         .seconds_remaining = 4}});
     event(&job, (struct event){.type = EVENT_FAILED, .failed = {ERR_IO, "disk_full", "m", "p"}});
-    job.waits_for_memory = true;
+    job.waits_for_memory = job.told_no_slot = true;
     job_copy(&copy, &job);
     json_t *state = job_state_to_json(&job);
     job_fini(&job);
@@ -347,8 +349,8 @@ Test(job, state_round_trips_and_copies_are_deep)
     cr_assert(job_state_from_json(state, &back, &err) == 0, "%s", err.msg);
     json_t *again = job_state_to_json(&back), *third = job_state_to_json(&copy);
     cr_assert(json_equal(state, again) && json_equal(state, third));
-    cr_assert(back.waits_for_memory && back.step == 5 && isnan(back.train_accuracy) &&
-              isnan(back.valid_loss));
+    cr_assert(back.waits_for_memory && back.told_no_slot && back.step == 5 &&
+              isnan(back.train_accuracy) && isnan(back.valid_loss));
     cr_assert_str_eq(back.error_param, "p");
     json_decref(state);
     json_decref(again);

@@ -82,6 +82,72 @@ Test(slots, a_job_without_a_slot_for_it_is_refused)
     free(id);
 }
 
+static void restart(struct scheduler_config c, const char *devices)
+{
+    scheduler_destroy(sched);
+    setenv("FAKE_DEVICES", devices, 1);
+    test_start(c);
+}
+
+/* Wait until it has an event of such words, and say how many there are. */
+static int count_told(const char *id, const char *words)
+{
+    while (!has_event(id, "warn", words))
+        clock_sleep(0.02);
+    clock_sleep(0.2); /* for more of them */
+    struct store_event *rows = NULL;
+    int64_t n = 0;
+    bool more;
+    int found = 0;
+    cr_assert(store_list_events(reader, id, (struct store_page){.limit = 1000}, &rows, &n, &more,
+                                NULL) == 0);
+    for (int64_t i = 0; i < n; i++) {
+        found += strstr(rows[i].message, words) != NULL;
+        store_event_fini(&rows[i]);
+    }
+    free(rows);
+    return found;
+}
+
+Test(slots, a_queued_job_is_told_once_that_there_is_no_slot_any_more)
+{
+    static const char *const running[] = {"{\"run\":\"gate\"}",
+                                          "{\"run\":\"gate\",\"plan\":\"gpu\"}"};
+    static const char *const waiting[] = {"{}", "{\"plan\":\"gpu\"}"};
+    static const char *const words[] = {"given no slot for that; start castord with slots.cpu of 1",
+                                        "needs a GPU, and this server was given none; set"};
+    struct scheduler_config with = test_config(), without = test_config();
+    char *first[2], *queued[2];
+
+    without.cpu_slots = 0;
+    setenv("FAKE_DEVICES", "{\"cuda\":1}", 1);
+    test_start(with);
+    for (int k = 0; k < 2; k++) {
+        first[k] = test_create(running[k], "");
+        wait_for_step(first[k], 1);
+        queued[k] = test_create(waiting[k], "");
+        struct job job = wait_for(queued[k], JOB_QUEUED);
+        job_fini(&job);
+    }
+    for (int times = 0; times < 2; times++) {
+        restart(without, "{\"cuda\":0}");
+        for (int k = 0; k < 2; k++) {
+            cr_expect(count_told(queued[k], words[k]) == 1);
+            cr_expect(!has_event(first[k], "warn", "a slot that this server does not have"),
+                      "it runs");
+        }
+    }
+    restart(with, "{\"cuda\":1}");
+    for (int k = 0; k < 2; k++) {
+        test_open_gate(first[k]);
+        struct job job = wait_for(queued[k], JOB_SUCCEEDED);
+        cr_assert(job.attempt == 1 && !job.told_no_slot);
+        job_fini(&job);
+        free(first[k]);
+        free(queued[k]);
+    }
+}
+
 Test(slots, a_driver_that_fails_or_hangs_counts_as_none)
 {
     static const struct {
