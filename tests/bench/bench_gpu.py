@@ -16,7 +16,7 @@ with the median of the steps behind the warm-up, the same for CASE-older with th
 step's time goes, op by op beside each op's floor, with the ceilings that floors are taken from measured behind that
 step (--no-profile leaves that out, --profile everything else). Where a case names published figures of peers that
 cannot run here, they are printed beside it; where PyTorch did not run either, the fastest of them is Y, and a line
-behind says so.
+behind says so. Where there is no peer at all, the line has neither `peer Y` nor `ratio R`.
 """
 import argparse
 import itertools
@@ -351,7 +351,11 @@ def speed_of(runs):
 
 
 def compare(name, ours, peer):
-    print("bench: %s ours %.0f peer %.0f unit tok/s ratio %.3f" % (name, ours, peer, ours / peer), flush=True)
+    """A case's line; without a peer where its speed is NaN."""
+    if math.isnan(peer):
+        print("bench: %s ours %.0f unit tok/s" % (name, ours), flush=True)
+    else:
+        print("bench: %s ours %.0f peer %.0f unit tok/s ratio %.3f" % (name, ours, peer, ours / peer), flush=True)
 
 
 def bench(name, options, work):

@@ -19,9 +19,9 @@ The machine's profile (castor-worker --probe) is made first, unless --probed say
   peak memory of all tiers, planned and measured; bytes a step on each link; stalls of the compute queue by cause
 
 and a line `bench: CASE ours X peer Y unit tok/s ratio R` with the median of the steps behind the warm-up, and one of
-CASE-clipped. A job that could clip but does not tries updates ahead of the norm in its first steps; it is measured
-behind these. The whole takes most of an hour; cases and --clip cut it into parts, and neighbours of one shape share its
-files.
+CASE-clipped; without `peer Y` and `ratio R` where there is no peer. A job that could clip but does not tries updates
+ahead of the norm in its first steps; it is measured behind these. The whole takes most of an hour; cases and --clip cut
+it into parts, and neighbours of one shape share its files.
 """
 import argparse
 import ctypes
@@ -306,8 +306,7 @@ def report(name, speeds, known, measured, cap):
     """Lines of what ran, beside the peer measured now or else the known figure."""
     for clip, speed in speeds.items():
         peer = (measured or known).get("on" if clip == "on" else "off", float("nan"))
-        print("bench: %s ours %.0f peer %.0f unit tok/s ratio %.3f" % (
-            name + {"off": "", "on": "-clipped"}.get(clip, "-" + clip), speed, peer, speed / peer))
+        shapes.compare(name + {"off": "", "on": "-clipped"}.get(clip, "-" + clip), speed, peer)
     words = ["cap %.2f GiB" % cap if cap else "no cap"]
     words += ["peer in this run"] if measured else ["peer measured earlier on this kind of machine"] if known else []
     if {"on", "off"} <= set(speeds):

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What bench_gpu.py prints of a case, with runs that were made up."""
+"""What bench_gpu.py and bench_memory.py print of a case, with runs that were made up."""
 import argparse
 import contextlib
 import io
@@ -8,6 +8,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "e2e"))
 import bench_gpu  # noqa: E402
+import bench_memory  # noqa: E402
 import rig  # noqa: E402
 from rig import equal  # noqa: E402
 
@@ -34,11 +35,30 @@ def peers_of_a_case(_):
     equal(lines_of("llama-3.1-8b-lora", ours=15300),
           ["bench: llama-3.1-8b-lora ours 15300 peer 10200 unit tok/s ratio 1.500",
            "    llama-3.1-8b-lora: peer Surogate as published"])
-    equal(lines_of("opt-1.3b", ours=62000), ["bench: opt-1.3b ours 62000 peer nan unit tok/s ratio nan"])
+    equal(lines_of("opt-1.3b", ours=62000), ["bench: opt-1.3b ours 62000 unit tok/s"])
     equal(lines_of("opt-1.3b", ours=62000, torch=49600, older=60784),
           ["bench: opt-1.3b ours 62000 peer 49600 unit tok/s ratio 1.250",
            "bench: opt-1.3b-older ours 62000 peer 60784 unit tok/s ratio 1.020"])
 
 
+def peers_of_a_case_under_a_cap(_):
+    """Measured in this run; else known from an earlier one, perhaps not for every clip; else none."""
+    def lines(*arguments):
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            bench_memory.report("opt-6.7b", {"off": 1500.0, "on": 1200.0}, *arguments)
+        return out.getvalue().splitlines()
+
+    share = "clipped at 80 % of clip off"
+    equal(lines({"on": 600}, {"off": 1000, "on": 800}, 8.3),
+          ["bench: opt-6.7b ours 1500 peer 1000 unit tok/s ratio 1.500",
+           "bench: opt-6.7b-clipped ours 1200 peer 800 unit tok/s ratio 1.500",
+           "    opt-6.7b: cap 8.30 GiB, peer in this run, " + share])
+    equal(lines({"on": 600}, None, 8.3),
+          ["bench: opt-6.7b ours 1500 unit tok/s", "bench: opt-6.7b-clipped ours 1200 peer 600 unit tok/s ratio 2.000",
+           "    opt-6.7b: cap 8.30 GiB, peer measured earlier on this kind of machine, " + share])
+    equal(lines({}, None, None), ["bench: opt-6.7b ours 1500 unit tok/s", "bench: opt-6.7b-clipped ours 1200 unit tok/s",
+                                  "    opt-6.7b: no cap, " + share])
+
+
 if __name__ == "__main__":
-    rig.main([peers_of_a_case], __doc__)
+    rig.main([peers_of_a_case, peers_of_a_case_under_a_cap], __doc__)
