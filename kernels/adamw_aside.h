@@ -10,11 +10,13 @@
 
 #include "kernels/op_table.h"
 
-/* Gradient and parameter in bfloat16, master and moments in float? Other updates are done in place
- * on a copy. */
+/* Gradient and parameter in bfloat16, the master whole in float or split, moments in float? Other
+ * updates are done in place on a copy. */
 bool adamw_goes_aside(enum dtype grad, enum dtype param, enum dtype master, enum dtype moment);
 /* The bits that op_table.adamw would give, in the calling thread; a clip that is not finite is the
- * caller's to see. master, m and v are aligned as the old ones are. */
-void adamw_aside(const struct adamw_args *a, void *master, void *m, void *v);
+ * caller's to see. master, m and v are aligned as the old ones are, all of them to 16 bytes where
+ * an array begins and where decay ends. `kept`, likewise: what the parameters were, of a split
+ * master; else NULL. */
+void adamw_aside(const struct adamw_args *a, void *master, void *m, void *v, void *kept);
 
 #endif

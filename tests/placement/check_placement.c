@@ -23,7 +23,7 @@ struct options {
     struct device *planner; /* plans are made for it, nothing runs on it */
 };
 
-static const struct trial_placement resident = {.policy = PLACE_CUDA, .force = PLAN_CHOICES_AUTO};
+static struct trial_placement resident = {.policy = PLACE_CUDA, .force = PLAN_CHOICES_AUTO};
 
 /* `n` limits on a tier, evenly from the smallest to what it takes without one. */
 static void run_budgets(const struct subject *s, struct trial_placement place, enum plan_tier tier,
@@ -56,6 +56,11 @@ static void check_policy(struct subject *s, const struct options *o, enum placem
         run_budgets(s, place, TIER_GPU, 1);
         place.force.offload_saved = place.force.keep = PLAN_AUTO;
     }
+    if (s->job->compute == DT_BF16 && s->job->master == MASTER_FP32) {
+        place.force.split_masters = 1;
+        run_budgets(s, place, TIER_GPU, (o->budgets + 5) / 6);
+        place.force.split_masters = PLAN_AUTO;
+    }
     if (policy == PLACE_CUDA)
         return;
     if (policy == PLACE_AUTO) /* only as much device memory as leaves something to the host */
@@ -81,7 +86,7 @@ struct variant {
     const char *name;
     int64_t micro_batch, micro_batches;
     double dropout, max_grad_norm;
-    bool overflow, fp8;
+    bool overflow, fp8, bf16;
     enum moment_kind moments;
     enum master_kind master; /* but for fp32 they compute in bf16, as fp8 does on a GPU */
     int model;               /* which of the subject's */
@@ -102,13 +107,15 @@ static const struct variant variants[] = {
     {"fp8", 1, 3, 0.1, 1e9, .fp8 = true},
     {"fp8 lora", 2, 2, 0, 1e9, .fp8 = true, .model = LORA},
     {"fp8 lora nf4", 2, 2, 0, 1e9, .fp8 = true, .model = LORA_NF4},
+    {"whole masters", 1, 2, 0.1, 1e9, .bf16 = true},
+    {"whole masters, no clip", 1, 3, 0, 0, .bf16 = true},
     {"both, clip active", 1, 2, 0, 1e-2, .moments = MOMENTS_FP8, .master = MASTER_SPLIT},
     {"both", 1, 3, 0, 0, .moments = MOMENTS_FP8, .master = MASTER_SPLIT},
 };
 
 static void check_variant(struct subject *s, const struct options *o, const struct variant *v)
 {
-    bool narrow = v->master != MASTER_FP32 || (v->fp8 && o->device == DEVICE_CUDA);
+    bool narrow = v->bf16 || v->master != MASTER_FP32 || (v->fp8 && o->device == DEVICE_CUDA);
     struct trial_job job = {.device = o->device,
                             .compute = narrow ? DT_BF16 : o->compute,
                             .micro_batch = v->micro_batch,
@@ -201,6 +208,7 @@ int main(int argc, char **argv)
     struct err err = {0};
     int models = read_options(argc, argv, &o);
 
+    resident.force.split_masters = 0; /* numbers that others are compared with are in no halves */
     if (models == 0) {
         fprintf(stderr, "check_placement: no such option\n");
         return 2;

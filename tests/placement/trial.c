@@ -7,6 +7,7 @@
 
 #include "core/alloc.h"
 #include "core/rng.h"
+#include "kernels/master.h"
 #include "worker/model/adapter.h"
 #include "worker/model/weights.h"
 #include "worker/parallel/comm.h"
@@ -125,9 +126,19 @@ struct payloads {
     struct weights_reader *weights; /* for what is frozen; to load */
 };
 
+/* As results keep them: masters whole, unless the job asks for split ones. */
+static struct chunk_types result_types(const struct plan *p)
+{
+    struct chunk_types types = p->types;
+    if (p->chosen.split_masters)
+        types.master = DT_F32;
+    return types;
+}
+
 /* Where a payload lies in trial_result.weights: independent of the order of a plan's lists. */
 static size_t payload_offset(const struct plan *p, int64_t chunk, enum payload payload)
 {
+    struct chunk_types types = result_types(p);
     size_t at = 0;
     for (int64_t c = 0; c <= chunk; c++) {
         const struct chunk *ch = &p->chunks.chunks[c];
@@ -135,18 +146,46 @@ static size_t payload_offset(const struct plan *p, int64_t chunk, enum payload p
             if (c == chunk && k == (int)payload)
                 return at;
             if (k != PAYLOAD_GRAD)
-                at += chunk_payload_bytes(ch, k, p->types);
+                at += chunk_payload_bytes(ch, k, types);
         }
     }
     return at;
+}
+
+/* A state of split masters: what lies behind these is the same in a result. */
+static bool is_split(const struct plan *p, enum payload payload)
+{
+    return payload == PAYLOAD_STATE && p->chosen.split_masters;
 }
 
 static int take(void *ud, int64_t chunk, enum payload payload, void *host, size_t bytes,
                 struct err *err)
 {
     struct payloads *all = ud;
-    memcpy(all->data + payload_offset(all->plan, chunk, payload), host, bytes);
+    char *to = all->data + payload_offset(all->plan, chunk, payload);
+    size_t half = is_split(all->plan, payload)
+                      ? (size_t)all->plan->chunks.chunks[chunk].n * sizeof(int16_t)
+                      : 0;
+    memcpy(to, host, half); /* until join_masters */
+    memcpy(to + 2 * half, (char *)host + half, bytes - half);
     return 0;
+}
+
+static void join_masters(const struct payloads *all)
+{
+    const struct plan *p = all->plan;
+    for (int64_t c = 0; c < p->chunks.n_chunks; c++) {
+        const struct chunk *ch = &p->chunks.chunks[c];
+        if (!ch->trainable || !p->chosen.split_masters)
+            continue;
+        char *master = all->data + payload_offset(p, c, PAYLOAD_STATE);
+        int16_t *remainder = xcalloc((size_t)ch->n, sizeof *remainder);
+        memcpy(remainder, master, (size_t)ch->n * sizeof *remainder);
+        master_join((float *)(void *)master,
+                    (uint16_t *)(void *)(all->data + payload_offset(p, c, PAYLOAD_PARAM)),
+                    remainder, ch->n);
+        free(remainder);
+    }
 }
 
 static int give_frozen(const struct payloads *all, const struct chunk *c, char *host,
@@ -174,7 +213,11 @@ static int give(void *ud, int64_t chunk, enum payload payload, void *host, size_
     memset(host, 0, bytes);
     if (!all->plan->chunks.chunks[chunk].trainable)
         return give_frozen(all, &all->plan->chunks.chunks[chunk], host, err);
-    memcpy(host, all->data + payload_offset(all->plan, chunk, payload), bytes);
+    const char *from = all->data + payload_offset(all->plan, chunk, payload);
+    int64_t n = is_split(all->plan, payload) ? all->plan->chunks.chunks[chunk].n : 0;
+    size_t half = (size_t)n * sizeof(int16_t);
+    master_remainders(host, (const float *)(const void *)from, n);
+    memcpy((char *)host + half, from + 2 * half, bytes - half);
     return 0;
 }
 
@@ -200,7 +243,10 @@ static int save(struct executor *e, const struct plan *p, struct trial_result *o
     out->weights_bytes = payload_offset(p, p->chunks.n_chunks - 1, PAYLOAD_COUNT);
     out->weights = xcalloc(1, out->weights_bytes);
     struct payloads all = {.plan = p, .data = out->weights};
-    return executor_transfer(e, LIST_SAVE, take, &all, err);
+    int rc = executor_transfer(e, LIST_SAVE, take, &all, err);
+    if (rc == 0)
+        join_masters(&all);
+    return rc;
 }
 
 /* --- steps --- */

@@ -90,6 +90,11 @@ static enum dtype master_type(const struct plan_input *in)
     return in->master == MASTER_FP32 ? in->ops->master : narrow[in->master];
 }
 
+bool plan_may_split_masters(const struct plan_input *in)
+{
+    return master_type(in) == DT_F32 && in->ops->compute == DT_BF16;
+}
+
 static enum dtype moment_type(const struct plan_input *in)
 {
     static const enum dtype narrow[] = {[MOMENTS_BF16] = DT_BF16, [MOMENTS_FP8] = DT_U8};
@@ -99,11 +104,12 @@ static enum dtype moment_type(const struct plan_input *in)
 struct plan *plan_draft(const struct plan_input *in, const struct plan_choices *choices)
 {
     struct plan *p = xcalloc(1, sizeof *p);
+    assert(!choices->split_masters || plan_may_split_masters(in));
     p->in = *in;
     p->chosen = *choices;
     p->types = (struct chunk_types){.compute = in->ops->compute,
                                     .grad = in->ops->grad,
-                                    .master = master_type(in),
+                                    .master = choices->split_masters ? DT_I16 : master_type(in),
                                     .moment = moment_type(in)};
     set_shapes(p);
     for (int list = LIST_TRAIN; list <= LIST_SAMPLE; list++)

@@ -121,6 +121,8 @@ size_t plan_over(const struct plan *p, enum plan_tier tier);
 /* waits.c */
 void plan_insert_waits(struct plan *p, enum plan_list list);
 
+/* Is plan_choices.split_masters one of this input's? */
+bool plan_may_split_masters(const struct plan_input *in);
 /* The plan with these choices, none of them PLAN_AUTO: places without addresses, so that the claim
  * is but a floor; lists without waits, not verified; those that load and save are missing. */
 struct plan *plan_draft(const struct plan_input *in, const struct plan_choices *choices);

@@ -90,6 +90,9 @@ struct plan_choices {
                            block.h                                                          */
     int64_t linger;     /* what leaves the gpu keeps its place while the next so many blocks run, so
                            that they need not wait for the copy                             */
+    int64_t split_masters; /* 1: of float32 masters beside bfloat16 parameters the 16 bits are kept
+                              that these lack: the same numbers in fewer bytes, but a gradient may
+                              not wait in the parameters' place */
 };
 #define PLAN_CHOICES_AUTO                                                                          \
     ((struct plan_choices){.group = PLAN_AUTO,                                                     \
@@ -106,8 +109,9 @@ struct plan_choices {
                            .slice = PLAN_AUTO,                                                     \
                            .cheap = PLAN_AUTO,                                                     \
                            .rounded = PLAN_AUTO,                                                   \
-                           .linger = PLAN_AUTO})
-_Static_assert(sizeof(struct plan_choices) == 15 * sizeof(int64_t),
+                           .linger = PLAN_AUTO,                                                    \
+                           .split_masters = PLAN_AUTO})
+_Static_assert(sizeof(struct plan_choices) == 16 * sizeof(int64_t),
                "PLAN_CHOICES_AUTO names every choice: one that it lacks would be forced to 0");
 
 struct plan_input {
@@ -126,7 +130,8 @@ struct plan_input {
     bool one_memory;           /* and the job does not limit the gpu: auto moves nothing */
     bool clip; /* updates wait for the norm: max_grad_norm > 0, or gradients may overflow. Else they
                   neither wait nor look at it, and a NaN goes into the weights, as in PyTorch */
-    enum master_kind master;  /* bf16 and split need ops that compute in bfloat16 */
+    enum master_kind master;  /* bf16 and split need ops that compute in bfloat16; fp32 ones are
+                                 split where that is faster, plan_choices.split_masters */
     enum moment_kind moments; /* but fp32 ones are rounded stochastically */
     bool bf16_grads;          /* layers' gradients in bfloat16, which the ops must compute in ... */
     bool bf16_alone;          /* ... where one micro-batch is the step: there is nothing to sum */

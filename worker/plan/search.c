@@ -8,6 +8,9 @@
  * as long as it clips it has no others, so the plan is first the one whose such steps are shortest,
  * without speculation. Then host memory that is left goes into speculative updates, for the
  * shortest steps in which they hold, as long as those that wait take no longer for it.
+ *
+ * The best plan is then sought once more with split masters, by the same rules: from the beginning
+ * where memory is full of states or nothing fits otherwise, else beside the choices that were best.
  */
 #include <assert.h>
 #include <math.h>
@@ -15,25 +18,9 @@
 #include <string.h>
 
 #include "worker/memory/nvme.h"
-#include "worker/plan/build.h"
+#include "worker/plan/search.h"
 
-enum { KEEP_STEPS = 4, SAVED_PARTS = 4, EARLY_STEPS = 10 };
-
-/* Less than that is no difference. */
-static const double worth = 0.995;
-
-struct search {
-    const struct plan_input *in;
-    const struct device_profile *profile;
-    int64_t n_chunks, layers;
-    struct plan *best; /* or NULL */
-    double best_seconds;
-    double most_waiting;         /* seconds of a step that waits for the norm: no plan of longer
-                                    ones is taken */
-    struct plan_choices nearest; /* of the plan that came nearest to fitting   */
-    double least_over;           /* by how much it did not: share of the limits */
-    bool nearly;                 /* the plan that was looked at last: nearly_fits */
-};
+enum { SAVED_PARTS = 4 };
 
 /* --- one plan --- */
 
@@ -70,6 +57,7 @@ static struct plan_choices forced(const struct search *s, struct plan_choices c)
     FORCE(slice);
     FORCE(rounded);
     FORCE(linger);
+    FORCE(split_masters);
 #undef FORCE
     return c;
 }
@@ -83,8 +71,7 @@ static bool nearly_fits(const struct plan *p)
     return plan_over(p, TIER_HOST) <= passing;
 }
 
-/* Does the plan claim no more than the limits of these tiers? In a draft: might it? */
-static bool fits_in(struct search *s, struct plan_choices c, unsigned tiers, bool draft)
+bool search_fits(struct search *s, struct plan_choices c, unsigned tiers, bool draft)
 {
     c = forced(s, c);
     struct plan *p = plan_draft(s->in, &c);
@@ -105,13 +92,6 @@ static bool fits_in(struct search *s, struct plan_choices c, unsigned tiers, boo
     return fits;
 }
 
-enum {
-    ALL_TIERS = (1 << TIER_COUNT) - 1,
-    GPU_ONLY = 1 << TIER_GPU,
-    HOST_ONLY = 1 << TIER_HOST,
-    NOT_GPU = ALL_TIERS - GPU_ONLY
-};
-
 /* The value next to `bad`, towards `good` and up to it, with which the plan fits, found by halving
  * the distance; `good` does fit, `bad` does not. */
 static int64_t halve(struct search *s, struct plan_choices *c, int64_t *member, int64_t good,
@@ -119,7 +99,7 @@ static int64_t halve(struct search *s, struct plan_choices *c, int64_t *member, 
 {
     while (good - bad > 1 || bad - good > 1) {
         *member = good + (bad - good) / 2;
-        if (fits_in(s, *c, tiers, draft))
+        if (search_fits(s, *c, tiers, draft))
             good = *member;
         else
             bad = *member;
@@ -132,41 +112,38 @@ static int64_t best_draft(struct search *s, struct plan_choices *c, int64_t *mem
                           int64_t best, unsigned tiers)
 {
     *member = best;
-    if (best != good && !fits_in(s, *c, tiers, true))
+    if (best != good && !search_fits(s, *c, tiers, true))
         halve(s, c, member, good, best, tiers, true);
     return *member;
 }
 
-/* Likewise the plan. Drafts, which are quickly made, say where to look: a plan needs little more
- * than its draft. */
-static int64_t best_that_fits(struct search *s, struct plan_choices *c, int64_t *member,
-                              int64_t good, int64_t best, unsigned tiers)
+/* Drafts, which are quickly made, say where to look: a plan needs little more than its draft. */
+int64_t search_most(struct search *s, struct plan_choices *c, int64_t *member, int64_t good,
+                    int64_t best, unsigned tiers)
 {
     int64_t step = best < good ? 1 : -1;
     best_draft(s, c, member, good, best, tiers);
     for (int k = 0; k < 3; k++) {
-        if (*member == good || fits_in(s, *c, tiers, false))
+        if (*member == good || search_fits(s, *c, tiers, false))
             return *member;
         *member += step;
     }
-    if (*member == good || fits_in(s, *c, tiers, false))
+    if (*member == good || search_fits(s, *c, tiers, false))
         return *member;
     return halve(s, c, member, good, *member, tiers, false);
 }
 
-static double waiting_seconds(const struct search *s, const struct plan *p)
+double search_waiting_seconds(const struct search *s, const struct plan *p)
 {
     return plan_time(p, LIST_TRAIN, s->profile, SPECULATION_OFF);
 }
 
 static bool waits_too_long(const struct search *s, const struct plan *p)
 {
-    return isfinite(s->most_waiting) && waiting_seconds(s, p) > s->most_waiting;
+    return isfinite(s->most_waiting) && search_waiting_seconds(s, p) > s->most_waiting;
 }
 
-/* Keep the plan if it fits and is the fastest so far. It claims `least` where it takes less: it
- * would be refused where only it fits, since the search did not look there. */
-static bool consider_claiming(struct search *s, struct plan_choices c,
+bool search_consider_claiming(struct search *s, struct plan_choices c,
                               const size_t least[TIER_COUNT])
 {
     c = forced(s, c);
@@ -191,10 +168,10 @@ static bool consider_claiming(struct search *s, struct plan_choices c,
     return true;
 }
 
-static bool consider(struct search *s, struct plan_choices c)
+bool search_consider(struct search *s, struct plan_choices c)
 {
     static const size_t nothing[TIER_COUNT];
-    return consider_claiming(s, c, nothing);
+    return search_consider_claiming(s, c, nothing);
 }
 
 /* --- kinds of plans --- */
@@ -218,13 +195,11 @@ static int64_t blocks_meanwhile(const struct search *s, struct plan_choices c)
     return n < s->layers ? n : s->layers;
 }
 
-/* Of the saved tensors up to `most` wait in host memory, no more than need be; in what is left
- * weights' rounded copies stay. */
-static bool consider_saved(struct search *s, struct plan_choices c, int64_t most)
+bool search_consider_saved(struct search *s, struct plan_choices c, int64_t most)
 {
-    best_that_fits(s, &c, &c.offload_saved, most, 0, ALL_TIERS);
-    best_that_fits(s, &c, &c.rounded, 0, s->in->fp8 ? s->layers : 0, ALL_TIERS);
-    return consider(s, c);
+    search_most(s, &c, &c.offload_saved, most, 0, ALL_TIERS);
+    search_most(s, &c, &c.rounded, 0, s->in->fp8 ? s->layers : 0, ALL_TIERS);
+    return search_consider(s, c);
 }
 
 /* As many layers as fit keep their saved tensors, of which up to `most` let them wait in host
@@ -234,36 +209,36 @@ static void search_kept(struct search *s, struct plan_choices c, int64_t most)
     c.keep = s->layers;
     c.offload_saved = most;
     int64_t meanwhile = c.linger = most > 0 ? blocks_meanwhile(s, c) : 0;
-    bool fits = fits_in(s, c, ALL_TIERS, false);
+    bool fits = search_fits(s, c, ALL_TIERS, false);
     while (!fits && c.linger > 0) { /* rather wait for copies than make layers again */
         c.linger /= 2;
-        fits = fits_in(s, c, ALL_TIERS, false);
+        fits = search_fits(s, c, ALL_TIERS, false);
     }
     if (fits) {
-        consider_saved(s, c, most);
+        search_consider_saved(s, c, most);
         return;
     }
     c.linger = meanwhile;
     c.keep = 0;
-    if (!fits_in(s, c, ALL_TIERS, false))
+    if (!search_fits(s, c, ALL_TIERS, false))
         return;
-    best_that_fits(s, &c, &c.keep, 0, s->layers, ALL_TIERS);
-    consider(s, c);
+    search_most(s, &c, &c.keep, 0, s->layers, ALL_TIERS);
+    search_consider(s, c);
 }
 
 /* Everything resident: as many layers as fit keep their saved tensors. Micro-batch after
  * micro-batch needs the fewest boundary activations; all of them at once, the fewest gradients
  * beside activations. */
-static void search_resident(struct search *s, struct plan_choices c)
+void search_resident(struct search *s, struct plan_choices c)
 {
     c.group = 1;
     c.resident = s->n_chunks;
     c.keep = s->layers;
     for (c.cheap = 1; c.cheap >= 0; c.cheap--) {
-        if (!fits_in(s, c, ALL_TIERS, false))
+        if (!search_fits(s, c, ALL_TIERS, false))
             continue;
-        best_that_fits(s, &c, &c.rounded, 0, s->in->fp8 ? s->layers : 0, ALL_TIERS);
-        consider(s, c);
+        search_most(s, &c, &c.rounded, 0, s->in->fp8 ? s->layers : 0, ALL_TIERS);
+        search_consider(s, c);
         return;
     }
     for (int k = 0; k < 4; k++) {
@@ -292,7 +267,7 @@ static bool hopeless(const struct search *s, struct plan_choices c, int64_t visi
 static bool some_fit(struct search *s, struct plan_choices *c, int64_t *member, int64_t most)
 {
     for (*member = most - 1; *member > 0; --*member)
-        if (fits_in(s, *c, NOT_GPU, false))
+        if (search_fits(s, *c, NOT_GPU, false))
             return true;
     return false;
 }
@@ -307,22 +282,22 @@ static bool search_disk(struct search *s, struct plan_choices *c)
     int kinds = s->best && c->group < s->best->chosen.group ? 1 : 3;
     bool nearly[3] = {false};
 
-    if (fits_in(s, *c, NOT_GPU, false))
+    if (search_fits(s, *c, NOT_GPU, false))
         return true;
     if (s->in->limit[TIER_NVME] == 0)
         return false;
     all[0].nvme = all[1].nvme = all[1].nvme_params = all[2].nvme_params = most;
     for (int k = 0; k < kinds; k++) {
         *c = all[k];
-        bool fits = fits_in(s, *c, HOST_ONLY, false);
+        bool fits = search_fits(s, *c, HOST_ONLY, false);
         nearly[k] = s->nearly;
         if (!fits)
             continue;
         if (c->nvme_params > 0)
-            best_that_fits(s, c, &c->nvme_params, most, 0, HOST_ONLY);
+            search_most(s, c, &c->nvme_params, most, 0, HOST_ONLY);
         if (c->nvme > 0)
-            best_that_fits(s, c, &c->nvme, most, 0, HOST_ONLY);
-        if (fits_in(s, *c, NOT_GPU, false)) /* the least is not too much for the disk */
+            search_most(s, c, &c->nvme, most, 0, HOST_ONLY);
+        if (search_fits(s, *c, NOT_GPU, false)) /* the least is not too much for the disk */
             return true;
     }
     for (int k = 0; k < kinds; k++) {
@@ -349,8 +324,7 @@ static bool shares_gradients(const struct search *s, struct plan_choices c)
     return shares;
 }
 
-/* Places of their own for as many gradients as host memory holds. */
-static void house_gradients(struct search *s, struct plan_choices c)
+void search_house_gradients(struct search *s, struct plan_choices c)
 {
     size_t claim[TIER_COUNT];
     c = forced(s, c);
@@ -359,38 +333,37 @@ static void house_gradients(struct search *s, struct plan_choices c)
     struct plan *p = plan_make(s->in, &c);
     memcpy(claim, p->claim, sizeof claim);
     plan_destroy(p);
-    best_that_fits(s, &c, &c.grad_homes, 0, s->n_chunks, NOT_GPU);
-    consider_claiming(s, c, claim);
+    search_most(s, &c, &c.grad_homes, 0, s->n_chunks, NOT_GPU);
+    search_consider_claiming(s, c, claim);
 }
 
-/* Visits of blocks in a step. */
-static int64_t count_visits(const struct search *s, int64_t group)
+int64_t search_count_visits(const struct search *s, int64_t group)
 {
     return 2 * s->in->model->n_blocks * ((s->in->micro_batches + group - 1) / group);
 }
 
 /* With group, kept layers and boundaries given. False: not even with nothing else on the gpu. */
-static bool search_split(struct search *s, struct plan_choices c)
+static bool search_offloaded(struct search *s, struct plan_choices c)
 {
     int64_t last = s->n_chunks - 1;
-    int64_t visits = count_visits(s, c.group);
-    if (!fits_in(s, c, GPU_ONLY, true))
+    int64_t visits = search_count_visits(s, c.group);
+    if (!search_fits(s, c, GPU_ONLY, true))
         return false;
     if (s->in->policy == PLACE_AUTO)
         last = best_draft(s, &c, &c.resident, 0, last, GPU_ONLY);
     if (hopeless(s, c, visits))
         return true;
     c.resident = 0;
-    if (!fits_in(s, c, GPU_ONLY, false))
+    if (!search_fits(s, c, GPU_ONLY, false))
         return false;
     if (s->in->policy == PLACE_AUTO)
-        best_that_fits(s, &c, &c.resident, 0, last, GPU_ONLY);
+        search_most(s, &c, &c.resident, 0, last, GPU_ONLY);
     if (!search_disk(s, &c) || hopeless(s, c, visits))
         return true;
-    best_that_fits(s, &c, &c.turn, 0, visits, ALL_TIERS);
-    best_that_fits(s, &c, &c.cheap, 0, 1, ALL_TIERS);
-    if (consider(s, c))
-        house_gradients(s, c);
+    search_most(s, &c, &c.turn, 0, visits, ALL_TIERS);
+    search_most(s, &c, &c.cheap, 0, 1, ALL_TIERS);
+    if (search_consider(s, c))
+        search_house_gradients(s, c);
     return true;
 }
 
@@ -398,14 +371,14 @@ static bool search_split(struct search *s, struct plan_choices c)
  * or when the next forward needs it, when no boundary activations wait there. */
 static bool search_updates(struct search *s, struct plan_choices c)
 {
-    bool fits = search_split(s, c);
+    bool fits = search_offloaded(s, c);
     if (s->in->clip)
         return fits;
     c.early = s->n_chunks;
-    return search_split(s, c) || fits;
+    return search_offloaded(s, c) || fits;
 }
 
-static void search_splits(struct search *s, struct plan_choices c)
+static void search_all_offloaded(struct search *s, struct plan_choices c)
 {
     int64_t micro = s->in->micro_batches;
     for (c.group = micro;; c.group = c.group / 2) {
@@ -423,153 +396,55 @@ static void search_splits(struct search *s, struct plan_choices c)
     }
 }
 
-/* Places that linger, for which fewer parameters stay over the turn. */
-static bool linger(struct search *s, struct plan_choices c, int64_t most_turns)
-{
-    if (c.linger == 0)
-        c.linger = 1;
-    c.turn = 0;
-    if (!fits_in(s, c, ALL_TIERS, false))
-        return false;
-    best_that_fits(s, &c, &c.turn, 0, most_turns, ALL_TIERS);
-    return consider(s, c);
-}
-
-/* Likewise, for which more saved tensors leave. */
-static bool linger_saved(struct search *s, struct plan_choices c)
-{
-    c.offload_saved = c.keep;
-    c.rounded = 0;
-    return fits_in(s, c, ALL_TIERS, false) && consider_saved(s, c, c.keep);
-}
-
-/* While something leaves one more block runs, or one less, as long as that is faster. */
-static void refine_linger(struct search *s)
-{
-    int64_t first = s->best->chosen.linger;
-    for (int64_t step = 1; step >= -1 && s->best->chosen.linger == first; step -= 2) {
-        double before = INFINITY;
-        while (s->best_seconds < before && s->best->chosen.linger + step >= 0) {
-            struct plan_choices c = s->best->chosen;
-            before = s->best_seconds;
-            c.linger += step;
-            if (c.offload_saved > 0 ? !linger_saved(s, c) : !linger(s, c, c.turn))
-                break;
-        }
-    }
-}
-
-/* Fewer chunks that are resident leave memory in which others stay over the turn, and a queue waits
- * less for the other: halving the step where none of the steps helps. */
-static void refine_residency(struct search *s)
-{
-    for (int64_t step = s->best->chosen.resident / 2; step > 0; step /= 2) {
-        struct plan_choices c = s->best->chosen;
-        if (c.resident < step)
-            continue;
-        c.resident -= step;
-        linger(s, c, count_visits(s, c.group));
-    }
-}
-
-/* Between the numbers of kept layers that were tried, halving the step likewise: a layer more at
- * the cost of parameters that stay. */
-static void refine_keep(struct search *s)
-{
-    for (int64_t step = s->layers / KEEP_STEPS; step > 0; step /= 2) {
-        struct plan_choices c = s->best->chosen;
-        if (c.keep + step > s->layers)
-            continue;
-        c.keep += step;
-        c.cheap = 0;
-        linger(s, c, count_visits(s, c.group));
-    }
-}
-
-/* How many updates run as gradients arrive: too few, and the processor has nothing to do in
- * backward; too many, and it has nothing to do in the next forward, which waits for the last of
- * them; with clip also whether there is memory for their second states. */
-static void refine_early(struct search *s)
-{
-    struct plan_choices c = s->best->chosen;
-    size_t claim[TIER_COUNT];
-    int64_t most = s->n_chunks;
-
-    memcpy(claim, s->best->claim, sizeof claim);
-    if (s->in->clip)
-        most = best_that_fits(s, &c, &c.early, 0, most, ALL_TIERS);
-    for (int64_t k = 1; k <= EARLY_STEPS; k++) {
-        c.early = most * k / EARLY_STEPS;
-        consider_claiming(s, c, claim);
-    }
-    for (int64_t step = most / EARLY_STEPS / 2 + 1; step > 0; step /= 2) {
-        int64_t middle = s->best->chosen.early;
-        for (c.early = middle - step; c.early <= middle + step; c.early += 2 * step)
-            if (c.early >= 0 && c.early <= most)
-                consider_claiming(s, c, claim);
-    }
-}
-
-/* What else lies on the gpu: did that change? */
-static bool refine_memory(struct search *s)
-{
-    struct plan_choices c = s->best->chosen;
-    if (c.resident == s->n_chunks)
-        return false;
-    if (s->in->force.resident == PLAN_AUTO)
-        refine_residency(s);
-    refine_keep(s);
-    return s->best->chosen.resident != c.resident || s->best->chosen.keep != c.keep;
-}
-
-static void refine_updates(struct search *s)
-{
-    refine_early(s);
-    if (s->best->chosen.grad_homes == 0)
-        house_gradients(s, s->best->chosen);
-}
-
-/* What hardly changes the kind of plan is tried on the fastest one alone. */
-static void refine(struct search *s)
-{
-    struct plan_choices c = s->best->chosen;
-    if (c.resident == s->n_chunks && !c.offload_boundaries && !c.offload_saved)
-        return;
-    refine_linger(s);
-    if (s->in->clip) {
-        house_gradients(s, s->best->chosen);
-        refine_memory(s);
-        s->most_waiting = waiting_seconds(s, s->best) / worth;
-    }
-    refine_updates(s);
-    if (refine_memory(s) || s->in->clip)
-        refine_early(s);
-}
-
 /* --- the whole --- */
 
-static void search(struct search *s, const struct plan_input *in)
+void search_from(struct search *s, const struct plan_input *in, struct plan_choices c)
 {
-    bool splits = in->policy == PLACE_CPU || (in->policy == PLACE_AUTO && !in->one_memory);
+    bool offloads = in->policy == PLACE_CPU || (in->policy == PLACE_AUTO && !in->one_memory);
 
     *s = (struct search){.in = in,
                          .profile = in->profile ? in->profile : &device_profile_nominal,
                          .layers = in->model->config.layers,
                          .least_over = INFINITY,
                          .most_waiting = INFINITY};
-    struct plan_choices c = {.group = 1, .prefetch = 1};
     plan_measure_chunks(in, &s->n_chunks, &c.slice);
 
     if (in->policy != PLACE_CPU)
         search_resident(s, c);
     bool all_kept =
         s->best && s->best->chosen.keep == s->layers && s->best->chosen.offload_saved == 0;
-    if (splits && !all_kept) {
-        search_splits(s, c);
+    if (offloads && !all_kept) {
+        search_all_offloaded(s, c);
         c.prefetch = 0;
         if (!s->best)
-            search_splits(s, c);
+            search_all_offloaded(s, c);
     }
+}
+
+/* Whether masters may be split is the input's, and whether they shall be may be forced. */
+static bool may_choose_split_masters(const struct plan_input *in)
+{
+    return plan_may_split_masters(in) && in->force.split_masters == PLAN_AUTO;
+}
+
+/* Of a tier's claim split masters save less than a third: a parameter, its master and 8-bit moments
+ * are 6 bytes instead of 8. */
+static bool far_from_fitting(const struct search *s)
+{
+    return s->least_over > 2;
+}
+
+static void search(struct search *s, const struct plan_input *in)
+{
+    struct plan_choices c = {.group = 1, .prefetch = 1};
+    search_from(s, in, c);
+    if (s->best || !may_choose_split_masters(in) || far_from_fitting(s))
+        return;
+    c.split_masters = 1;
+    struct search split;
+    search_from(&split, in, c);
+    if (split.best || split.least_over < s->least_over)
+        *s = split;
 }
 
 int plan_choose(const struct plan_input *in, struct plan **out, struct err *err)
@@ -578,7 +453,9 @@ int plan_choose(const struct plan_input *in, struct plan **out, struct err *err)
     search(&s, in);
     if (!s.best)
         return plan_refuse(in, &s.nearest, err);
-    refine(&s);
+    search_refine(&s);
+    if (may_choose_split_masters(in) && !s.best->chosen.split_masters)
+        search_try_split_masters(&s);
     *out = s.best;
     return 0;
 }

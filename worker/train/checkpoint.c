@@ -224,16 +224,56 @@ struct loading {
     char *payload;
 };
 
-static int read_slice(void *ud, int64_t tensor, const struct slice *s, struct err *err)
+static int read_saved(const struct loading *l, const char *name, enum dtype type, void *out,
+                      size_t bytes, struct err *err)
 {
-    struct loading *l = ud;
-    const struct safetensor *t = safetensors_find(l->file, s->name);
-    if (!t || t->dtype != s->part.type || t->bytes != s->bytes)
+    const struct safetensor *t = safetensors_find(l->file, name);
+    if (!t || t->dtype != type || t->bytes != bytes)
         return err_set(err, ERR_CORRUPT,
                        "%s: tensor %s is missing or of another type or size; the checkpoint does "
                        "not belong to this job",
-                       l->file->path, s->name);
-    return safetensors_read(l->file, t, 0, s->bytes, l->payload + s->offset, err);
+                       l->file->path, name);
+    return safetensors_read(l->file, t, 0, bytes, out, err);
+}
+
+/* The same master, from what the plan of the attempt that saved it kept of it. */
+static int read_other_master(const struct loading *l, int64_t tensor, const struct slice *s,
+                             struct err *err)
+{
+    const struct model *m = l->plan->in.model;
+    size_t n = (size_t)tensor_elements(&m->tensors[tensor]);
+    void *at = l->payload + s->offset, *whole = NULL, *param = NULL, *remainder = NULL;
+    char name[96];
+    int rc = 0;
+
+    if (s->part.type == DT_I16) {
+        TRY(alloc_try(&whole, n, sizeof(float), s->name, err));
+        checkpoint_tensor_name(m, tensor, "master", name);
+        TRY(read_saved(l, name, DT_F32, whole, n * sizeof(float), err));
+        master_remainders(at, whole, (int64_t)n);
+        goto out;
+    }
+    TRY(alloc_try(&param, n, sizeof(uint16_t), s->name, err));
+    TRY(alloc_try(&remainder, n, sizeof(int16_t), s->name, err));
+    checkpoint_tensor_name(m, tensor, "param", name);
+    TRY(read_saved(l, name, DT_BF16, param, n * sizeof(uint16_t), err));
+    checkpoint_tensor_name(m, tensor, "remainder", name);
+    TRY(read_saved(l, name, DT_I16, remainder, n * sizeof(int16_t), err));
+    master_join(at, param, remainder, (int64_t)n);
+out:
+    free(whole);
+    free(param);
+    free(remainder);
+    return rc;
+}
+
+static int read_slice(void *ud, int64_t tensor, const struct slice *s, struct err *err)
+{
+    const struct loading *l = ud;
+    bool master = s->payload == PAYLOAD_STATE && s->part.part == PART_MASTER;
+    if (master && l->plan->types.compute == DT_BF16 && !safetensors_find(l->file, s->name))
+        return read_other_master(l, tensor, s, err);
+    return read_saved(l, s->name, s->part.type, l->payload + s->offset, s->bytes, err);
 }
 
 static int begin_tensor(const struct loading *l, int64_t tensor, enum dtype type, void *out,

@@ -1,7 +1,8 @@
 /*
  * Checkpoints: checkpoints/step-N/ with
  *   state.safetensors   every trained tensor's parameter, master (where there is one; of a split
- * one the remainder) and moments, by tensor, so that a checkpoint resumes under another plan:
+ * one the remainder) and moments, by tensor, so that a checkpoint resumes under another plan, also
+ * one that splits masters or does not:
  * "<role>.<layer>.param|master|remainder|m|v|m_exponent|v_exponent"
  *   checkpoint.json     step, the run's memory (best loss, patience), what must match on resume
  * Random numbers and data order are functions of (seed, step), so the step is all there is to save

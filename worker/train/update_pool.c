@@ -260,17 +260,16 @@ static int run_aside(struct update_pool *p, int64_t piece)
     struct adamw_args a = part_of(&p->args, first, p->piece);
     void **old[3] = {&a.master, &a.m, &a.v};
     enum dtype types[3] = {a.master_type, a.moment_type, a.moment_type};
-    void *new[3];
+    void *new[3], *kept = advanced(p->kept, first, a.param_type);
 
     for (int k = 0; k < 3; k++)
         new[k] = advanced(p->aside[PART_MASTER + k], first, types[k]);
     if (a.param && adamw_goes_aside(a.grad_type, a.param_type, a.master_type, a.moment_type)) {
-        adamw_aside(&a, new[0], new[1], new[2]);
+        adamw_aside(&a, new[0], new[1], new[2], kept);
         return 0;
     }
-    if (p->kept)
-        memcpy(advanced(p->kept, first, a.param_type), a.param ? a.param : a.master,
-               (size_t)a.n * dtype_size(a.param_type));
+    if (kept)
+        memcpy(kept, a.param ? a.param : a.master, (size_t)a.n * dtype_size(a.param_type));
     for (int k = 0; k < 3; k++)
         if (new[k])
             *old[k] = memcpy(new[k], *old[k], (size_t)a.n * dtype_size(types[k]));

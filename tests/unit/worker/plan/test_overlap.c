@@ -78,6 +78,7 @@ Test(overlap, a_gradient_waits_in_the_place_of_its_parameters_beside_a_master)
     r.in.force.early = 0;         /* one that may be done again needs its gradient for longer */
     for (int k = 0; k < 2; k++) { /* in float the parameter is the master */
         r.in.ops = device_ops(r.device, k == 0 ? DT_BF16 : DT_F32);
+        r.in.force.split_masters = 0; /* nor where it is half of it */
         struct plan *p = rig_plan(&r);
         for (int64_t n = 0; n < p->lists[LIST_TRAIN].n; n++) {
             const struct instr *i = &p->lists[LIST_TRAIN].items[n];
@@ -356,7 +357,7 @@ Test(overlap, speculation_makes_no_step_that_clips_longer)
     r.in.policy = PLACE_CUDA;
     r.in.limit[TIER_GPU] = rig_plan(&r)->claim[TIER_GPU] / 2;
     r.in.policy = PLACE_AUTO;
-    r.in.force.early = 0;
+    r.in.force.early = r.in.force.split_masters = 0;
     without = rig_simulate(rig_plan(&r));
     r.in.force.early = PLAN_AUTO;
     with = rig_simulate(rig_plan(&r));

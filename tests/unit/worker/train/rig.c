@@ -33,6 +33,7 @@ static void make_plan(struct rig *r, const struct rig_options *o)
     for (int a = 0; a < AXIS_COUNT; a++)
         in.mesh.size[a] = 1;
     in.force.cheap = !o->remake;
+    in.force.split_masters = 0; /* what o->master says */
     if (o->on_host)
         in.force.early = o->early;
     cr_assert_eq(plan_build(&in, &r->plan, &err), 0, "%s", err.msg);

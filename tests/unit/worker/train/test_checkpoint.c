@@ -92,6 +92,44 @@ Test(checkpoint, with_split_masters_too)
     goes_on_bit_for_bit(&split);
 }
 
+/* Whole, then split, then whole again, beside one that stays whole. */
+Test(checkpoint, masters_may_be_split_behind_one_and_whole_behind_the_next)
+{
+    struct rig_options whole = options, split;
+    struct rig a, b, c;
+    struct run_state run;
+    struct err err = {0};
+    char *dir = rig_make_dir();
+    size_t n, m;
+
+    whole.compute = DT_BF16;
+    split = whole;
+    split.master = MASTER_SPLIT;
+    rig_open(&a, &whole);
+    rig_open(&b, &split);
+    rig_open(&c, &whole);
+    for (int step = 1; step <= 3; step++)
+        rig_step(&a, step, 1e-2);
+    save(&a, dir, 3);
+    cr_assert_eq(checkpoint_load(dir, 3, NULL, b.plan, b.executor, 5, &run, &err), 0, "%s",
+                 err.msg);
+    for (int step = 4; step <= 5; step++) {
+        struct step_result x = rig_step(&a, step, 1e-2), y = rig_step(&b, step, 1e-2);
+        cr_expect(x.loss_sum == y.loss_sum && x.grad_norm == y.grad_norm);
+    }
+    save(&b, dir, 5);
+    cr_assert_eq(checkpoint_load(dir, 5, NULL, c.plan, c.executor, 5, &run, &err), 0, "%s",
+                 err.msg);
+    char *want = rig_payloads(&a, &n), *got = rig_payloads(&c, &m);
+    cr_expect(n == m && memcmp(want, got, n) == 0);
+    free(want);
+    free(got);
+    rig_close(&a);
+    rig_close(&b);
+    rig_close(&c);
+    rig_remove_dir(dir);
+}
+
 Test(checkpoint, with_fp8_moments_too)
 {
     struct rig_options small = options;

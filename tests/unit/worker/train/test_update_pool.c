@@ -146,6 +146,74 @@ Test(update_pool, cutting_an_update_changes_no_bit)
     }
 }
 
+static void *copy_of(const void *from, size_t bytes)
+{
+    void *to = aligned_alloc(DEVICE_ALIGN, (bytes / DEVICE_ALIGN + 1) * DEVICE_ALIGN);
+    cr_assert(to);
+    return from ? memcpy(to, from, bytes) : memset(to, 0xa5, bytes);
+}
+
+/* The state that an update in place leaves, elsewhere; the old one stays, and of a split master the
+ * parameters as they were. */
+static void check_aside(int64_t n, enum dtype master, enum dtype moment)
+{
+    size_t half = (size_t)n * 2,
+           bytes[] = {(size_t)n * dtype_size(master), (size_t)n * dtype_size(moment),
+                      (size_t)n * dtype_size(moment)};
+    struct arrays x = arrays_make(n, DT_F32);
+    struct adamw_args a = args_of(&x, DT_F32), b;
+    void *old[3], *b_old[3], *new[3], *kept = NULL, *param;
+    char *to[PART_COUNT] = {NULL};
+    struct update_pool *pool = NULL;
+
+    fill(x.param, half, DT_BF16, 5);
+    a.master_type = master;
+    a.moment_type = moment;
+    a.n_decay = n / 3 / CHUNK_ALIGN * CHUNK_ALIGN;
+    void *from[] = {x.master, x.m, x.v};
+    for (int k = 0; k < 3; k++) {
+        old[k] = copy_of(from[k], bytes[k]);
+        b_old[k] = copy_of(from[k], bytes[k]);
+        to[PART_MASTER + k] = new[k] = copy_of(NULL, bytes[k]);
+    }
+    b = a;
+    b.master = b_old[0];
+    b.m = b_old[1];
+    b.v = b_old[2];
+    b.param = param = copy_of(x.param, half);
+    kept = master == DT_I16 ? copy_of(NULL, half) : NULL;
+    cr_assert_eq(update_pool_create(3, NULL, &pool, NULL), 0);
+    cr_assert_eq(update_pool_adamw_aside(pool, &b, to, kept), 0);
+    for (int k = 0; k < 3; k++)
+        cr_expect_arr_eq(b_old[k], old[k], bytes[k]);
+    if (kept)
+        cr_expect_arr_eq(kept, x.param, half);
+    cr_assert_eq(update_pool_adamw(pool, &a), 0);
+    cr_expect_arr_eq(param, x.param, half);
+    for (int k = 0; k < 3; k++) {
+        cr_expect_arr_eq(new[k], from[k], bytes[k], "%s master, %s moments, part %d",
+                         dtype_name(master), dtype_name(moment), k);
+        free(old[k]);
+        free(b_old[k]);
+        free(new[k]);
+    }
+    free(kept);
+    free(param);
+    update_pool_destroy(pool);
+    arrays_free(&x);
+}
+
+Test(update_pool, an_update_aside_has_the_bits_of_one_in_place)
+{
+    static const int64_t sizes[] = {1, 127, 1 << 16, 300007};
+    for (size_t k = 0; k < sizeof sizes / sizeof sizes[0]; k++) {
+        check_aside(sizes[k], DT_F32, DT_F32);
+        check_aside(sizes[k], DT_I16, DT_F32);
+        check_aside(sizes[k], DT_I16, DT_BF16);
+        check_aside(sizes[k], DT_F32, DT_BF16);
+    }
+}
+
 /* Threads that sleep between updates must not miss one, nor do a piece twice: a sum of equal
  * gradients counts the updates that reached each element. */
 Test(update_pool, every_piece_of_every_update_is_done_once)
