@@ -510,8 +510,8 @@ def probe_serves_plans(root):
     equal(job.plan()[1].get("step_seconds"), None)
     path, profile = probed(job)
     equal(profile["kind"], "cpu")
-    for rate in ("flops_f32", "flops_fp8", "memory_rate", "h2d_rate", "h2d_both_rate", "d2h_both_rate", "host_memory_rate",
-                 "cpu_update_rate", "cpu_update_copy_rate", "cpu_update_aside_rate", "cpu_update_fp8_rate",
+    for rate in ("flops_f32", "flops_fp8", "attn64_fwd", "attn128_bwd", "memory_rate", "h2d_rate", "h2d_both_rate",
+                 "d2h_both_rate", "host_memory_rate", "cpu_update_rate", "cpu_update_copy_rate", "cpu_update_aside_rate", "cpu_update_fp8_rate",
                  "cpu_update_fp8_copy_rate", "copy_update_rate", "copy_update_fp8_rate", "disk_read_rate", "disk_write_rate",
                  "disk_read_both_rate", "disk_write_both_rate"):
         assert 1e6 < profile[rate] < 1e16, (rate, profile[rate])
@@ -549,7 +549,7 @@ def steps_that_wait_for_the_norm_are_planned_apart(root):
             equal(("step_seconds_clipped" in plan, "step_seconds_clipped_bound" in plan, planned), (False, False, {fast}))
             continue
         slow = plan["step_seconds_clipped"], plan["step_seconds_clipped_bound"]
-        assert fast[0] < 0.98 * slow[0] and fast[1] < slow[1] <= slow[0], (fast, slow)
+        assert fast[0] < 0.98 * slow[0] and fast[1] <= slow[1] <= slow[0], (fast, slow)  # no bound is by updates' own rate
         equal(steps[0]["planned_seconds"], slow[0])
         equal((name, planned), (name, {slow} if name == "clips" else {slow, fast}))
 
