@@ -182,17 +182,16 @@ static int64_t blocks_meanwhile(const struct search *s, struct plan_choices c)
     c = forced(s, c);
     struct plan *p = plan_draft(s->in, &c);
     const struct instr_list *l = &p->lists[LIST_TRAIN];
-    double block = 0;
-    int64_t n = 0;
+    double block = 0, n = 0;
     for (int64_t k = 0; k < l->n && n == 0; k++) {
         const struct instr *i = &l->items[k];
         if (i->op == INSTR_FORWARD)
             block = plan_instr_seconds(p, LIST_TRAIN, i, s->profile);
-        if (i->op == INSTR_SAVE_ACT && i->block >= 0)
-            n = (int64_t)ceil(plan_instr_seconds(p, LIST_TRAIN, i, s->profile) / block);
+        if (i->op == INSTR_SAVE_ACT && i->block >= 0 && block > 0) /* an embedding takes no time */
+            n = ceil(plan_instr_seconds(p, LIST_TRAIN, i, s->profile) / block);
     }
     plan_destroy(p);
-    return n < s->layers ? n : s->layers;
+    return (int64_t)fmin(n, (double)s->layers);
 }
 
 bool search_consider_saved(struct search *s, struct plan_choices c, int64_t most)
