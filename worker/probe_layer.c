@@ -216,7 +216,7 @@ static int fit_fp8(struct device_profile *profile, double pass, struct err *err)
                   wide.pass_bytes / profile->memory_rate;
     double rate = wide.products / (wide.seconds - rest);
     bool sensible = wide.seconds > rest && rate <= 4 * profile->flops_bf16;
-    profile->flops_fp8 = sensible ? rate : wide.products / wide.seconds;
+    profile->flops_fp8 = sensible ? rate : wide.products / (wide.seconds - wide.attention);
 out:
     return rc;
 }
@@ -237,7 +237,7 @@ int probe_layers(struct device_profile *profile, bool fp8, struct err *err)
     double passes = (seconds - wide.products * inverse) / (pass * WIDE);
     /* A wide layer draws more power, so the fit's rate may be higher than any that is reached. */
     bool sensible = inverse > 0 && passes >= 1 && 1 / inverse <= 2 * profile->flops_bf16;
-    profile->flops_layer = sensible ? 1 / inverse : wide.products / wide.seconds;
+    profile->flops_layer = sensible ? 1 / inverse : wide.products / seconds;
     profile->layer_passes = sensible ? passes : 1;
     profile->flops_fp8 = profile->flops_layer;
     if (fp8)

@@ -171,7 +171,8 @@ static bool states_fill(const struct plan *p)
         for (int64_t k = 0; k < p->chunk[c].n_slices; k++)
             there[p->places[p->chunk[c].slices[k].home].tier] = true;
     for (int t = 0; t < TIER_COUNT; t++)
-        full = full || (there[t] && p->claim[t] > p->in.limit[t] - p->in.limit[t] / 16);
+        full = full || (there[t] && p->in.limit[t] > 0 &&
+                        p->claim[t] > p->in.limit[t] - p->in.limit[t] / 16);
     return full;
 }
 
