@@ -4,6 +4,11 @@
 
 enum { PAGE = 4096 };
 
+void host_pages_wish_large(void *at, size_t bytes)
+{
+    (void)madvise(at, bytes, MADV_HUGEPAGE);
+}
+
 void host_pages_fetch(void *at, size_t bytes)
 {
     char *first = at;

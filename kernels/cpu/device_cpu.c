@@ -50,7 +50,10 @@ static int cpu_alloc(struct device *d, size_t bytes, void **out, struct err *err
  * there: no other process can take it any more. */
 static int cpu_host_alloc(struct device *d, size_t bytes, void **out, struct err *err)
 {
-    int rc = alloc_aligned(HOST_PAGE, bytes, out, err);
+    bool large = bytes >= HOST_PAGE_LARGE;
+    int rc = alloc_aligned(large ? HOST_PAGE_LARGE : HOST_PAGE, bytes, out, err);
+    if (rc == 0 && large)
+        host_pages_wish_large(*out, bytes);
     if (rc == 0)
         host_pages_fetch(*out, bytes);
     return rc;

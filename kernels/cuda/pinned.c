@@ -12,7 +12,7 @@
 #include "core/alloc.h"
 #include "kernels/host_pages.h"
 
-enum { SEGMENT = 1 << 30, LARGE_PAGE = 2 << 20, MOST_THREADS = 8 };
+enum { SEGMENT = 1 << 30, MOST_THREADS = 8 };
 
 enum segment_state { WAITING, REGISTERED, REFUSED };
 
@@ -66,15 +66,16 @@ static void *run_thread(void *ud)
 
 static int map(struct pinned_block *b, struct err *err)
 {
-    b->mapped_bytes = b->bytes + LARGE_PAGE;
+    b->mapped_bytes = b->bytes + HOST_PAGE_LARGE;
     b->mapped = mmap(NULL, b->mapped_bytes, PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (b->mapped == MAP_FAILED) {
         b->mapped = NULL;
         return err_set_errno(err, errno, "cannot map %zu bytes of host memory", b->bytes);
     }
-    b->base = b->mapped + (LARGE_PAGE - (uintptr_t)b->mapped % LARGE_PAGE) % LARGE_PAGE;
-    (void)madvise(b->base, b->bytes, MADV_HUGEPAGE); /* only a wish */
+    size_t past = (uintptr_t)b->mapped % HOST_PAGE_LARGE;
+    b->base = b->mapped + (past > 0 ? HOST_PAGE_LARGE - past : 0);
+    host_pages_wish_large(b->base, b->bytes);
     return 0;
 }
 

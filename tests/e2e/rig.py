@@ -50,7 +50,7 @@ SPEC = {
 
 # What castor-worker --probe writes of a GPU.
 IMAGINARY_GPU = {
-    "v": 10, "device": "Imaginary", "kind": "cuda", "memory": 80 << 30, "memory_free": 79 << 30,
+    "v": 11, "device": "Imaginary", "kind": "cuda", "memory": 80 << 30, "memory_free": 79 << 30,
     "flops_f32": 5.1e13, "flops_bf16": 8e14, "flops_layer": 8e14, "flops_fp8": 1.3e15, "layer_passes": 50,
     "multiprocessors": 132, "attn64_fwd": 2.7e14, "attn64_bwd": 2.4e14, "attn128_fwd": 4e14, "attn128_bwd": 3e14,
     "memory_rate": 2.85e12, "h2d_rate": 5.5e10, "d2h_rate": 5.5e10, "h2d_both_rate": 4.6e10, "d2h_both_rate": 4.6e10,

@@ -72,6 +72,7 @@ static const struct variant TABLES[] = {
     {"rounded alibi 128, short", 1, 70, 70, 2, 1, 128, .alibi = true, .alibi_scale = 0.1f},
     {"rounded alibi 192, short", 1, 36, 36, 1, 1, 192, .alibi = true, .alibi_scale = 0.1f},
     {"dropout 128, short", 1, 70, 70, 1, 1, 128, .dropout = 0.1f},
+    {"dropout 128 of keys in eights", 1, 72, 72, 1, 1, 128, .dropout = 0.1f},
     /* A scale without slopes means nothing, but Hopper's kernels leave such args to Ampere's. */
     {"no slopes 64", 1, 130, 130, 2, 1, 64, .alibi_scale = 1},
     {"no slopes 96", 1, 100, 100, 2, 1, 96, .window = 40, .alibi_scale = 1},

@@ -38,7 +38,7 @@ const struct device_profile device_profile_nominal = {.flops_f32 = 4e14,
                                                       .disk_read_both_rate = 1.0e9,
                                                       .disk_write_both_rate = 1.0e9};
 
-enum { PROFILE_VERSION = 10, PROFILE_MAX_BYTES = 1 << 16 };
+enum { PROFILE_VERSION = 11, PROFILE_MAX_BYTES = 1 << 16 };
 
 struct rate_field {
     const char *key;

@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 
 #include "kernels/device.h"
+#include "kernels/host_pages.h"
 #include "kernels/op_table.h"
 
 static struct device *open_cpu(size_t limit, bool reference)
@@ -68,6 +69,7 @@ Test(device, host_memory_is_there_when_it_is_allocated)
     cr_assert_eq(mincore(p, BYTES, resident), 0);
     for (int k = 0; k < BYTES / PAGE; k++)
         cr_assert(resident[k] & 1, "page %d", k);
+    cr_assert_eq((uintptr_t)p % HOST_PAGE_LARGE, 0);
     device_host_free(d, p, BYTES);
     device_close(d);
 }
