@@ -123,9 +123,10 @@ struct event_failed {
         *reason; /* machine-readable: "invalid_training_file", "nan_loss", "worker_crashed", ... */
     const char *message;
     const char *param; /* or NULL */
-    /* The attempt lacked host memory that other processes held as it started, and nothing else: on
-     * a machine to itself it would have trained. It has done nothing, and the job can be tried
-     * again when they are gone. A reader that cannot wait takes it for any other failure. */
+    /* The attempt lacked memory, of the host or the GPU, that other processes held as it started,
+     * and nothing else: on a machine to itself it would have trained. It has done nothing, and the
+     * job can be tried again when they are gone. A reader that cannot wait takes it for any other
+     * failure. */
     bool fits_alone;
 };
 

@@ -254,11 +254,12 @@ static int waits_row(const struct change_context *c, const struct job *job, cons
     json_t *data = json_pack("{s:s,s:I,s:s}", "status", job_status_name(job->status), "attempt",
                              (json_int_t)job->attempt, "code", "waits_for_memory");
 
-    return add_row(c, job, e->t, "warn", "message", data, err,
-                   "Waiting for host memory that other processes hold: with the machine to itself "
-                   "the job fits. It is started again when another job has ended, or else in some "
-                   "minutes. Refused now: %s",
-                   e->failed.message);
+    return add_row(
+        c, job, e->t, "warn", "message", data, err,
+        "Waiting for memory that other processes hold: with the machine to itself the job "
+        "fits. It is started again when another job has ended, or else in some minutes. "
+        "Refused now: %s",
+        e->failed.message);
 }
 
 static int no_slot_row(const struct change_context *c, const struct job *job,

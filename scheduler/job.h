@@ -9,7 +9,7 @@
  * The final event of an attempt decides the status; its processes may live a little longer. While
  * attempt_live is set they may, so the job keeps its device slot and no other attempt starts.
  *
- * An attempt that failed for host memory that other processes hold (event_failed.fits_alone) is
+ * An attempt that failed for memory that other processes hold (event_failed.fits_alone) is
  * "not now": the job is queued again and waits_for_memory. It is no restart, its time does not
  * count as run time, and however often it happens the job does not fail by it. When such a job may
  * start again is the scheduler's to say (scheduler.h).

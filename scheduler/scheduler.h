@@ -12,7 +12,7 @@
  * A server may have no slot of a kind. A new job of that kind is refused (no_gpu, no_cpu); one that
  * an earlier castord queued stays queued, for the next may have slots again, and is told once.
  *
- * A job that was refused for host memory that others hold (waits_for_memory, job.h) is started
+ * A job that was refused for memory that others hold (waits_for_memory, job.h) is started
  * again when an attempt of another job has ended since its own began, for that may have given back
  * what it lacks; and else memory_wait_seconds after its own ended, as nobody tells castord what
  * processes of others do. An attempt that was itself refused held nothing, and its end starts no

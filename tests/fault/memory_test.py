@@ -278,7 +278,7 @@ def one_that_waits_for_another(root):
             first = service.create(c, requests[0])
             service.wait_step(c, first, 1)
             second = service.create(c, requests[1])
-            while not any("Waiting for host memory" in e["message"] for e in service.all_events(c, second)):
+            while not any("Waiting for memory" in e["message"] for e in service.all_events(c, second)):
                 assert service.get(c, second)["status"] in ("validating_files", "queued", "running")
                 time.sleep(0.05)
             job = service.get(c, second)

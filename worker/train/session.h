@@ -86,10 +86,11 @@ void session_tell_fit(struct session *s, const struct op_table *ops,
                       const struct device_profile *profile, const struct session_memory *now,
                       struct err *err);
 
-/* session_plan.c: a job that does not fit in `memory`, would it if no other process held any of
- * this machine's host memory (HOST_WHOLE)? Of the device there is as much as `memory` says. */
+/* session_plan.c: a job that does not fit in what is left, would it if no other process held any of
+ * this machine's host memory (HOST_WHOLE), and of the device's no more than leaves `device` bytes
+ * (as session_memory.device)? */
 bool session_fits_alone(struct session *s, const struct op_table *ops,
-                        const struct device_profile *profile, const struct session_memory *memory);
+                        const struct device_profile *profile, size_t device);
 
 /* The report of session and plan; strings and JSON are the report's own. */
 int session_report(const struct session *s, const struct plan *plan, const char *device_kind,

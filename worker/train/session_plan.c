@@ -116,9 +116,9 @@ void session_tell_fit(struct session *s, const struct op_table *ops,
 }
 
 bool session_fits_alone(struct session *s, const struct op_table *ops,
-                        const struct device_profile *profile, const struct session_memory *memory)
+                        const struct device_profile *profile, size_t device)
 {
-    struct session_memory whole = *memory;
+    struct session_memory whole = {.device = device};
     struct plan *p = NULL;
 
     host_memory_look("/", HOST_WHOLE, &whole.host);

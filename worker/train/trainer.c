@@ -117,7 +117,7 @@ size_t trainer_limit(enum device_kind kind, size_t all, size_t left)
 {
     if (kind != DEVICE_CUDA)
         return all;
-    left = left > GPU_RESERVE ? left - GPU_RESERVE : 0;
+    left = left > GPU_RESERVE ? left - GPU_RESERVE : 1; /* 0 would be no limit */
     return all < left ? all : left;
 }
 
@@ -165,6 +165,15 @@ out:
     return rc;
 }
 
+/* What the device leaves a process when nobody else uses it, which a profile has seen. */
+static size_t device_alone(const struct run *r)
+{
+    const struct device_profile *p = &r->profile;
+    size_t alone =
+        r->profiled ? trainer_limit(r->device->kind, (size_t)p->memory, (size_t)p->memory_free) : 0;
+    return alone > r->memory.device ? alone : r->memory.device;
+}
+
 /* What is refused for memory that others hold may have been asked to stop while it prepared: then
  * that is how it ends, so that the request is answered. */
 static int plan_in_what_is_left(struct run *r, struct err *err)
@@ -175,7 +184,7 @@ static int plan_in_what_is_left(struct run *r, struct err *err)
     host_memory_look("/", HOST_LEFT, &r->memory.host);
     rc = session_plan(&r->session, r->ops, profile, &r->memory, &r->plan, err);
     if (rc == ERR_DEVICE_OOM)
-        r->fits_alone = session_fits_alone(&r->session, r->ops, profile, &r->memory);
+        r->fits_alone = session_fits_alone(&r->session, r->ops, profile, device_alone(r));
     return r->fits_alone && look_for_stop(r) ? ERR_CANCELLED : rc;
 }
 

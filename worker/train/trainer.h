@@ -35,7 +35,7 @@ struct op_table;
 int trainer_pick_ops(struct device *d, const struct job_spec *spec, const struct op_table **out,
                      struct err *err);
 /* Device memory that a plan may use, whatever limit the job has: of `all` bytes, when `left` are
- * free. */
+ * free. Never 0, which session_memory takes for no limit. */
 size_t trainer_limit(enum device_kind kind, size_t all, size_t left);
 int trainer_device_limit(struct device *d, size_t *limit, struct err *err);
 

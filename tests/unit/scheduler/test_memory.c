@@ -1,4 +1,4 @@
-/* Jobs that were refused for host memory that others hold: when they are started again. */
+/* Jobs that were refused for memory that others hold: when they are started again. */
 #include <criterion/criterion.h>
 #include <stdlib.h>
 
@@ -34,7 +34,7 @@ static void start_both(char **first, char **second)
     wait_for_step(*first, 1);
     *second = test_create("{\"run\":\"crowded\"}", "");
     wait_for_refusal(*second, 1);
-    cr_assert(has_event(*second, "warn", "Waiting for host memory"));
+    cr_assert(has_event(*second, "warn", "Waiting for memory"));
     cr_assert(has_event(*second, "warn", "Refused now: 7 MiB short"));
 }
 

@@ -8,6 +8,7 @@
 
 #include "core/alloc.h"
 #include "worker/train/session.h"
+#include "worker/train/trainer.h"
 
 enum { BATCH = 16, FIRST_ROWS = 4 };
 
@@ -221,10 +222,20 @@ Test(session_plan, a_refused_claim_names_what_fits_in_what_is_left)
     close_machine(&m);
 }
 
-/* By what of host memory others hold; neither by what the device lacks nor by the job's limits. */
+/* Not to be without a limit. */
+Test(session_plan, a_gpu_that_others_fill_has_no_memory)
+{
+    size_t gib = (size_t)1 << 30;
+    cr_expect_eq(trainer_limit(DEVICE_CUDA, 80 * gib, 100 << 20), 1);
+    cr_expect_eq(trainer_limit(DEVICE_CUDA, 80 * gib, 0), 1);
+    size_t most = trainer_limit(DEVICE_CUDA, 80 * gib, 79 * gib);
+    cr_expect(most > 78 * gib && most < 79 * gib);
+    cr_expect_eq(trainer_limit(DEVICE_CPU, gib, 0), gib);
+}
+
+/* In the host's memory and so much of the device's; not where its own limits keep it from these. */
 Test(session_plan, a_refused_job_fits_alone_or_not)
 {
-    struct session_memory left = {.host.bytes = 1 << 20};
     struct machine m;
     open_machine(&m, DEVICE_CUDA, 128);
     model_fini(&m.session.model);
@@ -232,11 +243,10 @@ Test(session_plan, a_refused_job_fits_alone_or_not)
     const struct op_table *ops = device_ops(m.device, DT_BF16);
     m.session.spec.placement.policy = PLACE_CPU;
     session_set_micro_batch(&m.session, 4);
-    cr_assert(session_fits_alone(&m.session, ops, &m.profile, &left));
-    left.device = 1 << 20;
-    cr_expect(!session_fits_alone(&m.session, ops, &m.profile, &left));
-    left.device = 0;
+    cr_assert(session_fits_alone(&m.session, ops, &m.profile, 0));
+    cr_expect(session_fits_alone(&m.session, ops, &m.profile, (size_t)1 << 30));
+    cr_expect(!session_fits_alone(&m.session, ops, &m.profile, 1 << 20));
     m.session.spec.placement.host_memory_limit = 1 << 20;
-    cr_expect(!session_fits_alone(&m.session, ops, &m.profile, &left));
+    cr_expect(!session_fits_alone(&m.session, ops, &m.profile, 0));
     close_machine(&m);
 }
