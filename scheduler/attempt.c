@@ -132,6 +132,13 @@ static void describe_death(struct buf *out, const struct scheduler *s, const str
     free(jobdir);
 }
 
+/* Twice as long every time: each attempt is a process, a directory and rows of events. */
+static double memory_wait(const struct scheduler *s, int64_t refusals)
+{
+    enum { MOST = 8 };
+    return s->memory_wait_seconds * (refusals < 3 ? 1 << refusals : MOST);
+}
+
 static void end_attempt(struct scheduler *s, struct live *l, const char *code, const char *message)
 {
     struct job_input in = {.kind = JOB_OCC_ATTEMPT_ENDED,
@@ -151,10 +158,12 @@ static void end_attempt(struct scheduler *s, struct live *l, const char *code, c
     l->signal_sent = 0;
     l->silence = (struct silence){0};
     buf_fini(&l->silent);
-    if (l->job.waits_for_memory)
-        l->retry_at = clock_monotonic() + s->memory_wait_seconds;
-    else
+    if (l->job.waits_for_memory) {
+        l->retry_at = clock_monotonic() + memory_wait(s, l->refusals++);
+    } else {
+        l->refusals = 0;
         s->memory_freed_at = clock_monotonic();
+    }
 }
 
 static int launch(struct scheduler *s, struct live *l, const char *jobdir, struct err *err)

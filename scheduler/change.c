@@ -257,8 +257,8 @@ static int waits_row(const struct change_context *c, const struct job *job, cons
     return add_row(
         c, job, e->t, "warn", "message", data, err,
         "Waiting for memory that other processes hold: with the machine to itself the job "
-        "fits. It is started again when another job has ended, or else in some minutes. "
-        "Refused now: %s",
+        "fits. It is started again when another job has ended, or else after some minutes, more "
+        "of them each time. Refused now: %s",
         e->failed.message);
 }
 

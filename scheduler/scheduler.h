@@ -15,8 +15,9 @@
  * A job that was refused for memory that others hold (waits_for_memory, job.h) is started
  * again when an attempt of another job has ended since its own began, for that may have given back
  * what it lacks; and else memory_wait_seconds after its own ended, as nobody tells castord what
- * processes of others do. An attempt that was itself refused held nothing, and its end starts no
- * other. After a restart of castord the time begins anew.
+ * processes of others do, and twice as long each time that it is refused again, up to eight times.
+ * An attempt that was itself refused held nothing, and its end starts no other. After a restart of
+ * castord the time begins anew.
  *
  * Thread-safety: sched_post_* may be called from any thread; they block until the scheduler thread
  * has committed the result (milliseconds), at most 30 s (ERR_TIMEOUT).

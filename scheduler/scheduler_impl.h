@@ -24,6 +24,7 @@ struct live {
     char written_control[32]; /* id of the request that is known to be in control.jsonl */
     int64_t launch_failures;
     double retry_at;     /* monotonic: nothing is tried again before */
+    int64_t refusals;    /* in a row, for memory that others hold, since castord started */
     double started_at;   /* monotonic: the last attempt, or castord if that came later */
     double ending_since; /* monotonic: the final event was seen, the process lives on; 0 = no */
     struct silence silence;
