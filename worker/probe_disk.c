@@ -2,6 +2,7 @@
  * The part of the probe that is about a disk: reads alone, writes alone, and both at a time, in
  * pieces as large as slices of optimizer state, through the file that is the disk tier.
  */
+#include <math.h>
 #include <pthread.h>
 
 #include "core/clock.h"
@@ -18,7 +19,40 @@ struct disk {
     struct nvme_file *file;
     void *memory[2]; /* of reads, of writes; a slice each */
     int next[2];     /* slice */
+    double best;     /* device_profile.disk_best so far */
 };
+
+/* Bytes each way while a rate is measured, and those of its best second. */
+struct meter {
+    double begun, second_begun, bytes, second_bytes, best;
+};
+
+static struct meter meter_start(void)
+{
+    double t = clock_monotonic();
+    return (struct meter){.begun = t, .second_begun = t};
+}
+
+/* Is it long enough? */
+static bool meter_add(struct meter *m, double bytes)
+{
+    double t = clock_monotonic();
+    m->bytes += bytes;
+    m->second_bytes += bytes;
+    if (t - m->second_begun >= 1) {
+        m->best = fmax(m->best, m->second_bytes / (t - m->second_begun));
+        m->second_begun = t;
+        m->second_bytes = 0;
+    }
+    return t - m->begun >= long_enough;
+}
+
+static double meter_rate(const struct meter *m, struct disk *d)
+{
+    double rate = m->bytes / (clock_monotonic() - m->begun);
+    d->best = fmax(d->best, m->best / rate);
+    return rate;
+}
 
 /* The next slice; while both run, each keeps to its half. */
 static int move_slice(struct disk *d, bool write, bool half, struct err *err)
@@ -33,12 +67,12 @@ static int move_slice(struct disk *d, bool write, bool half, struct err *err)
 
 static int rate_alone(struct disk *d, bool write, double *rate, struct err *err)
 {
-    double begun = clock_monotonic(), seconds = 0;
-    int64_t n = 0;
+    struct meter m = meter_start();
     int rc = 0;
-    for (; seconds < long_enough; n++, seconds = clock_monotonic() - begun)
+    do
         TRY(move_slice(d, write, false, err));
-    *rate = (double)n * SLICE_BYTES / seconds;
+    while (!meter_add(&m, SLICE_BYTES));
+    *rate = meter_rate(&m, d);
 out:
     return rc;
 }
@@ -60,10 +94,9 @@ static void *read_half(void *ud)
 /* As many bytes are read as written, as in a step: the slower way decides. */
 static int rate_both(struct disk *d, double *rate, struct err *err)
 {
-    double begun = clock_monotonic(), seconds = 0;
-    int64_t n = 0;
+    struct meter m = meter_start();
     int rc = 0;
-    for (; seconds < long_enough; n += SLICES / 2, seconds = clock_monotonic() - begun) {
+    do {
         struct reader r = {.disk = d};
         pthread_t id;
         int code = pthread_create(&id, NULL, read_half, &r);
@@ -77,8 +110,8 @@ static int rate_both(struct disk *d, double *rate, struct err *err)
             rc = r.rc;
         }
         TRY(rc);
-    }
-    *rate = (double)n * SLICE_BYTES / seconds;
+    } while (!meter_add(&m, (double)SLICES / 2 * SLICE_BYTES));
+    *rate = meter_rate(&m, d);
 out:
     return rc;
 }
@@ -86,7 +119,7 @@ out:
 int probe_disk(const char *directory, struct device_profile *out, struct err *err)
 {
     struct device *host = NULL;
-    struct disk d = {0};
+    struct disk d = {.best = 1};
     uint64_t state = 88172645463325252u;
     int rc = 0;
 
@@ -106,6 +139,7 @@ int probe_disk(const char *directory, struct device_profile *out, struct err *er
     TRY(rate_alone(&d, false, &out->disk_read_rate, err));
     TRY(rate_both(&d, &out->disk_read_both_rate, err));
     out->disk_write_both_rate = out->disk_read_both_rate;
+    out->disk_best = d.best;
 out:
     nvme_file_destroy(d.file);
     for (int k = 0; k < 2; k++)

@@ -50,14 +50,14 @@ SPEC = {
 
 # What castor-worker --probe writes of a GPU.
 IMAGINARY_GPU = {
-    "v": 11, "device": "Imaginary", "kind": "cuda", "memory": 80 << 30, "memory_free": 79 << 30,
+    "v": 12, "device": "Imaginary", "kind": "cuda", "memory": 80 << 30, "memory_free": 79 << 30,
     "flops_f32": 5.1e13, "flops_bf16": 8e14, "flops_layer": 8e14, "flops_fp8": 1.3e15, "layer_passes": 50,
     "multiprocessors": 132, "attn64_fwd": 2.7e14, "attn64_bwd": 2.4e14, "attn128_fwd": 4e14, "attn128_bwd": 3e14,
     "memory_rate": 2.85e12, "h2d_rate": 5.5e10, "d2h_rate": 5.5e10, "h2d_both_rate": 4.6e10, "d2h_both_rate": 4.6e10,
     "host_memory_rate": 8.4e10, "cpu_update_rate": 5.8e9, "cpu_update_copy_rate": 4.3e9, "cpu_update_fp8_rate": 8e9,
     "cpu_update_fp8_copy_rate": 7e9, "copy_update_rate": 4.3e10, "copy_update_fp8_rate": 4.4e10,
     "cpu_update_aside_rate": 5e9, "disk_read_rate": 2e9, "disk_write_rate": 2.6e9, "disk_read_both_rate": 1.2e9,
-    "disk_write_both_rate": 1.2e9
+    "disk_write_both_rate": 1.2e9, "disk_best": 1.1
 }
 
 

@@ -36,9 +36,10 @@ const struct device_profile device_profile_nominal = {.flops_f32 = 4e14,
                                                       .disk_read_rate = 1.6e9,
                                                       .disk_write_rate = 2.6e9,
                                                       .disk_read_both_rate = 1.0e9,
-                                                      .disk_write_both_rate = 1.0e9};
+                                                      .disk_write_both_rate = 1.0e9,
+                                                      .disk_best = 1};
 
-enum { PROFILE_VERSION = 11, PROFILE_MAX_BYTES = 1 << 16 };
+enum { PROFILE_VERSION = 12, PROFILE_MAX_BYTES = 1 << 16 };
 
 struct rate_field {
     const char *key;
@@ -71,6 +72,7 @@ static const struct rate_field rates[] = {
     {"disk_write_rate", offsetof(struct device_profile, disk_write_rate)},
     {"disk_read_both_rate", offsetof(struct device_profile, disk_read_both_rate)},
     {"disk_write_both_rate", offsetof(struct device_profile, disk_write_both_rate)},
+    {"disk_best", offsetof(struct device_profile, disk_best)},
 };
 enum { N_RATES = sizeof rates / sizeof rates[0] };
 

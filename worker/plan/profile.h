@@ -44,6 +44,9 @@ struct device_profile {
     double copy_update_rate, copy_update_fp8_rate;
     double disk_read_rate, disk_write_rate;           /* past the page cache, of one volume */
     double disk_read_both_rate, disk_write_both_rate; /* each, while the other runs      */
+    /* Others may use that disk, too: how many times these rates it did in the best second of their
+     * measuring, 1 or more. A ceiling as host_memory_rate is. */
+    double disk_best;
 };
 
 /* Where no machine has been measured: the rates of an H100 with 16 cores. It only ranks plans. */

@@ -125,9 +125,9 @@ static double instr_seconds(const struct plan *p, enum plan_list list, const str
     case INSTR_SAVE_ACT:
         return (double)plan_move_bytes(p, i) / d->d2h_rate;
     case INSTR_STAGE:
-        return (double)plan_move_bytes(p, i) / d->disk_read_rate;
+        return (double)plan_move_bytes(p, i) / d->disk_read_rate / (at_best ? d->disk_best : 1);
     case INSTR_UNSTAGE:
-        return (double)plan_move_bytes(p, i) / d->disk_write_rate;
+        return (double)plan_move_bytes(p, i) / d->disk_write_rate / (at_best ? d->disk_best : 1);
     default:
         return 0;
     }

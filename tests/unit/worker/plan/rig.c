@@ -84,6 +84,7 @@ struct device_profile rig_profile(double flops, double bytes, double updates)
                                    .attn128_fwd = 128 * flops,
                                    .attn128_bwd = 128 * flops,
                                    .memory_rate = bytes,
+                                   .disk_best = 1,
                                    .h2d_rate = bytes,
                                    .d2h_rate = bytes,
                                    .h2d_both_rate = bytes,

@@ -39,7 +39,8 @@ static const struct device_profile h100 = {.memory = 85017493504,
                                            .disk_read_rate = 1.4277013246387408e9,
                                            .disk_write_rate = 2.4935072123518534e9,
                                            .disk_read_both_rate = 9.2155369002198362e8,
-                                           .disk_write_both_rate = 9.2155369002198362e8};
+                                           .disk_write_both_rate = 9.2155369002198362e8,
+                                           .disk_best = 1.1};
 
 /* Of both bounds, of steps that wait for the norm and of others; `what` for people. Returns the
  * better one over the seconds, of others. */

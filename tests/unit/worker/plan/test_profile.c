@@ -36,7 +36,8 @@ Test(profile, survives_a_round_trip_and_refuses_nonsense)
                                 .disk_read_rate = 7e8,
                                 .disk_write_rate = 8e8,
                                 .disk_read_both_rate = 5e8,
-                                .disk_write_both_rate = 6e8};
+                                .disk_write_both_rate = 6e8,
+                                .disk_best = 1.25};
     struct device_profile out;
     struct err err = {0};
     int fd = mkstemp(path);
@@ -46,6 +47,7 @@ Test(profile, survives_a_round_trip_and_refuses_nonsense)
     cr_expect_str_eq(out.device, "CPU");
     cr_expect_eq(out.disk_write_rate, 8e8);
     cr_expect_eq(out.disk_write_both_rate, 6e8);
+    cr_expect_eq(out.disk_best, 1.25);
     cr_expect_eq(out.multiprocessors, 7);
     cr_expect(out.attn64_fwd == 1e10 && out.attn64_bwd == 2e10);
     cr_expect(out.attn128_fwd == 3e10 && out.attn128_bwd == 4e10);
