@@ -138,6 +138,7 @@ static struct chunk_types result_types(const struct plan *p)
 /* Where a payload lies in trial_result.weights: independent of the order of a plan's lists. */
 static size_t payload_offset(const struct plan *p, int64_t chunk, enum payload payload)
 {
+    enum { ALIGN = sizeof(float) }; /* behind an odd number of 16-bit parameters, too */
     struct chunk_types types = result_types(p);
     size_t at = 0;
     for (int64_t c = 0; c <= chunk; c++) {
@@ -146,7 +147,7 @@ static size_t payload_offset(const struct plan *p, int64_t chunk, enum payload p
             if (c == chunk && k == (int)payload)
                 return at;
             if (k != PAYLOAD_GRAD)
-                at += chunk_payload_bytes(ch, k, types);
+                at += (chunk_payload_bytes(ch, k, types) + ALIGN - 1) / ALIGN * ALIGN;
         }
     }
     return at;
