@@ -107,6 +107,7 @@ $(eval $(call python_suite,e2e/http,tests/e2e/http_test.py,$(castor_bin),,$(B)/c
 $(eval $(call python_suite,e2e/castord,tests/e2e/castord_test.py,$(castor_bin),,$(B)/castord))
 $(eval $(call python_suite,e2e/sdk,tests/e2e/sdk_test.py,$(castor_bin),,$(B)/castord))
 $(eval $(call python_suite,e2e/train,tests/e2e/train_test.py,,--build $(B),$(B)/castor-worker))
+$(eval $(call python_suite,e2e/plan,tests/e2e/plan_test.py,,--build $(B),$(B)/castor-worker))
 $(eval $(call python_suite,e2e/resume,tests/e2e/resume_test.py,,--build $(B),$(B)/castor-worker))
 $(eval $(call python_suite,e2e/lora,tests/e2e/lora_test.py,,--build $(B),$(B)/castor-worker))
 $(eval $(call python_suite,e2e/course,tests/e2e/course_test.py,,--build $(B),$(B)/castor-worker))

@@ -393,6 +393,33 @@ def equal(got, want):
     assert got == want, "%r is not %r" % (got, want)
 
 
+def fails(job, reason, param=None, words=(), plan_fails=True):
+    """Both --plan and training refuse the job, and say why."""
+    code, report = job.plan()
+    if plan_fails:
+        equal((code, report["fits"]), (1, False))
+        failures = [report["error"]]
+    else:
+        equal((code, report["fits"]), (0, True))
+        failures = []
+    equal(job.run().returncode, 1)
+    end = job.end()
+    equal(end["type"], "failed")
+    for f in failures + [end]:
+        equal(f.get("reason") or f["code"], reason)
+        equal(f.get("param"), param)
+        for word in words:
+            assert word in f["message"], f["message"]
+    equal(job.exit()["ok"], False)
+    equal(job.exit()["ranks"][0]["exit_code"], 1)
+    assert not os.path.exists(job.path("output"))
+    equal(job.leftovers(), [])
+
+
+
+# ---- a run ---------------------------------------------------------------------------------------------------
+
+
 def same_steps(job, attempts, want):
     """Every step of these attempts is one of an uninterrupted run, to the last digit."""
     for attempt in attempts:
