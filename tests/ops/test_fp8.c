@@ -5,6 +5,7 @@
 
 #include "core/alloc.h"
 #include "tests/ops/harness.h"
+#include "tests/ops/harness_fp8.h"
 
 struct shape {
     int64_t N, I, O, pad; /* pad: elements between rows */
@@ -128,61 +129,6 @@ static void all_tables(const struct shape *s)
     check(&c);
 }
 
-/* --- the meaning, told apart from the tables' own code: every value of a format, and a search ---
- */
-
-struct format {
-    double values[256];
-    int count;
-};
-
-/* All finite values that are not negative, in ascending order of their bits and so of themselves.
- */
-static void list_values(struct format *f, int mantissa_bits, int bias, int codes)
-{
-    int mantissas = 1 << mantissa_bits;
-
-    f->count = codes;
-    for (int code = 0; code < codes; code++) {
-        int exponent = code / mantissas, fraction = code % mantissas;
-        f->values[code] = exponent ? ldexp(1 + (double)fraction / mantissas, exponent - bias)
-                                   : ldexp((double)fraction / mantissas, 1 - bias);
-    }
-}
-
-static void list_formats(struct format *e4m3, struct format *e5m2)
-{
-    list_values(e4m3, 3, 7, 0x7f);  /* 0x7f is NaN              */
-    list_values(e5m2, 2, 15, 0x7c); /* 0x7c and above: not finite */
-}
-
-/* The nearest value; of two as near, the one whose code is even. */
-static double nearest(const struct format *f, double x)
-{
-    int best = 0;
-
-    for (int i = 1; i < f->count; i++) {
-        double closer = fabs(f->values[best] - fabs(x)) - fabs(f->values[i] - fabs(x));
-        if (closer > 0 || (closer == 0 && i % 2 == 0))
-            best = i;
-    }
-    return copysign(f->values[best], x);
-}
-
-static void round_all(const struct format *f, double *x, int64_t n)
-{
-    double top = 0, scale = 1;
-
-    for (int64_t i = 0; i < n; i++)
-        top = fmax(top, fabs(x[i]));
-    while (top * scale > f->values[f->count - 1])
-        scale /= 2;
-    while (top > 0 && top * scale * 2 <= f->values[f->count - 1])
-        scale *= 2;
-    for (int64_t i = 0; i < n; i++)
-        x[i] = nearest(f, x[i] * scale) / scale;
-}
-
 /* --- round8 --- */
 
 struct round_shape {
@@ -239,15 +185,13 @@ static void meaning(const struct round_shape *s, enum fp8_format format, double 
 {
     const struct target *t = targets_get(0);
     int64_t n = s->N * s->C;
-    struct format e4m3, e5m2;
     struct op_case c;
     struct result r;
 
-    list_formats(&e4m3, &e5m2);
     round_case(&c, s, format, by, 0);
     double *x = xcalloc((size_t)n, sizeof *x);
     memcpy(x, case_data(&c, "x"), (size_t)n * sizeof *x);
-    round_all(format == FP8_E4M3 ? &e4m3 : &e5m2, x, n);
+    fp8_round_by_hand(format, x, n);
     case_run(&c, t, t->table, 1, &r);
     const double *rows = r.v[case_index(&c, "rows")], *cols = r.v[case_index(&c, "cols")];
     double back = r.v[case_index(&c, "scale")][0];
