@@ -93,9 +93,10 @@ def a_job_without_a_slot_is_told_so_by_all():
     try:
         with e2e.Castord(state=state) as one:
             body = {"model": "test/tiny", "training_file": one.upload(e2e.data_set())[2]["id"]}
-            slow = dict(body, metadata={"fake": "slow"}, optimization={"max_steps": 20})
-            running, queued = (one.request("POST", JOBS, b)[2]["id"] for b in (slow, body))
+            slow = dict(body, metadata={"fake": "slow"}, optimization={"max_steps": 2000})
+            running = one.request("POST", JOBS, slow)[2]["id"]
             one.wait_status(running, {"running"})
+            queued = one.request("POST", JOBS, body)[2]["id"]
             one.wait_status(queued, {"queued"})
         with e2e.Castord({"slots": {"cpu": 0}}, state=state) as two:
             job = two.wait_status(two.request("POST", JOBS, body)[2]["id"], {"failed"})
@@ -112,6 +113,7 @@ def a_job_without_a_slot_is_told_so_by_all():
             assert job["error"]["message"] in told[0]["message"], told
             assert two.wait_status(queued, {"queued"})["attempt"] == 0
         with e2e.Castord(state=state) as three:
+            expect(three.request("POST", "%s/%s/cancel" % (JOBS, running)), 200)
             three.wait_status(queued, {"succeeded"})
     finally:
         shutil.rmtree(state, ignore_errors=True)
