@@ -280,7 +280,6 @@ def usage(root):
 
 # ---- the hub -------------------------------------------------------------------------------------------------
 
-
 class Hub:
     """tests/hub/fixture_hub.py with one model, test/tiny."""
 
