@@ -1,5 +1,6 @@
 /* The life of one attempt as the scheduler sees it: launch, tail, ask to stop, end. */
 #include <inttypes.h>
+#include <math.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -135,8 +136,8 @@ static void describe_death(struct buf *out, const struct scheduler *s, const str
 /* Twice as long every time: each attempt is a process, a directory and rows of events. */
 static double memory_wait(const struct scheduler *s, int64_t refusals)
 {
-    enum { MOST = 8 };
-    return s->memory_wait_seconds * (refusals < 3 ? 1 << refusals : MOST);
+    enum { DOUBLINGS = 3 };
+    return ldexp(s->memory_wait_seconds, refusals < DOUBLINGS ? (int)refusals : DOUBLINGS);
 }
 
 static void end_attempt(struct scheduler *s, struct live *l, const char *code, const char *message)

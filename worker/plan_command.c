@@ -49,8 +49,7 @@ static bool use_profile(const struct job_spec *spec, struct machine *m)
         (m->kind == DEVICE_CPU && compute != DT_F32))
         return false;
     snprintf(m->name, sizeof m->name, "%s", m->profile.device);
-    m->memory.device =
-        trainer_limit(m->kind, (size_t)m->profile.memory, (size_t)m->profile.memory_free);
+    m->memory.device = trainer_limit_alone(m->kind, &m->profile);
     return true;
 }
 

@@ -416,10 +416,6 @@ def fails(job, reason, param=None, words=(), plan_fails=True):
     equal(job.leftovers(), [])
 
 
-
-# ---- a run ---------------------------------------------------------------------------------------------------
-
-
 def same_steps(job, attempts, want):
     """Every step of these attempts is one of an uninterrupted run, to the last digit."""
     for attempt in attempts:

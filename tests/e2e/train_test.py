@@ -15,6 +15,8 @@ from rig import Job, equal, fails, finish, same_output
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
+# ---- a run ---------------------------------------------------------------------------------------------------
+
 def prints_the_step(root):
     """--print lists the instructions that the plan report counts; a spec that cannot be planned prints none."""
     job = Job(root)

@@ -149,7 +149,8 @@ double plan_block_seconds(const struct plan *p, enum plan_list list, const struc
  * and all is done behind the norm. */
 enum speculation { SPECULATION_HOLDS, SPECULATION_FAILS, SPECULATION_OFF };
 /* Blocks in the list's order take no less than this, whatever else is reordered; at_best: not even
- * where layers run as fast as matrix products, and updates as host memory. */
+ * where layers run as fast as matrix products, updates as host memory, and the disk as in its best
+ * second. */
 double plan_time_bound(const struct plan *p, enum plan_list list,
                        const struct device_profile *profile, enum speculation speculation,
                        bool at_best);

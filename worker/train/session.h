@@ -86,9 +86,8 @@ void session_tell_fit(struct session *s, const struct op_table *ops,
                       const struct device_profile *profile, const struct session_memory *now,
                       struct err *err);
 
-/* session_plan.c: a job that does not fit in what is left, would it if no other process held any of
- * this machine's host memory (HOST_WHOLE), and of the device's no more than leaves `device` bytes
- * (as session_memory.device)? */
+/* session_plan.c: a job that does not fit in what is left, would it in all of this machine's host
+ * memory (HOST_WHOLE) and `device` bytes of the device's (session_memory)? */
 bool session_fits_alone(struct session *s, const struct op_table *ops,
                         const struct device_profile *profile, size_t device);
 

@@ -121,6 +121,11 @@ size_t trainer_limit(enum device_kind kind, size_t all, size_t left)
     return all < left ? all : left;
 }
 
+size_t trainer_limit_alone(enum device_kind kind, const struct device_profile *p)
+{
+    return trainer_limit(kind, (size_t)p->memory, (size_t)p->memory_free);
+}
+
 int trainer_device_limit(struct device *d, size_t *limit, struct err *err)
 {
     size_t left = 0;
@@ -165,26 +170,19 @@ out:
     return rc;
 }
 
-/* What the device leaves a process when nobody else uses it, which a profile has seen. */
-static size_t device_alone(const struct run *r)
-{
-    const struct device_profile *p = &r->profile;
-    size_t alone =
-        r->profiled ? trainer_limit(r->device->kind, (size_t)p->memory, (size_t)p->memory_free) : 0;
-    return alone > r->memory.device ? alone : r->memory.device;
-}
-
 /* What is refused for memory that others hold may have been asked to stop while it prepared: then
  * that is how it ends, so that the request is answered. */
 static int plan_in_what_is_left(struct run *r, struct err *err)
 {
     const struct device_profile *profile = r->profiled ? &r->profile : NULL;
+    size_t alone = profile ? trainer_limit_alone(r->device->kind, profile) : 0;
     int rc;
 
+    alone = alone > r->memory.device ? alone : r->memory.device;
     host_memory_look("/", HOST_LEFT, &r->memory.host);
     rc = session_plan(&r->session, r->ops, profile, &r->memory, &r->plan, err);
     if (rc == ERR_DEVICE_OOM)
-        r->fits_alone = session_fits_alone(&r->session, r->ops, profile, device_alone(r));
+        r->fits_alone = session_fits_alone(&r->session, r->ops, profile, alone);
     return r->fits_alone && look_for_stop(r) ? ERR_CANCELLED : rc;
 }
 

@@ -13,6 +13,7 @@
 #include "api/job_spec.h"
 #include "core/err.h"
 #include "kernels/device.h"
+#include "worker/plan/profile.h"
 
 struct trainer_options {
     const char *jobdir;
@@ -37,6 +38,8 @@ int trainer_pick_ops(struct device *d, const struct job_spec *spec, const struct
 /* Device memory that a plan may use, whatever limit the job has: of `all` bytes, when `left` are
  * free. Never 0, which session_memory takes for no limit. */
 size_t trainer_limit(enum device_kind kind, size_t all, size_t left);
+/* Likewise of a device that nobody else uses: as its profile has found it. */
+size_t trainer_limit_alone(enum device_kind kind, const struct device_profile *p);
 int trainer_device_limit(struct device *d, size_t *limit, struct err *err);
 
 #endif

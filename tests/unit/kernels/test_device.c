@@ -1,8 +1,11 @@
 #include <criterion/criterion.h>
+#include <inttypes.h>
 #include <sched.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "kernels/device.h"
 #include "kernels/host_pages.h"
@@ -69,7 +72,40 @@ Test(device, host_memory_is_there_when_it_is_allocated)
     cr_assert_eq(mincore(p, BYTES, resident), 0);
     for (int k = 0; k < BYTES / PAGE; k++)
         cr_assert(resident[k] & 1, "page %d", k);
-    cr_assert_eq((uintptr_t)p % HOST_PAGE_LARGE, 0);
+    device_host_free(d, p, BYTES);
+    device_close(d);
+}
+
+/* "hg" among the flags of the mapping that `at` lies in: large pages were asked for. */
+static bool wants_large_pages(const void *at)
+{
+    FILE *f = fopen("/proc/self/smaps", "r");
+    char line[512];
+    bool inside = false, wants = false;
+    cr_assert_not_null(f);
+    while (fgets(line, sizeof line, f)) {
+        uintptr_t from, to;
+        if (sscanf(line, "%" SCNxPTR "-%" SCNxPTR " ", &from, &to) == 2)
+            inside = from <= (uintptr_t)at && (uintptr_t)at < to;
+        else if (inside && strncmp(line, "VmFlags:", 8) == 0)
+            wants = strstr(line, " hg") != NULL;
+    }
+    fclose(f);
+    return wants;
+}
+
+/* A disk is slower at small ones. */
+Test(device, much_host_memory_lies_in_large_pages)
+{
+    if (access("/sys/kernel/mm/transparent_hugepage/enabled", F_OK) != 0)
+        cr_skip_test("this kernel has none");
+    enum { BYTES = 3 * HOST_PAGE_LARGE + 4096 };
+    struct device *d = open_cpu(0, false);
+    struct err err = {0};
+    char *p = NULL;
+    cr_assert_eq(device_host_alloc(d, BYTES, "pages", (void **)&p, &err), 0, "%s", err.msg);
+    cr_expect_eq((uintptr_t)p % HOST_PAGE_LARGE, 0);
+    cr_expect(wants_large_pages(p) && wants_large_pages(p + BYTES - 1));
     device_host_free(d, p, BYTES);
     device_close(d);
 }

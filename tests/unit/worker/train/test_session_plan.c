@@ -230,6 +230,8 @@ Test(session_plan, a_gpu_that_others_fill_has_no_memory)
     cr_expect_eq(trainer_limit(DEVICE_CUDA, 80 * gib, 0), 1);
     size_t most = trainer_limit(DEVICE_CUDA, 80 * gib, 79 * gib);
     cr_expect(most > 78 * gib && most < 79 * gib);
+    struct device_profile found = {.memory = 80 * (int64_t)gib, .memory_free = 79 * (int64_t)gib};
+    cr_expect_eq(trainer_limit_alone(DEVICE_CUDA, &found), most);
     cr_expect_eq(trainer_limit(DEVICE_CPU, gib, 0), gib);
 }
 
